@@ -1,0 +1,1 @@
+"""DiffPortrait3D (Gu et al., CVPR 2024) in plain torch: networks, diffusion, cameras and rendered heads."""

@@ -1,0 +1,201 @@
+"""One safetensors file (or a few shards) per network, self-describing through its metadata."""
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .networks import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    NovelViewConfig,
+    NovelViewModel,
+    ReferenceEncoder,
+    UNet,
+    UNetConfig,
+    ViewConsistency,
+    ViewControlNet,
+)
+
+FORMAT = "diffportrait3d"
+FORMAT_VERSION = 1
+MAX_SHARD_BYTES = 15 * 2**20
+
+NETWORK_KINDS: dict[str, tuple[type[nn.Module], type]] = {
+    "unet": (UNet, UNetConfig),
+    "reference_encoder": (ReferenceEncoder, UNetConfig),
+    "view_controlnet": (ViewControlNet, UNetConfig),
+    "view_consistency": (ViewConsistency, UNetConfig),
+    "autoencoder": (AutoencoderKL, AutoencoderConfig),
+    "novel_view": (NovelViewModel, NovelViewConfig),
+}
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used, with the way out in its message."""
+
+
+def save_network(
+    path: str | os.PathLike,
+    module: nn.Module,
+    kind: str,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int | None = None,
+    **metadata: Any,
+) -> list[Path]:
+    """Writes a network with its config and metadata, atomically.
+
+    Args:
+        path: `NAME.safetensors`.
+        kind: one of NETWORK_KINDS.
+        dtype: floating tensors are stored in it; None keeps theirs.
+        max_shard_bytes: larger files are split into `NAME-00001-of-0000N.safetensors`.
+        metadata: JSON-able facts, e.g. reference_timestep, linear_end, training.
+
+    Returns:
+        the files written
+    """
+    if kind not in NETWORK_KINDS:
+        raise ValueError(f"Unknown network kind {kind!r}; the kinds are {', '.join(NETWORK_KINDS)}.")
+    path = Path(path)
+    tensors = {k: _stored(v, dtype) for k, v in module.state_dict().items()}
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "network": kind}
+    header |= {"config": module.config.to_dict(), **metadata}
+    shards = list(_shards(tensors, max_shard_bytes))
+    names = [path] if len(shards) == 1 else [_shard_path(path, i, len(shards)) for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        _write_atomically(name, shard, {k: json.dumps(v) for k, v in header.items()})
+    for stale in set(shard_files(path)) - set(names):
+        stale.unlink()
+    return names
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _shards(tensors: Mapping[str, Tensor], limit: int | None) -> Iterable[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if shard and limit and size + tensor.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def _shard_path(path: Path, index: int, count: int) -> Path:
+    return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}")
+
+
+def _write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shard_files(path: str | os.PathLike) -> list[Path]:
+    """The files that hold the network named by `path`: itself and its shards, in order; empty if there are none."""
+    path = Path(path)
+    own = [path] if path.is_file() else []
+    pattern = re.compile(re.escape(path.stem) + r"-\d{5}-of-\d{5}" + re.escape(path.suffix))
+    siblings = path.parent.iterdir() if path.parent.is_dir() else []
+    return own + sorted(p for p in siblings if pattern.fullmatch(p.name))
+
+
+def network_files(path: str | os.PathLike) -> list[Path]:
+    """Like `shard_files`, but complete: also accepts the path of one shard.
+
+    Raises:
+        CheckpointError: no such file, or a shard is missing.
+    """
+    path = Path(path)
+    match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", path.stem)
+    if match:
+        path = path.with_name(match[1] + path.suffix)
+    files = shard_files(path)
+    if not files:
+        raise CheckpointError(f"There is no file {path} (nor {path.stem}-00001-of-… beside it); check the path.")
+    if files[0] == path:
+        return files[:1]
+    expected = int(files[0].stem.rsplit("-", 1)[1])
+    if len(files) != expected:
+        raise CheckpointError(f"{path.parent} holds {len(files)} of the {expected} parts of {path.name}; copy all of them.")
+    return files
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The metadata of a network file, decoded.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign file.
+    """
+    file = network_files(path)[0]
+    try:
+        with safe_open(file, "pt") as handle:
+            raw = handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file ({error}); download or convert it again.") from error
+    if "format" not in raw or json.loads(raw["format"]) != FORMAT:
+        raise CheckpointError(
+            f"{file} was not written by DiffPortrait3D (its metadata lacks format={FORMAT}); "
+            "train one with training/ or convert the authors' checkpoint."
+        )
+    metadata = {k: json.loads(v) for k, v in raw.items()}
+    if metadata["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format version {metadata['format_version']}, this pack reads up to {FORMAT_VERSION}; update the pack."
+        )
+    return metadata
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """All tensors of a network file, its shards joined, in the stored dtype."""
+    tensors: dict[str, Tensor] = {}
+    for file in network_files(path):
+        try:
+            with safe_open(file, "pt") as handle:
+                tensors |= {name: handle.get_tensor(name) for name in handle.keys()}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}); download or convert it again.") from error
+    return tensors
+
+
+def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Loads a network for use: float32, on the CPU, in eval mode, gradients off.
+
+    Args:
+        expect: the kind it has to be.
+
+    Returns:
+        (module, metadata)
+
+    Raises:
+        CheckpointError: missing, damaged or foreign file, another kind, or keys that do not fit the config.
+    """
+    metadata = read_metadata(path)
+    kind = metadata["network"]
+    if kind not in NETWORK_KINDS or (expect is not None and kind != expect):
+        raise CheckpointError(f"{path} holds a {kind} network; expected {expect or ' or '.join(NETWORK_KINDS)}.")
+    network_class, config_class = NETWORK_KINDS[kind]
+    module = network_class(config_class.from_dict(metadata["config"]))
+    try:
+        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read_tensors(path).items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"The tensors of {path} do not fit its own config: {error}") from error
+    return module.eval().requires_grad_(False), metadata

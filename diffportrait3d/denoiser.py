@@ -1,0 +1,108 @@
+"""The four networks around the frozen UNet, put together as the method evaluates them."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .networks import ReferenceEncoder, UNet, ViewConsistency, ViewControlNet, join_references
+
+REFERENCE_TIMESTEPS = ("current", "zero")
+MIDDLE_VIEW_ATTENTION = ("unconditional", "always", "never")
+
+
+class Denoiser(nn.Module):
+    """F with F_ref, F_cam and the view attention (paper Figure 2a); every part but F may be missing.
+
+    Args:
+        reference_timestep: the timestep F_ref is given: that of the step being denoised ("current", the release) or 0
+            ("zero", so that the bank is the same at every step).
+        middle_view_attention: in which pass the middle block's cross-view module runs. The release runs it in the
+            unconditional pass only.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        reference_encoder: ReferenceEncoder | None = None,
+        view_controlnet: ViewControlNet | None = None,
+        view_consistency: ViewConsistency | None = None,
+        reference_timestep: str = "current",
+        middle_view_attention: str = "unconditional",
+    ):
+        super().__init__()
+        _check_choice("reference_timestep", reference_timestep, REFERENCE_TIMESTEPS)
+        _check_choice("middle_view_attention", middle_view_attention, MIDDLE_VIEW_ATTENTION)
+        self.unet = unet
+        self.reference_encoder = reference_encoder
+        self.view_controlnet = view_controlnet
+        self.view_consistency = view_consistency
+        self.reference_timestep = reference_timestep
+        self.middle_view_attention = middle_view_attention
+
+    def bank(self, reference_latents: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
+        """Tokens of R references of one person, joined (paper eq. 5).
+
+        Args:
+            reference_latents: clean scaled latents [R, 4, h, w].
+            t: timestep of the step [1] or [N]; the first entry counts.
+            context: [1 or N, L, C]; the first row counts.
+
+        Returns:
+            16 tensors [1, R*M, C]
+        """
+        count = reference_latents.shape[0]
+        t = t[:1].expand(count) * (self.reference_timestep == "current")
+        return join_references(self.reference_encoder(reference_latents, t, context[:1].expand(count, -1, -1)))
+
+    def conditional(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor,
+        bank: Sequence[Tensor] | None = None,
+        hint: Tensor | None = None,
+        num_views: int | None = None,
+    ) -> Tensor:
+        """Noise predicted with appearance (bank), camera (hint in [-1, 1]) and the other views; eps [N, 4, h, w]."""
+        residuals = None if hint is None else self.view_controlnet(x, hint, t, context)
+        middle = self.middle_view_attention == "always"
+        return self._views(x, t, context, num_views, middle, bank=bank, residuals=residuals)
+
+    def unconditional(self, x: Tensor, t: Tensor, context: Tensor, num_views: int | None = None) -> Tensor:
+        """Noise predicted from the text alone: no reference and no camera, as in the release; eps [N, 4, h, w]."""
+        return self._views(x, t, context, num_views, self.middle_view_attention != "never")
+
+    def _views(self, x, t, context, num_views, middle: bool, **openings) -> Tensor:
+        return self.unet(
+            x,
+            t,
+            context,
+            view_attention=self.view_consistency,
+            num_views=num_views,
+            middle_view_attention=middle,
+            **openings,
+        )
+
+    def guided(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor,
+        reference_latents: Tensor | None,
+        hint: Tensor | None,
+        num_views: int | None = None,
+        scale: float = 3.0,
+    ) -> Tensor:
+        """Classifier-free guidance over appearance and camera together (scale 3 in the paper); eps [N, 4, h, w]."""
+        bank = None if reference_latents is None else self.bank(reference_latents, t, context)
+        conditional = self.conditional(x, t, context, bank, hint, num_views)
+        if scale == 1.0:
+            return conditional
+        unconditional = self.unconditional(x, t, context, num_views)
+        return unconditional + scale * (conditional - unconditional)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")

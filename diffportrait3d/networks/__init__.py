@@ -1,0 +1,23 @@
+"""The networks of the method, one definition each, in plain torch with the names of the LDM checkpoints."""
+from .autoencoder import LATENT_SCALE, AutoencoderKL
+from .config import AutoencoderConfig, NetworkConfig, UNetConfig
+from .novel_view import NovelViewConfig, NovelViewModel
+from .reference_encoder import ReferenceEncoder, join_references
+from .unet import UNet
+from .view_attention import ViewConsistency
+from .view_controlnet import ViewControlNet
+
+__all__ = [
+    "LATENT_SCALE",
+    "AutoencoderConfig",
+    "AutoencoderKL",
+    "NetworkConfig",
+    "NovelViewConfig",
+    "NovelViewModel",
+    "ReferenceEncoder",
+    "UNet",
+    "UNetConfig",
+    "ViewConsistency",
+    "ViewControlNet",
+    "join_references",
+]

@@ -1,0 +1,189 @@
+"""Layers that the UNet, its copies and the view attention share.
+
+Module names follow the LDM checkpoints, so state dicts of SD1.5, ControlNet and the authors' release load unchanged.
+`operations` is the namespace the leaf layers come from: `torch.nn`, or a host's own casting layers.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+# Called with the post-norm1 tokens of every self-attention in running order; what it returns is appended to them.
+TokenExchange = Callable[[Tensor], "Tensor | None"]
+
+
+def timestep_embedding(timesteps: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoids of diffusion timesteps, cosines first.
+
+    Args:
+        timesteps: [N], 0..999, integer or float.
+        channels: even number of channels.
+
+    Returns:
+        float32 [N, channels]
+    """
+    half = channels // 2
+    rates = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    angles = timesteps.float()[:, None] * rates  # [N, half]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """Zeroes all parameters, so that a new branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class GEGLU(nn.Module):
+    def __init__(self, channels: int, hidden: int, operations=nn):
+        super().__init__()
+        self.proj = operations.Linear(channels, 2 * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU feed-forward with four times the channels; `net.0.proj` and `net.2` are its names in every checkpoint."""
+
+    def __init__(self, channels: int, operations=nn):
+        super().__init__()
+        self.net = nn.Sequential(
+            GEGLU(channels, 4 * channels, operations), nn.Identity(), operations.Linear(4 * channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biased output and unbiased queries, keys and values (paper eq. 2-3)."""
+
+    def __init__(self, channels: int, context_channels: int, num_heads: int, operations=nn):
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = operations.Linear(channels, channels, bias=False)
+        self.to_k = operations.Linear(context_channels, channels, bias=False)
+        self.to_v = operations.Linear(context_channels, channels, bias=False)
+        self.to_out = nn.Sequential(operations.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (
+            rearrange(t, "n l (heads d) -> n heads l d", heads=self.num_heads)
+            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        out = F.scaled_dot_product_attention(q, k, v)  # [N, heads, L, d]
+        return self.to_out(rearrange(out, "n heads l d -> n l (heads d)"))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the text, feed-forward; each pre-normed and residual."""
+
+    def __init__(self, channels: int, context_dim: int, num_heads: int):
+        super().__init__()
+        self.attn1 = Attention(channels, channels, num_heads)
+        self.ff = FeedForward(channels)
+        self.attn2 = Attention(channels, context_dim, num_heads)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.norm3 = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, context: Tensor, exchange: TokenExchange | None = None) -> Tensor:
+        tokens = self.norm1(x)  # [N, hw, C]
+        reference = exchange(tokens) if exchange else None
+        x = x + self.attn1(tokens, tokens if reference is None else append_tokens(tokens, reference))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+def append_tokens(tokens: Tensor, reference: Tensor) -> Tensor:
+    """Concatenates reference tokens behind a view's own (paper eq. 4).
+
+    Args:
+        tokens: [B*V, L, C], views fastest.
+        reference: [B, M, C]; each of the B rows serves its V views.
+
+    Returns:
+        [B*V, L+M, C]
+    """
+    repeats, remainder = divmod(tokens.shape[0], reference.shape[0])
+    if remainder:
+        raise ValueError(f"{tokens.shape[0]} views cannot share {reference.shape[0]} reference banks evenly.")
+    return torch.cat([tokens, reference.repeat_interleave(repeats, dim=0)], dim=1)
+
+
+class SpatialTransformer(nn.Module):
+    def __init__(self, channels: int, context_dim: int, num_heads: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, num_heads)])
+        self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, context: Tensor, exchange: TokenExchange | None = None) -> Tensor:
+        height = x.shape[2]
+        h = rearrange(self.proj_in(self.norm(x)), "n c h w -> n (h w) c")
+        for block in self.transformer_blocks:
+            h = block(h, context, exchange)
+        return x + self.proj_out(rearrange(h, "n (h w) c -> n c h w", h=height))
+
+
+class ResBlock(nn.Module):
+    def __init__(self, channels: int, embedding_channels: int, out_channels: int):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, out_channels))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, out_channels),
+            nn.SiLU(),
+            nn.Identity(),
+            zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Block(nn.Sequential):
+    """One numbered block of the UNet: hands each layer what it needs."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor, exchange: TokenExchange | None = None) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context, exchange)
+            else:
+                x = layer(x)
+        return x

@@ -1,0 +1,134 @@
+"""The view consistency module (paper section 3.4): attention along the view axis, after the UNet's blocks.
+
+The layout is the authors' release: AnimateDiff's vanilla temporal transformer with two attentions per module, one module
+after every input block but the first (Downsamples included), one in the middle block, and one after every output block,
+two in series where the block ends in an Upsample.
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .config import UNetConfig
+from .layers import Attention, FeedForward, zero_init
+
+
+def sinusoidal_table(length: int, channels: int) -> Tensor:
+    """Positional table float32 [1, length, channels]: even channels sine, odd channels cosine."""
+    rates = torch.exp(torch.arange(0, channels, 2) * (-math.log(10000.0) / channels))
+    angles = torch.arange(length)[:, None] * rates  # [length, channels/2]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
+
+
+class PositionalEncoding(nn.Module):
+    def __init__(self, channels: int, max_views: int):
+        super().__init__()
+        self.register_buffer("pe", sinusoidal_table(max_views, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds the view's position; x [*, V, C]."""
+        return x + self.pe[:, : x.shape[1]].to(x)
+
+
+class CrossViewAttention(Attention):
+    """Attention among the V views of one pixel; the position enters queries, keys and values, as in the release."""
+
+    def __init__(self, channels: int, num_heads: int, max_views: int, operations=nn):
+        super().__init__(channels, channels, num_heads, operations)
+        self.pos_encoder = PositionalEncoding(channels, max_views)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.pos_encoder(x))
+
+
+class ViewTransformerBlock(nn.Module):
+    def __init__(self, channels: int, num_heads: int, max_views: int, operations=nn):
+        super().__init__()
+        self.attention_blocks = nn.ModuleList(
+            CrossViewAttention(channels, num_heads, max_views, operations) for _ in range(2)
+        )
+        self.norms = nn.ModuleList(operations.LayerNorm(channels) for _ in range(2))
+        self.ff = FeedForward(channels, operations)
+        self.ff_norm = operations.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
+            x = x + attention(norm(x))
+        return x + self.ff(self.ff_norm(x))
+
+
+class ViewTransformer(nn.Module):
+    def __init__(self, channels: int, num_heads: int, max_views: int, operations=nn):
+        super().__init__()
+        self.norm = operations.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in = operations.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([ViewTransformerBlock(channels, num_heads, max_views, operations)])
+        self.proj_out = zero_init(operations.Linear(channels, channels))
+
+    def forward(self, x: Tensor, num_views: int) -> Tensor:
+        height = x.shape[2]
+        h = rearrange(self.norm(x), "(b v) c h w -> (b h w) v c", v=num_views)  # GroupNorm per view
+        h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h)
+        return x + rearrange(self.proj_out(h), "(b h w) v c -> (b v) c h w", h=height, w=x.shape[3])
+
+
+class ViewAttentionModule(nn.Module):
+    """One module of the release; its weights live under `temporal_transformer`."""
+
+    def __init__(self, channels: int, num_heads: int, max_views: int, operations=nn):
+        super().__init__()
+        self.temporal_transformer = ViewTransformer(channels, num_heads, max_views, operations)
+
+    def forward(self, x: Tensor, num_views: int) -> Tensor:
+        return self.temporal_transformer(x, num_views)
+
+
+class ViewConsistency(nn.Module):
+    """All cross-view modules of one UNet (27 for SD1.5), under the names they have in the release."""
+
+    def __init__(self, config: UNetConfig, operations=nn):
+        super().__init__()
+        self.config = config
+
+        def module(channels: int) -> ViewAttentionModule:
+            return ViewAttentionModule(channels, config.num_heads, config.max_views, operations)
+
+        upsampled = config.upsample_blocks()
+        self.input_blocks_motion_module = nn.ModuleList(
+            nn.ModuleList([module(c)]) for c in config.input_channels()[1:]
+        )
+        self.middle_block_motion_module = nn.ModuleList([module(config.input_channels()[-1])])
+        self.output_blocks_motion_module = nn.ModuleList(
+            nn.ModuleList(module(c) for _ in range(2 if i in upsampled else 1))
+            for i, c in enumerate(config.output_channels())
+        )
+
+    def after_input(self, index: int, h: Tensor, num_views: int) -> Tensor:
+        """After input block `index` (1..11); h [B*V, C, H, W]."""
+        return self._run(self.input_blocks_motion_module[index - 1], h, num_views)
+
+    def after_middle_transformer(self, h: Tensor, num_views: int) -> Tensor:
+        """Between the middle block's transformer and its last ResBlock."""
+        return self._run(self.middle_block_motion_module, h, num_views)
+
+    def after_output(self, index: int, h: Tensor, num_views: int) -> Tensor:
+        """After the complete output block `index` (0..11), its Upsample included."""
+        return self._run(self.output_blocks_motion_module[index], h, num_views)
+
+    def _run(self, modules: nn.ModuleList, h: Tensor, num_views: int) -> Tensor:
+        self.check_views(num_views, h.shape[0])
+        for module in modules:
+            h = module(h, num_views)
+        return h
+
+    def check_views(self, num_views: int | None, batch: int) -> None:
+        """Raises ValueError unless `batch` holds whole groups of 2..max_views views."""
+        if num_views is None or not 2 <= num_views <= self.config.max_views:
+            raise ValueError(f"View attention needs 2 to {self.config.max_views} views at once, not {num_views}.")
+        if batch % num_views:
+            raise ValueError(f"A batch of {batch} does not hold whole groups of {num_views} views.")
