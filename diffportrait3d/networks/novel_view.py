@@ -279,7 +279,7 @@ class NovelViewModel(nn.Module):
 
     def __init__(self, cfg: NovelViewConfig):
         super().__init__()
-        self.cfg = cfg
+        self.config = cfg
         c, f, v, d = cfg.base_channels, cfg.feature_channels, cfg.volume_channels, cfg.volume_size
         self.encoder = ImageEncoder(cfg)
         self.lift = nn.Conv2d(c, v, 1)
@@ -301,28 +301,28 @@ class NovelViewModel(nn.Module):
 
     def _voxel_centres(self) -> Tensor:
         """World positions [D*D*D, 3] in (z, y, x) order of the volume's memory."""
-        size = self.cfg.volume_size
-        axis = ((torch.arange(size) + 0.5) / size * 2 - 1) * self.cfg.box_half_size
+        size = self.config.volume_size
+        axis = ((torch.arange(size) + 0.5) / size * 2 - 1) * self.config.box_half_size
         z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-        return torch.stack([x, y, z], dim=-1).reshape(-1, 3) + torch.tensor(self.cfg.box_center)
+        return torch.stack([x, y, z], dim=-1).reshape(-1, 3) + torch.tensor(self.config.box_center)
 
     def _initial_density(self) -> Tensor:
         """A soft ball the size of a head: training starts from a solid, not from fog or a flat board."""
-        size = self.cfg.volume_size
+        size = self.config.volume_size
         distance = (self.voxels - self.center()).norm(dim=-1)
         return (20 * (0.2 - distance)).clamp(-4, 4).reshape(1, 1, size, size, size)
 
     def center(self) -> Tensor:
-        return self.voxels.new_tensor(self.cfg.box_center)
+        return self.voxels.new_tensor(self.config.box_center)
 
     def build_volume(self, features: Tensor, global_vector: Tensor, source_label: Tensor) -> Tensor:
         """Features [N, base, r, r] -> density and gate logits, features [N, 2 + F, D, D, D] (z, y, x)."""
-        n, d = features.shape[0], self.cfg.volume_size
+        n, d = features.shape[0], self.config.volume_size
         image, depth = project(source_label, self.voxels.expand(n, -1, -1))  # [N, D^3, 2], [N, D^3]
         seen = ((image > 0) & (image < 1)).all(-1).to(features.dtype)  # [N, D^3]
         lifted = sample_map(self.lift(features), image) * seen[:, None]  # [N, v, D^3]
         distance = depth - (source_label[:, None, 3:12:4] - self.center()).norm(dim=-1)
-        extra = torch.stack([seen, distance / self.cfg.box_half_size], dim=1)  # [N, 2, D^3]
+        extra = torch.stack([seen, distance / self.config.box_half_size], dim=1)  # [N, 2, D^3]
         lifted = torch.cat([lifted, extra], dim=1).reshape(n, -1, d, d, d)
         lifted = torch.cat([lifted, self.prior.expand(n, -1, -1, -1, -1)], dim=1)
         volume = self.volume_out(self.volume(lifted, self.volume_global(global_vector)))
@@ -361,14 +361,14 @@ class NovelViewModel(nn.Module):
         Returns features [N, F, r, r] over the background [N, F, r*r] (zeros if None), opacity [N, 1, r, r]
         and the expected camera distance of the opaque part [N, 1, r, r].
         """
-        size, samples = self.cfg.render_size, self.cfg.samples_per_ray
+        size, samples = self.config.render_size, self.config.samples_per_ray
         origins, directions = camera_rays(target_label, size)
-        enter, leave = ray_box(origins, directions, self.center(), self.cfg.box_half_size)
+        enter, leave = ray_box(origins, directions, self.center(), self.config.box_half_size)
         step = (leave - enter) / samples  # [N, R]
         centres = torch.arange(samples, device=step.device, dtype=step.dtype) + 0.5
         distance = enter[..., None] + step[..., None] * centres  # [N, R, S]
         points = origins[:, :, None] + directions[:, :, None] * distance[..., None]  # [N, R, S, 3]
-        read = sample_volume(volume, points, self.center(), self.cfg.box_half_size)  # [N, 2 + F, R, S]
+        read = sample_volume(volume, points, self.center(), self.config.box_half_size)  # [N, 2 + F, R, S]
         logits, gates, features = read.split([1, 1, read.shape[1] - 2], dim=1)
         weights, through = composite_weights(logits[:, 0].float(), step)
         image, _ = project(source_label, points.flatten(1, 2))
@@ -392,7 +392,7 @@ class NovelViewModel(nn.Module):
 
         Clamped in evaluation mode only, so that training has gradients at the ends of the range.
         """
-        size = self.cfg.image_size
+        size = self.config.image_size
         if source.ndim != 4 or source.shape[1:] != (3, size, size):
             raise ValueError(f"S expects images [N, 3, {size}, {size}], got {tuple(source.shape)}")
         if not len(source) == len(source_label) == len(target_label):
@@ -401,10 +401,10 @@ class NovelViewModel(nn.Module):
                 f"{len(source_label)} and {len(target_label)} labels"
             )
         features, global_vector = self.encoder(source)
-        colour = F.adaptive_avg_pool2d(source, self.cfg.render_size)  # [N, 3, r, r]
+        colour = F.adaptive_avg_pool2d(source, self.config.render_size)  # [N, 3, r, r]
         volume = self.build_volume(features, global_vector, source_label)
         pixel_map = torch.cat([colour, self.pixel_features(features)], dim=1)  # [N, F, r, r]
-        _, directions = camera_rays(target_label, self.cfg.render_size)
+        _, directions = camera_rays(target_label, self.config.render_size)
         background = self.background(colour, features, global_vector, source_label, directions)
         rendered, alpha, _ = self.render(volume, pixel_map, source_label, target_label, background)
         image = self.decoder(rendered, alpha)

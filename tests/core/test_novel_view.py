@@ -32,7 +32,7 @@ TINY = NovelViewConfig(
 
 
 def eg3d_label(yaw: float, pitch: float, radius: float = 2.7) -> torch.Tensor:
-    """An EG3D label by hand in numpy: degrees, camera on a sphere around the origin, looking at (0, 0, 0.2)."""
+    """An EG3D label by hand in numpy, degrees: camera on a sphere around the origin, looking at (0, 0, 0.2)."""
     yaw, pitch = np.radians([yaw, pitch])
     position = radius * np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
     forward = np.array([0, 0, 0.2]) - position
