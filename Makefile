@@ -1,0 +1,32 @@
+# Every target sets up what it needs (see tools/bootstrap.py); later runs reuse it.
+PYTHON ?= python3
+RUN := .venv/bin/python
+PRESET ?= cpu
+
+.PHONY: help setup test demo miniature golden evaluate clean
+
+help: ## show the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST) | sed 's/ - /\t/' | expand -t 20
+
+setup: ## .venv, the pinned packages, ComfyUI
+	@$(PYTHON) tools/bootstrap.py
+
+test: setup ## ruff and all tests; ARGS="-k name" is passed to pytest
+	.venv/bin/ruff check
+	.venv/bin/pytest -q $(ARGS)
+
+demo: setup ## a turntable from a portrait through real ComfyUI; PORTRAIT=file PORT=number
+	@$(RUN) -m tools.demo $(if $(PORTRAIT),--portrait "$(PORTRAIT)") $(if $(PORT),--port $(PORT)) $(ARGS)
+
+miniature: setup ## train the miniature of the whole system; PRESET=cpu|gpu
+	@$(RUN) -m training.miniature --preset $(PRESET) $(ARGS)
+
+golden: setup ## every golden number, by the core and through ComfyUI
+	@$(RUN) -m evaluation.golden $(ARGS)
+
+evaluate: setup ## the miniature on held-out identities
+	@$(RUN) -m evaluation.miniature $(ARGS)
+
+clean: ## remove what setup and the tools made, except .cache, runs and outputs
+	rm -rf .venv .host .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

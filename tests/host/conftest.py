@@ -1,0 +1,81 @@
+"""One real ComfyUI for all host tests. Without a host they fail and say how to get one; they never skip."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from tools.embedded import EmbeddedHost, boot
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory) -> EmbeddedHost:
+    """The booted ComfyUI on the CPU: `.nodes`, `.execution`, `.folder_paths`, `.comfy`, `.run_workflow()`."""
+    return boot(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def pack(host):
+    """This pack as the host loaded it: `pack.nodes`, `pack.patches`, and its own `pack.diffportrait3d`.
+
+    These modules are not the installed `diffportrait3d`: classes of one are not classes of the other.
+    """
+    return host.load_pack()
+
+
+@pytest.fixture
+def run_workflow(host, pack):
+    """run_workflow(prompt in API format) -> WorkflowResult; see tools.embedded.EmbeddedHost.run_workflow."""
+    return host.run_workflow
+
+
+@pytest.fixture
+def assert_clean(host):
+    """`with assert_clean(model): ...` fails if the ModelPatcher is not bit for bit what it was before.
+
+    Compares, after everything is unloaded (which ejects injected modules): weights, module tree, overridden
+    forwards, patches and model options.
+    """
+
+    def state(model):
+        host.comfy.model_management.unload_all_models()
+        inner = model.model
+        return {
+            "weights": {name: tensor.detach().clone() for name, tensor in inner.state_dict().items()},
+            "modules": [(name, type(module), id(module)) for name, module in inner.named_modules()],
+            "forwards": [name for name, module in inner.named_modules() if "forward" in vars(module)],
+            "hooks": [name for name, module in inner.named_modules()
+                      if module._forward_hooks or module._forward_pre_hooks],
+            "options": _outline(model.model_options),
+            "patches": sorted(model.patches),
+            "object patches": sorted(model.object_patches),
+            "injections": sorted(model.injections),
+            "additional models": sorted(model.additional_models),
+            "wrappers": _outline(model.wrappers),
+            "callbacks": _outline(model.callbacks),
+        }
+
+    @contextmanager
+    def clean(model):
+        before = state(model)
+        yield
+        after = state(model)
+        weights, expected = after.pop("weights"), before.pop("weights")
+        assert list(weights) == list(expected), "the model's tensors have other names"
+        changed = [name for name in expected if not torch.equal(weights[name], expected[name])]
+        assert not changed, f"{len(changed)} weights changed, first {changed[0]}"
+        for part in before:
+            assert after[part] == before[part], f"the model's {part} changed"
+
+    return clean
+
+
+def _outline(value):
+    """Nested dicts and lists with every other object as its identity."""
+    if isinstance(value, dict):
+        return {key: _outline(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_outline(item) for item in value]
+    return value if isinstance(value, str | int | float | None) else id(value)

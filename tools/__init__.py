@@ -1,0 +1,1 @@
+"""Command-line helpers around the pack: set-up, the ComfyUI host, the demo. No artist needs it."""

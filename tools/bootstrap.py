@@ -1,0 +1,102 @@
+"""Set up everything `make` needs: `.venv/`, the pinned packages, this project, the ComfyUI host.
+
+Run by any Python >= 3.11 with nothing installed: `python tools/bootstrap.py`. A stamp in `.venv/` remembers
+what was installed, so that a second run only looks.
+
+Environment:
+    TORCH_SPEC    what to install for torch, e.g. "torch==2.13.0+cu130"; default: the pinned version
+    COMFYUI_PATH  an installed ComfyUI to use instead of the pinned one (see tools/host.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from host import PACK, HostError, installed_host, obtain_host
+
+VENV = PACK / ".venv"
+VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = VENV / ".setup-stamp"
+TORCH_SPEC = "torch==2.13.0"
+REQUIREMENTS = [PACK / "tools/requirements-host.txt", PACK / "tools/requirements-dev.txt"]
+PACKAGES = ("diffportrait3d", "training", "evaluation", "tools")
+
+
+class SetupError(RuntimeError):
+    """A step of the set-up failed; the message names it and the way out."""
+
+
+def torch_spec() -> str:
+    return os.environ.get("TORCH_SPEC") or TORCH_SPEC
+
+
+def requirement_files() -> list[Path]:
+    """Our pins; beside a user's own ComfyUI, its requirements instead of the pins for the host."""
+    host = installed_host()
+    if host is None or not (host / "requirements.txt").exists():
+        return REQUIREMENTS
+    return [host / "requirements.txt", REQUIREMENTS[1]]
+
+
+def fingerprint(files: list[Path]) -> str:
+    """Hash of everything that decides what is in the venv."""
+    digest = hashlib.sha256()
+    present = [name for name in PACKAGES if (PACK / name).is_dir()]  # an editable install maps what exists
+    digest.update(repr((torch_spec(), sys.version_info[:2], str(PACK), present)).encode())
+    for path in [*files, PACK / "pyproject.toml"]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def run(step: str, *command: str | Path) -> None:
+    print(f"{step} ...", flush=True)
+    start = time.monotonic()
+    if subprocess.run([str(part) for part in command]).returncode != 0:
+        raise SetupError(f"{step} failed (see above). Check the network and pip's settings, then try again.")
+    print(f"    {time.monotonic() - start:.0f} s", flush=True)
+
+
+def pip(step: str, *arguments: str | Path) -> None:
+    # --no-compile: compiling 1.9 GB of packages takes longer than compiling on demand what is used of them.
+    options = ("-q", "--disable-pip-version-check", "--no-compile")
+    run(step, VENV_PYTHON, "-m", "pip", "install", *options, *arguments)
+
+
+def setup() -> Path:
+    """Bring `.venv/` and the host up to date; returns the host's folder."""
+    files = requirement_files()
+    wanted = fingerprint(files)
+    if not VENV_PYTHON.exists():
+        run("Creating .venv", sys.executable, "-m", "venv", VENV)
+    if not STAMP.exists() or STAMP.read_text(encoding="utf-8") != wanted:
+        # One call, so that torch is chosen together with what needs it and is not replaced afterwards.
+        listed = [part for path in files for part in ("-r", path)]
+        pip(f"Installing {torch_spec()} and the packages of the host (once, about a minute)",
+            *torch_spec().split(), *listed)
+        pip("Installing this project (editable)", "--no-deps", "--no-build-isolation", "-e", PACK)
+        part = STAMP.with_suffix(".part")
+        part.write_text(wanted, encoding="utf-8")
+        os.replace(part, STAMP)
+    return obtain_host()
+
+
+def main() -> int:
+    if sys.version_info < (3, 11):
+        print(f"Python {sys.version.split()[0]} is too old for the pinned packages: use 3.11 or newer, e.g."
+              " `make PYTHON=python3.11 setup`.", file=sys.stderr)
+        return 1
+    try:
+        setup()
+    except (SetupError, HostError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
