@@ -1,0 +1,1 @@
+"""Measurements: numbers with intervals for what the networks do, on subjects they have not seen."""
