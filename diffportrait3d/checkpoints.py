@@ -135,7 +135,8 @@ def network_files(path: str | os.PathLike) -> list[Path]:
         return files[:1]
     expected = int(files[0].stem.rsplit("-", 1)[1])
     if len(files) != expected:
-        raise CheckpointError(f"{path.parent} holds {len(files)} of the {expected} parts of {path.name}; copy all of them.")
+        found = f"{path.parent} holds {len(files)} of the {expected} parts of {path.name}"
+        raise CheckpointError(f"{found}; copy all of them.")
     return files
 
 
@@ -150,7 +151,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         with safe_open(file, "pt") as handle:
             raw = handle.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file ({error}); download or convert it again.") from error
+        message = f"{file} is not a readable safetensors file ({error}); download or convert it again."
+        raise CheckpointError(message) from error
     if "format" not in raw or json.loads(raw["format"]) != FORMAT:
         raise CheckpointError(
             f"{file} was not written by DiffPortrait3D (its metadata lacks format={FORMAT}); "
@@ -159,7 +161,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     metadata = {k: json.loads(v) for k, v in raw.items()}
     if metadata["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
-            f"{file} has format version {metadata['format_version']}, this pack reads up to {FORMAT_VERSION}; update the pack."
+            f"{file} has format version {metadata['format_version']}; this pack reads up to {FORMAT_VERSION}: update it."
         )
     return metadata
 

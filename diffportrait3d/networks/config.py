@@ -21,7 +21,8 @@ class NetworkConfig:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"{cls.__name__} has no setting named {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+            names = ", ".join(sorted(known))
+            raise ValueError(f"{cls.__name__} has no setting named {', '.join(unknown)}; it has {names}.")
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 

@@ -15,8 +15,8 @@ from .unet import build_input_blocks, build_middle_block, build_output_blocks, b
 class ReferenceEncoder(nn.Module):
     """A copy of the UNet without its output layer; what it gives are the tokens its self-attentions read.
 
-    The tokens of entry i are the hidden states after norm1 of the i-th transformer block, before to_k and to_v: F projects
-    them with its own weights (paper eq. 4). Nothing after the last block's norm1 has any influence.
+    The tokens of entry i are the hidden states after norm1 of the i-th transformer block, before to_k and to_v: F
+    projects them with its own weights (paper eq. 4). Nothing after the last block's norm1 has any influence.
     """
 
     def __init__(self, config: UNetConfig):

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .layers import Block, Downsample, ResBlock, SpatialTransformer, TokenExchange, Upsample, timestep_embedding, zero_init
+from .layers import (
+    Block,
+    Downsample,
+    ResBlock,
+    SpatialTransformer,
+    TokenExchange,
+    Upsample,
+    timestep_embedding,
+    zero_init,
+)
 from .view_attention import ViewConsistency
 
 

@@ -57,7 +57,8 @@ class ViewControlNet(nn.Module):
         """
         expected = (8 * x.shape[2], 8 * x.shape[3])
         if tuple(hint.shape[2:]) != expected:
-            raise ValueError(f"The hint is {tuple(hint.shape[2:])} pixels; latents {tuple(x.shape[2:])} need {expected}.")
+            found = f"The hint is {tuple(hint.shape[2:])} pixels"
+            raise ValueError(f"{found}; latents {tuple(x.shape[2:])} need {expected}.")
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
         guided_hint = self.input_hint_block(hint)  # [N, C, h, w]
         h, residuals = x, []

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluation.core_golden import core_outputs, core_taps, golden_denoiser
-from evaluation.golden_data import load_golden
 
 from diffportrait3d.diffusion import Schedule, start_noise
+from evaluation.core_golden import core_outputs, core_taps, golden_denoiser
+from evaluation.golden_data import load_golden
 
 SINGLE_PASS_TOLERANCE = 5e-5
 TRAJECTORY_TOLERANCE = 1e-3  # relative: the random network is no denoiser, |x| grows

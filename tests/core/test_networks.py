@@ -1,0 +1,165 @@
+"""What golden data cannot show: initial states, gradients, any number of views, errors."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffportrait3d.diffusion import Schedule, ddim_sample, view_noise
+from diffportrait3d.networks import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    ReferenceEncoder,
+    UNet,
+    UNetConfig,
+    ViewConsistency,
+    ViewControlNet,
+)
+
+TINY = UNetConfig(model_channels=32, context_dim=16, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0,))
+
+
+def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
+        parameter.data = torch.randn(parameter.shape, generator=generator) / fan_in**0.5
+    return module
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return randomise(UNet(TINY), 1)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(4, 4, 8, 8, generator=generator)
+    return x, torch.full((4,), 300), torch.randn(4, 3, 16, generator=generator)
+
+
+def test_sd15_has_sixteen_self_attentions_and_27_view_modules():
+    config = UNetConfig()
+    with torch.device("meta"):
+        unet, views = UNet(config), ViewConsistency(config)
+        cam, encoder = ViewControlNet(config), ReferenceEncoder(config)
+
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
+
+    assert sum(n.endswith("attn1.to_q.weight") for n, _ in unet.named_parameters()) == 16
+    assert sum(n.endswith("temporal_transformer.proj_in.weight") for n, _ in views.named_parameters()) == 27
+    assert (count(unet), count(cam)) == (859_520_964, 361_279_120)
+    assert count(unet) - count(encoder) == 12_164  # the output layer
+    assert count(views) == 581_733_120
+
+
+def test_new_branches_start_as_the_identity(unet, batch):
+    x, t, context = batch
+    cam, views = ViewControlNet(TINY), ViewConsistency(TINY)
+    cam.load_from_unet(unet.state_dict())
+    hint = torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        base = unet(x, t, context)
+        controlled = unet(x, t, context, residuals=cam(x, hint, t, context))
+        crossed = unet(x, t, context, view_attention=views, num_views=4, middle_view_attention=True)
+    assert torch.equal(base, controlled) and torch.equal(base, crossed)
+
+
+def test_reference_bank_of_the_view_itself_changes_nothing(unet, batch):
+    """Keys and values seen twice leave the softmax average where it was."""
+    x, t, context = batch
+    encoder = ReferenceEncoder(TINY)
+    encoder.load_from_unet(unet.state_dict())
+    with torch.no_grad():
+        first = encoder(x, t, context)
+        same = unet(x, t, context, bank=first)
+        other = unet(x, t, context, bank=[tokens.flip(0) for tokens in first])
+        base = unet(x, t, context)
+    assert (same - base).abs().max() < 1e-5 < (other - base).abs().max()
+
+
+def test_gradients_reach_every_used_reference_weight(unet, batch):
+    x, t, context = batch
+    encoder = randomise(ReferenceEncoder(TINY), 3)
+    unet(x, t, context, bank=encoder(x[:1], t[:1], context[:1])).square().mean().backward()
+    without = {n for n, p in encoder.named_parameters() if p.grad is None}
+    last = "output_blocks.3.1.transformer_blocks.0."
+    assert without == {n for n, _ in encoder.named_parameters() if n.startswith(last) and ".norm1." not in n} | {
+        "output_blocks.3.1.proj_out.weight",
+        "output_blocks.3.1.proj_out.bias",
+    }
+
+
+@pytest.mark.parametrize("num_views", [2, 4])
+def test_view_attention_mixes_views_but_not_groups(unet, batch, num_views):
+    x, t, context = batch
+    views = randomise(ViewConsistency(TINY), 4)
+
+    def run(latents):
+        with torch.no_grad():
+            return unet(latents, t, context, view_attention=views, num_views=num_views)
+
+    changed = x.clone()
+    changed[0] += 1.0
+    moved = (run(changed) - run(x)).abs().amax(dim=(1, 2, 3)) > 1e-6
+    assert moved.tolist() == [index < num_views for index in range(4)]
+
+
+@pytest.mark.parametrize("num_views", [None, 1, 3, 33])
+def test_impossible_view_counts_are_named(unet, batch, num_views):
+    x, t, context = batch
+    with pytest.raises(ValueError, match=str(num_views)):
+        unet(x, t, context, view_attention=ViewConsistency(TINY), num_views=num_views)
+
+
+def test_foreign_bank_and_hint_size_are_named(unet, batch):
+    x, t, context = batch
+    with pytest.raises(ValueError, match="another base model"):
+        unet(x, t, context, bank=[torch.zeros(1, 4, 48)] * 3)
+    with pytest.raises(ValueError, match="has 1 entries"):
+        unet(x, t, context, bank=[torch.zeros(1, 4, 32)])
+    with pytest.raises(ValueError, match="need \\(64, 64\\)"):
+        ViewControlNet(TINY)(x, torch.zeros(4, 3, 32, 32), t, context)
+
+
+def test_autoencoder_normalisation_keeps_the_image_and_whitens_latents():
+    torch.manual_seed(0)
+    vae = AutoencoderKL(AutoencoderConfig(ch=32, ch_mult=(1, 1, 2, 2)))
+    images = torch.rand(6, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(images)
+        decoded = vae.decode(before)
+        vae.normalise(before.mean((0, 2, 3)), before.std((0, 2, 3)))
+        vae.make_deterministic()
+        after = vae.encode(images)
+        assert before.shape == (6, 4, 8, 8)
+        assert torch.allclose(after.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
+        assert torch.allclose(after.std((0, 2, 3)), torch.ones(4), atol=1e-4)
+        assert torch.allclose(vae.decode(after), decoded, atol=1e-4)
+        assert (vae.moments(images)[1] == -30).all()
+
+
+def test_ddim_recovers_a_known_image_exactly():
+    """With the true noise at every step, DDIM(0) ends at the image diffused to the last noise level."""
+    schedule, generator = Schedule(), torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
+    last = schedule.ddim_timesteps(20)[-1]
+    end = ddim_sample(lambda x, t: noise, schedule.q_sample(x0, last, noise), schedule, steps=20, eta=0.0)
+    assert torch.allclose(end, schedule.q_sample(x0, 0, noise), atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_impossible_step_counts(steps):
+    with pytest.raises(ValueError, match=str(steps)):
+        Schedule().ddim_timesteps(steps)
+
+
+def test_view_noise_depends_on_seed_view_and_stream_alone():
+    shape = (4, 8, 8)
+    all_views = view_noise(7, range(6), shape)
+    assert torch.equal(view_noise(7, [4, 1], shape), all_views[[4, 1]])
+    others = [view_noise(8, range(6), shape), view_noise(7, range(6), shape, stream=1)]
+    rows = torch.cat([all_views, *others]).flatten(1)
+    correlation = torch.corrcoef(rows) - torch.eye(len(rows))
+    assert correlation.abs().max() < 0.3 and abs(all_views.std().item() - 1) < 0.1
