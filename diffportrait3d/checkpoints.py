@@ -161,7 +161,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     metadata = {k: json.loads(v) for k, v in raw.items()}
     if metadata["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
-            f"{file} has format version {metadata['format_version']}; this pack reads up to {FORMAT_VERSION}: update it."
+            f"{file} has format version {metadata['format_version']}, this pack reads {FORMAT_VERSION}: update it."
         )
     return metadata
 

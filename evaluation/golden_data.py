@@ -1,8 +1,8 @@
 """The golden data: what the authors' released code gives for known weights and inputs.
 
 The weights are never stored: they follow from each key and shape (scheme dp3d-det-1). The repository holds a packed
-copy of inputs, outputs and samples of the intermediate tensors (`tests/data/golden_mid.npz`); the hint is rounded to 1/1024
-there, which moves the outputs by less than 1e-5. A directory with the complete safetensors files can be used instead.
+copy of inputs, outputs and samples of the intermediate tensors (`tests/data/golden_mid.npz`); the hint is rounded to
+1/1024 there, which moves the outputs by less than 1e-5. A directory with the complete files can be used instead.
 
     python -m evaluation.golden_data --pack DIRECTORY      # rebuilds the packed copy
 """

@@ -1,8 +1,8 @@
 """The view consistency module (paper section 3.4): attention along the view axis, after the UNet's blocks.
 
 The layout is the authors' release: AnimateDiff's vanilla temporal transformer with two attentions per module, one
-module after every input block but the first (Downsamples included), one in the middle block, and one after every output block,
-two in series where the block ends in an Upsample.
+module after every input block but the first (Downsamples included), one in the middle block, and one after every
+output block, two in series where the block ends in an Upsample.
 """
 from __future__ import annotations
 
