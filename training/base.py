@@ -1,0 +1,77 @@
+"""Stage 0b, miniature only: the unconditional latent diffusion model F (SD1.5 brings its own).
+
+It sees single images, no reference and no camera, and predicts their noise; the averaged weights are what is saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffportrait3d.checkpoints import save_network
+from diffportrait3d.denoiser import Denoiser
+from diffportrait3d.diffusion import Schedule
+from diffportrait3d.networks import UNet, UNetConfig
+
+from .config import parse_arguments, to_dict
+from .data import Batch, LatentCache, MultiViewDataset, SingleImages
+from .denoising import DenoisingConfig, DenoisingStage, empty_context
+from .loop import stage_main
+from .pictures import save_grid
+
+
+@dataclass
+class BaseConfig(DenoisingConfig):
+    """Settings of ``training.base``."""
+
+    network: dict = field(default_factory=dict)  # of UNetConfig
+    samples: int = 16  # drawn for the validation grid
+
+
+class BaseStage(DenoisingStage):
+    """Unconditional noise prediction on cached latents."""
+
+    name = "base"
+
+    def __init__(self, config: BaseConfig, device: torch.device):
+        self.setup(config, device, Schedule(linear_end=config.linear_end))
+        self.trainable = UNet(UNetConfig.from_dict(config.network))
+        self.denoiser = Denoiser(self.trainable)
+        self.sampler = SingleImages(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
+
+    def predict(self, x: Tensor, t: Tensor, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Tensor:
+        return self.trainable(x, t, empty_context(self.trainable, len(x), self.device))
+
+    def validate(self, picture: Path) -> dict[str, float]:
+        def eps(x: Tensor, t: Tensor) -> Tensor:
+            return self.trainable(x, t, empty_context(self.trainable, len(x), self.device))
+
+        images = self.sample(eps, self.config.samples)
+        save_grid(picture, images.split(8))
+        return {"loss": self.validation_loss(self.validation_batch())}
+
+    def finish(self, run_dir: Path, summary: dict[str, Any]) -> None:
+        save_network(
+            run_dir / "unet.safetensors",
+            self.trainable,
+            "unet",
+            linear_end=self.schedule.linear_end,
+            image_size=self.data.resolution,
+            training={**summary, "config": to_dict(self.config)},
+        )
+
+
+def build(config: BaseConfig, device: torch.device) -> BaseStage:
+    return BaseStage(config, device)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return stage_main(build, parse_arguments(BaseConfig, __doc__, argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,331 @@
+"""Multi-view portrait datasets: reading, mirroring, resumable samplers, cached latents.
+
+A dataset is a folder with ``manifest.jsonl``: a header line, then one line per subject with its views; every view has
+an image, a camera-condition image of another identity at the same camera, and a 25-number camera label (see
+``training.render``, which writes this format). Small sets live in memory as uint8.
+
+Every sampler is a function of (seed, batch number): its position is one integer, so a run resumes at any batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .state import write_atomically
+
+FORMAT, VERSION = "diffportrait3d-multiview", 1
+
+
+class DataError(ValueError):
+    """A dataset that cannot be used; the message names the file and the way out."""
+
+
+def read_manifest(root: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Header and subjects of ``root/manifest.jsonl``."""
+    path = Path(root) / "manifest.jsonl"
+    if not path.is_file():
+        raise DataError(f"No dataset at '{path}'; render one with 'python -m training.render --out {root}'.")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        header, *subjects = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise DataError(f"'{path}' is not valid JSON lines ({error}); render the dataset again.") from None
+    if header.get("format") != FORMAT or header.get("version") != VERSION:
+        raise DataError(
+            f"'{path}' has format {header.get('format')!r} version {header.get('version')!r}, "
+            f"expected {FORMAT!r} version {VERSION}."
+        )
+    return header, subjects
+
+
+def _read_image(path: Path, resolution: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
+    except (FileNotFoundError, OSError) as error:
+        raise DataError(
+            f"Image '{path}' named in the manifest cannot be read ({error}); render the dataset again, it resumes."
+        ) from None
+    if pixels.shape[:2] != (resolution, resolution):
+        raise DataError(
+            f"Image '{path}' is {pixels.shape[1]}x{pixels.shape[0]}, the manifest says {resolution}x{resolution}."
+        )
+    return pixels.transpose(2, 0, 1)
+
+
+class MultiViewDataset:
+    """One split of a dataset in memory.
+
+    Attributes:
+        images: uint8 [N, 3, H, W], all views of all subjects, a subject's views in a row.
+        conditions: uint8 [N, 3, H, W] or None if not asked for.
+        labels: float32 [N, 25] camera labels.
+        subjects: list of int64 arrays, the rows of every subject.
+        ids: the subjects' names, in the same order.
+        resolution: H = W in pixels.
+        fingerprint: hash of the split's manifest lines.
+    """
+
+    def __init__(self, root: str | Path, split: str, conditions: bool = True):
+        root = Path(root)
+        header, subjects = read_manifest(root)
+        chosen = [s for s in subjects if s["split"] == split]
+        if not chosen:
+            raise DataError(
+                f"'{root}' has no subjects in split '{split}' (it has {sorted({s['split'] for s in subjects})})."
+            )
+        self.root, self.split, self.resolution = root, split, int(header["resolution"])
+        self.fingerprint = hashlib.sha256(json.dumps([header, chosen], sort_keys=True).encode()).hexdigest()
+        views = [view for subject in chosen for view in subject["views"]]
+        self.ids = [s["id"] for s in chosen]
+        ends = np.cumsum([len(s["views"]) for s in chosen])
+        self.subjects = [np.arange(end - len(s["views"]), end) for s, end in zip(chosen, ends, strict=True)]
+        self.labels = torch.tensor([v["label"] for v in views], dtype=torch.float32)  # [N, 25]
+        if self.labels.shape[1:] != (25,):
+            raise DataError(f"Labels in '{root}' must have 25 numbers, got {tuple(self.labels.shape[1:])}.")
+        self.images = self._load([v["image"] for v in views], f"{split} images")
+        self.conditions = self._load([v["condition"] for v in views], f"{split} conditions") if conditions else None
+
+    def _load(self, names: list[str], what: str) -> Tensor:
+        out = torch.empty(len(names), 3, self.resolution, self.resolution, dtype=torch.uint8)
+
+        def read(row: int) -> None:
+            out[row] = torch.from_numpy(_read_image(self.root / names[row], self.resolution).copy())
+
+        with ThreadPoolExecutor(2) as pool:
+            for _ in tqdm(pool.map(read, range(len(names))), total=len(names), desc=what, mininterval=5, leave=False):
+                pass
+        return out
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def mirror_label(label: Tensor) -> Tensor:
+    """Camera label [..., 25] of the mirrored picture: world and camera x are negated together.
+
+    Of cam2world the entries [0,1], [0,2], [1,0], [2,0] and [0,3] change sign; of the intrinsics the skew, and the
+    principal point moves to 1 - cx.
+    """
+    out = label.clone()
+    for row, column in ((0, 1), (0, 2), (1, 0), (2, 0), (0, 3)):
+        out[..., 4 * row + column] *= -1
+    out[..., 17] *= -1
+    out[..., 18] = 1 - out[..., 18]
+    return out
+
+
+def to_network(pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [N, 3, H, W] to float32 in [-1, 1]."""
+    return pixels.to(device).float().div_(127.5).sub_(1.0)
+
+
+def pick(pixels: Tensor, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Rows of a uint8 image store [M, 3, H, W], mirrored where ``flips`` says, as float32 [N, 3, H, W] in [-1, 1]."""
+    images = to_network(pixels[torch.from_numpy(rows)], device)
+    mirrored = torch.from_numpy(flips.astype(bool)).to(device)
+    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+
+
+def pick_labels(labels: Tensor, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Rows of labels [M, 25], mirrored where ``flips`` says: [N, 25]."""
+    chosen = labels[torch.from_numpy(rows)]
+    return torch.where(torch.from_numpy(flips.astype(bool))[:, None], mirror_label(chosen), chosen).to(device)
+
+
+@dataclass
+class Batch:
+    """Row numbers into a dataset.
+
+    Attributes:
+        targets: int64 [B], or [B, V] for groups of views.
+        references: int64 [B], another view of each subject (None where not drawn).
+        flips: bool [B], mirror this sample.
+    """
+
+    targets: np.ndarray
+    references: np.ndarray | None
+    flips: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.targets.size)
+
+    @property
+    def target_flips(self) -> np.ndarray:
+        """Mirroring of every target, flat: bool [B] or [B*V]."""
+        return np.repeat(self.flips, self.targets.size // len(self.flips))
+
+
+class Sampler:
+    """Endless batches whose content depends on (seed, batch number) alone.
+
+    Items (images, or subjects for pairs and groups) are visited in a fresh random order every epoch; a batch may
+    straddle two epochs. Every subclass draws the rest from the batch's own generator.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, flip: bool):
+        if count < 1 or batch_size < 1:
+            raise DataError(f"Nothing to sample: {count} items, batch size {batch_size}.")
+        self.count, self.batch_size, self.seed, self.flip, self.position = count, batch_size, seed, flip, 0
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.seed, self.position = state["seed"], state["position"]
+        self._epoch = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        first = self.position * self.batch_size
+        items = np.array([self._item(first + k) for k in range(self.batch_size)])
+        rng = np.random.default_rng((self.seed, 1, self.position))
+        self.position += 1
+        flips = rng.random(self.batch_size) < 0.5 if self.flip else np.zeros(self.batch_size, bool)
+        return self.draw(items, flips, rng)
+
+    def _item(self, index: int) -> int:
+        epoch, offset = divmod(index, self.count)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(self.count)
+        return int(self._epoch[1][offset])
+
+    def draw(self, items: np.ndarray, flips: np.ndarray, rng: np.random.Generator) -> Batch:
+        raise NotImplementedError
+
+
+class SingleImages(Sampler):
+    """Single images: ``targets`` [B]."""
+
+    def __init__(self, dataset: MultiViewDataset, batch_size: int, seed: int = 0, flip: bool = True):
+        super().__init__(len(dataset), batch_size, seed, flip)
+
+    def draw(self, items: np.ndarray, flips: np.ndarray, rng: np.random.Generator) -> Batch:
+        return Batch(items, None, flips)
+
+
+class ViewGroups(Sampler):
+    """A reference and ``views`` other views of one subject in random order: ``targets`` [B, V], ``references`` [B].
+
+    With ``views`` None the targets are [B]: pairs of two views. ``ordered`` keeps the dataset's order (an ablation).
+    """
+
+    def __init__(
+        self,
+        dataset: MultiViewDataset,
+        batch_size: int,
+        views: int | None = None,
+        seed: int = 0,
+        flip: bool = True,
+        ordered: bool = False,
+    ):
+        self.views, self.ordered = views, ordered
+        need = (views or 1) + 1
+        self.rows = [rows for rows in dataset.subjects if len(rows) >= need]
+        if not self.rows:
+            raise DataError(
+                f"No subject of split '{dataset.split}' in '{dataset.root}' has the {need} views that one sample "
+                f"needs; render more views per subject."
+            )
+        super().__init__(len(self.rows), batch_size, seed, flip)
+
+    def draw(self, items: np.ndarray, flips: np.ndarray, rng: np.random.Generator) -> Batch:
+        chosen = np.stack([rng.permutation(self.rows[item])[: (self.views or 1) + 1] for item in items])  # [B, V + 1]
+        references, targets = chosen[:, 0], chosen[:, 1:]
+        if self.ordered:
+            targets = np.sort(targets, axis=1)
+        return Batch(targets if self.views else targets[:, 0], references, flips)
+
+
+class Pairs(ViewGroups):
+    """(reference or source, target): two views of one subject, [B] each."""
+
+    def __init__(self, dataset: MultiViewDataset, batch_size: int, seed: int = 0, flip: bool = True):
+        super().__init__(dataset, batch_size, None, seed, flip)
+
+
+def fixed_groups(dataset: MultiViewDataset, count: int, views: int) -> Batch:
+    """Groups for validation, always the same: evenly spaced subjects, reference = the most frontal view, targets =
+    ``views`` of the others evenly spread over the rest in the dataset's order. targets [B, V], not mirrored."""
+    usable = [rows for rows in dataset.subjects if len(rows) >= 2]
+    if not usable:
+        raise DataError(f"No subject of split '{dataset.split}' in '{dataset.root}' has two views.")
+    chosen = [usable[i] for i in np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)]
+    targets, references = [], []
+    for rows in chosen:
+        frontal = dataset.labels[torch.from_numpy(rows), 11].argmax().item()  # camera z is largest in front
+        others = np.delete(rows, frontal)
+        references.append(rows[frontal])
+        targets.append(others[np.linspace(0, len(others) - 1, views).round().astype(int)])
+    return Batch(np.stack(targets), np.array(references), np.zeros(len(chosen), bool))
+
+
+def network_hash(module: nn.Module) -> str:
+    """sha256 over names and values of a network's tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class LatentCache:
+    """Scaled latents of every image of a split and of its mirror image.
+
+    Attributes:
+        values: float32 [2, N, 4, h, w]; index 0 as it is, 1 mirrored.
+    """
+
+    def __init__(self, values: Tensor):
+        self.values = values
+
+    def pick(self, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        """[N, 4, h, w] for flat ``rows`` and ``flips``."""
+        return self.values[torch.from_numpy(flips.astype(np.int64)), torch.from_numpy(rows)].to(device)
+
+    @classmethod
+    def build(
+        cls, dataset: MultiViewDataset, autoencoder: nn.Module, folder: str | Path, batch_size: int = 32
+    ) -> LatentCache:
+        """Read the cache from ``folder``, or encode everything and write it there.
+
+        The file's name and metadata hold the hashes of autoencoder and split: another of either is another file.
+        """
+        key = hashlib.sha256((network_hash(autoencoder) + dataset.fingerprint).encode()).hexdigest()
+        path = Path(folder) / f"latents-{dataset.split}-{key[:12]}.safetensors"
+        if path.is_file():
+            with safe_open(str(path), "pt") as file:
+                if (file.metadata() or {}).get("key") == key:
+                    return cls(load_file(path)["latents"])
+        values = encode_all(dataset.images, autoencoder, batch_size, f"{dataset.split} latents")
+        write_atomically(path, lambda p: save_file({"latents": values}, p, {"key": key}))
+        return cls(values)
+
+
+@torch.no_grad()
+def encode_all(images: Tensor, autoencoder: nn.Module, batch_size: int, what: str) -> Tensor:
+    """Latents of all images and of their mirror images, [2, N, 4, h, w] float32 on the CPU."""
+    device = next(autoencoder.parameters()).device
+    parts: list[list[Tensor]] = [[], []]
+    for start in tqdm(range(0, len(images), batch_size), desc=what, mininterval=5, leave=False):
+        x = to_network(images[start : start + batch_size], device)
+        for side, picture in enumerate((x, x.flip(-1))):
+            parts[side].append(autoencoder.encode(picture).float().cpu())
+    return torch.stack([torch.cat(side) for side in parts])

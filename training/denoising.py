@@ -1,0 +1,204 @@
+"""What the diffusion stages share: frozen inputs, cached latents, the noise-prediction loss, sampled previews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffportrait3d.checkpoints import load_network
+from diffportrait3d.denoiser import Denoiser
+from diffportrait3d.diffusion import Schedule, ddim_sample
+from diffportrait3d.networks import UNet
+
+from .config import StageConfig
+from .data import Batch, LatentCache, MultiViewDataset, fixed_groups, pick
+from .loop import Stage
+
+REFERENCE_TIMESTEPS = ("current", "zero")
+
+
+@dataclass
+class InputsConfig:
+    """Files of the networks that a stage builds on; each stage needs those before it."""
+
+    autoencoder: str | None = None
+    unet: str | None = None
+    reference_encoder: str | None = None
+    view_controlnet: str | None = None
+
+
+@dataclass
+class DenoisingConfig(StageConfig):
+    """Settings of all diffusion stages."""
+
+    inputs: InputsConfig = field(default_factory=InputsConfig)
+    latents_dir: str | None = None  # where encoded training images are kept; None: the run folder
+    reference_timestep: str = "current"  # what F_ref is given: the step's timestep, or zero
+    linear_end: float = 0.012  # last beta; used by the base stage, later stages follow the base model's file
+    validation_subjects: int = 8
+    validation_loss_samples: int = 96
+    ddim_steps: int = 25
+    guidance_scale: float = 3.0
+
+
+def frozen(path: str | None, kind: str) -> tuple[nn.Module, dict]:
+    """A trained network that a stage builds on, and its metadata.
+
+    Raises:
+        ValueError: no file was named. CheckpointError: the file does not hold such a network.
+    """
+    if not path:
+        raise ValueError(f"This stage builds on a trained {kind}: name its file with --set inputs.{kind}=FILE.")
+    return load_network(path, kind)
+
+
+def empty_context(unet: UNet, count: int, device: torch.device) -> Tensor:
+    """The miniature's empty prompt: zeros [N, 1, context_dim]."""
+    return torch.zeros(count, 1, unet.config.context_dim, device=device)
+
+
+class DenoisingStage(Stage):
+    """A stage whose loss is the mean squared error of predicted noise.
+
+    Subclasses say what they need by the class attributes and give ``predict``.
+
+    Attributes:
+        needs_conditions: camera-condition images are loaded.
+        denoiser: all networks together; its trained part is ``trainable``.
+    """
+
+    needs_conditions = False
+    denoiser: Denoiser
+
+    def setup(self, config: DenoisingConfig, device: torch.device, schedule: Schedule) -> None:
+        """Load data, encode it, and prepare validation samples."""
+        if config.reference_timestep not in REFERENCE_TIMESTEPS:
+            raise ValueError(
+                f"reference_timestep must be one of {', '.join(REFERENCE_TIMESTEPS)}, "
+                f"not '{config.reference_timestep}'."
+            )
+        self.config, self.device, self.schedule = config, device, schedule
+        self.autoencoder, _ = frozen(config.inputs.autoencoder, "autoencoder")
+        self.autoencoder.to(device)
+        self.frozen = {"autoencoder": self.autoencoder}
+        self.data = MultiViewDataset(config.data.root, config.data.split, self.needs_conditions)
+        self.validation = MultiViewDataset(config.data.root, config.data.validation_split, self.needs_conditions)
+        folder = Path(config.latents_dir or config.run_dir)
+        self.latents = LatentCache.build(self.data, self.autoencoder, folder)
+        self.validation_latents = LatentCache.build(self.validation, self.autoencoder, folder)
+
+    # ---- training
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        return {"loss": self.noise_loss(batch, self.data, self.latents)}
+
+    def noise_loss(
+        self,
+        batch: Batch,
+        data: MultiViewDataset,
+        latents: LatentCache,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Mean of (eps - eps_theta(x_t, t, ...))^2 over a batch (paper eq. 1); ``t`` [N] and ``noise`` are drawn if None."""
+        z = latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
+        if t is None:
+            t = self.draw_timesteps(len(z)).to(self.device)
+        if noise is None:
+            noise = torch.randn(z.shape).to(self.device)
+        x = self.schedule.q_sample(z, t, noise)
+        eps = self.predict(x, t, batch, data, latents)
+        return F.mse_loss(eps.float(), noise)
+
+    def draw_timesteps(self, count: int) -> Tensor:
+        """Timesteps of a batch of ``count`` latents, uniform over 0..T-1: int64 [count]."""
+        return torch.randint(0, self.schedule.num_timesteps, (count,))
+
+    def predict(self, x: Tensor, t: Tensor, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Tensor:
+        """Noise predicted for x [N, 4, h, w] at t [N]."""
+        raise NotImplementedError
+
+    def reference_latents(self, batch: Batch, latents: LatentCache) -> Tensor:
+        """Clean latents of the batch's references [B, 4, h, w]."""
+        return latents.pick(batch.references, batch.flips, self.device)
+
+    def hints(self, batch: Batch, data: MultiViewDataset) -> Tensor:
+        """Camera conditions of the batch's targets [N, 3, H, W] in [-1, 1]."""
+        return pick(data.conditions, batch.targets.ravel(), batch.target_flips, self.device)
+
+    def references(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
+        """F_ref's token bank for one reference per sample: 16 tensors [B, M, C]. ``t``: [B]."""
+        t_ref = t if self.config.reference_timestep == "current" else torch.zeros_like(t)
+        return self.denoiser.reference_encoder(z_ref, t_ref, empty_context(self.denoiser.unet, len(z_ref), self.device))
+
+    # ---- validation
+
+    def validation_batch(self) -> Batch:
+        """Fixed validation samples with one target each."""
+        batch = fixed_groups(self.validation, self.config.validation_subjects, 1)
+        return Batch(batch.targets[:, 0], batch.references, batch.flips)
+
+    def validation_loss(self, batch: Batch) -> float:
+        """The noise loss on fixed samples, fixed noise, and timesteps spread evenly: comparable over the run."""
+        generator = torch.Generator().manual_seed(1)
+        repeats, total = max(1, self.config.validation_loss_samples // len(batch)), 0.0
+        shape = (len(batch), *self.validation_latents.values.shape[2:])
+        for k in range(repeats):
+            offset = (torch.arange(len(batch)) * repeats + k + 0.5) / (repeats * len(batch))
+            t = (offset * self.schedule.num_timesteps).long().to(self.device)
+            noise = torch.randn(shape, generator=generator).to(self.device)
+            total += float(self.noise_loss(batch, self.validation, self.validation_latents, t, noise))
+        return total / repeats
+
+    def sample(self, eps: Callable[[Tensor, Tensor], Tensor], count: int) -> Tensor:
+        """Images [count, 3, H, W] in about [-1, 1] by DDIM (eta 0.5) with fixed start and step noise."""
+        generator = torch.Generator().manual_seed(2)
+        shape = (count, *self.validation_latents.values.shape[2:])
+
+        def draw(*_) -> Tensor:
+            return torch.randn(shape, generator=generator).to(self.device)
+
+        latents = ddim_sample(eps, draw(), self.schedule, self.config.ddim_steps, 0.5, lambda step, x: draw())
+        return self.decode(latents)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images of latents, a few at a time."""
+        return torch.cat([self.autoencoder.decode(chunk) for chunk in latents.split(8)])
+
+    def pictures(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """References (or None) and targets of a validation batch as images in [-1, 1]."""
+        flat = pick(self.validation.images, batch.targets.ravel(), batch.target_flips)
+        references = None
+        if batch.references is not None:
+            references = pick(self.validation.images, batch.references, batch.flips)
+        return references, flat
+
+
+def guided_views(stage: DenoisingStage, batch: Batch) -> Tensor:
+    """Samples of a batch's targets with guidance, each with its own subject's reference; groups see each other."""
+    grouped = batch.targets.ndim == 2
+    views = batch.targets.shape[1] if grouped else 1
+    count, unet = batch.targets.size, stage.denoiser.unet
+    context = empty_context(unet, count, stage.device)
+    z_ref = stage.reference_latents(batch, stage.validation_latents)
+    hints = stage.hints(batch, stage.validation)
+    scale = stage.config.guidance_scale
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        bank = [tokens.repeat_interleave(views, 0) for tokens in stage.references(z_ref, t[: len(z_ref)])]
+        num_views = views if grouped else None
+        conditional = stage.denoiser.conditional(x, t, context, bank, hints, num_views)
+        unconditional = stage.denoiser.unconditional(x, t, context, num_views)
+        return unconditional + scale * (conditional - unconditional)
+
+    return stage.sample(eps, count)
+
+
+def schedule_of(metadata: dict) -> Schedule:
+    """The schedule that a base model was trained with, from its file's metadata (SD1.5's where it names none)."""
+    return Schedule(linear_end=float(metadata.get("linear_end", 0.012)))

@@ -1,0 +1,123 @@
+"""Losses and image numbers that the stages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def gradient_loss(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
+    """Mean absolute difference of horizontal and vertical image gradients over ``scales`` octaves.
+
+    Sharpens edges that an L1 loss alone leaves soft. ``a``, ``b``: [N, C, H, W]; the difference is linear, so the
+    gradients are taken of ``a - b``.
+    """
+    difference, total = a - b, a.new_zeros(())
+    for scale in range(scales):
+        if scale:
+            difference = F.avg_pool2d(difference, 2)
+        total = total + (difference[..., 1:] - difference[..., :-1]).abs().mean()
+        total = total + (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
+    return total / scales
+
+
+def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of N(mean, exp(logvar)) from N(0, 1), averaged over elements."""
+    return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+
+
+def psnr(a: Tensor, b: Tensor, value_range: float = 2.0) -> Tensor:
+    """Peak signal-to-noise ratio in dB per image, [N]; ``value_range`` is 2 for [-1, 1]."""
+    error = (a.float() - b.float()).square().flatten(1).mean(1).clamp_min(1e-10)
+    return 10 * torch.log10(value_range**2 / error)
+
+
+class EncoderFeatures(nn.Module):
+    """Feature maps of a frozen autoencoder's encoder after each level: a perceptual net without outside weights.
+
+    Args:
+        autoencoder: a ``diffportrait3d.networks.AutoencoderKL``.
+        levels: how many levels, from full resolution down.
+    """
+
+    def __init__(self, autoencoder: nn.Module, levels: int = 3):
+        super().__init__()
+        self.encoder = autoencoder.encoder
+        self.levels = min(levels, len(self.encoder.down))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """[N, 3, H, W] in [-1, 1] to a list of [N, C_l, H/2^l, W/2^l]."""
+        features = []
+        x = self.encoder.conv_in(x)
+        for index in range(self.levels):
+            level = self.encoder.down[index]
+            for block in level.block:
+                x = block(x)
+            features.append(x)
+            if index + 1 < self.levels:
+                x = level.downsample(x)
+        return features
+
+
+class VggFeatures(nn.Module):
+    """VGG-16 after relu1_2, relu2_2, relu3_3 and relu4_3, from a weights file that the user names.
+
+    The file holds torchvision's ``vgg16`` state dict (``features.N.weight`` ...), as .safetensors or .pth.
+    """
+
+    LAYOUT = (64, 64, "tap", 128, 128, "tap", 256, 256, 256, "tap", 512, 512, 512, "tap")
+
+    def __init__(self, path: str | Path):
+        super().__init__()
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"No VGG-16 weights at '{path}'; name torchvision's vgg16 state dict, or leave "
+                f"perceptual_vgg empty to use the autoencoder's own features."
+            )
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        self.convs, index, channels = nn.ModuleList(), 0, 3
+        for item in self.LAYOUT:
+            if item == "tap":
+                index += 1  # the max pooling
+                continue
+            conv = nn.Conv2d(channels, item, 3, padding=1)
+            try:
+                conv.load_state_dict({k: state[f"features.{index}.{k}"] for k in ("weight", "bias")})
+            except KeyError as error:
+                raise ValueError(f"'{path}' is not torchvision's vgg16 state dict: {error} is missing.") from None
+            self.convs.append(conv)
+            index, channels = index + 2, item  # a convolution and its ReLU
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """[N, 3, H, W] in [-1, 1] to four feature maps."""
+        x, features, convs = ((x + 1) / 2 - self.mean) / self.std, [], iter(self.convs)
+        for item in self.LAYOUT:
+            if item == "tap":
+                features.append(x)
+                x = F.max_pool2d(x, 2)
+            else:
+                x = F.relu(next(convs)(x))
+        return features
+
+
+def perceptual_loss(network: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared distance of channel-normalised features, averaged over layers. ``b`` is the target (no gradient)."""
+    with torch.no_grad():
+        wanted = network(b)
+    terms = [(_unit(x) - _unit(y)).square().sum(1).mean() for x, y in zip(network(a), wanted, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().sum(1, keepdim=True) + 1e-6)

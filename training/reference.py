@@ -1,0 +1,83 @@
+"""Stage 1 of the paper (section 3.2): the appearance reference encoder F_ref.
+
+F is frozen. F_ref starts as a copy of F and learns to read one view of a person so that F, through its self-attention,
+denoises another view of the same person. There is no camera yet; the reference latent is clean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffportrait3d.checkpoints import save_network
+from diffportrait3d.denoiser import Denoiser
+from diffportrait3d.networks import ReferenceEncoder
+
+from .config import parse_arguments, to_dict
+from .data import Batch, LatentCache, MultiViewDataset, Pairs
+from .denoising import DenoisingConfig, DenoisingStage, empty_context, frozen, schedule_of
+from .loop import stage_main
+from .pictures import save_grid
+
+
+@dataclass
+class ReferenceConfig(DenoisingConfig):
+    """Settings of ``training.reference``."""
+
+
+class ReferenceStage(DenoisingStage):
+    """Noise prediction of one view, given another view of the same subject."""
+
+    name = "reference"
+
+    def __init__(self, config: ReferenceConfig, device: torch.device):
+        unet, metadata = frozen(config.inputs.unet, "unet")
+        self.setup(config, device, schedule_of(metadata))
+        self.trainable = ReferenceEncoder(unet.config)
+        self.trainable.load_from_unet(unet.state_dict())
+        self.frozen["unet"] = unet.to(device)
+        self.denoiser = Denoiser(unet, self.trainable, reference_timestep=config.reference_timestep)
+        self.sampler = Pairs(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
+
+    def predict(self, x: Tensor, t: Tensor, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Tensor:
+        bank = self.references(self.reference_latents(batch, latents), t)
+        return self.denoiser.unet(x, t, empty_context(self.denoiser.unet, len(x), self.device), bank=bank)
+
+    def validate(self, picture: Path) -> dict[str, float]:
+        batch = self.validation_batch()
+        context = empty_context(self.denoiser.unet, len(batch), self.device)
+        z_ref = self.reference_latents(batch, self.validation_latents)
+
+        def eps(x: Tensor, t: Tensor) -> Tensor:
+            return self.denoiser.unet(x, t, context, bank=self.references(z_ref, t))
+
+        references, targets = self.pictures(batch)
+        save_grid(picture, [references, targets, self.sample(eps, len(batch))])
+        return {"loss": self.validation_loss(batch)}
+
+    def finish(self, run_dir: Path, summary: dict[str, Any]) -> None:
+        save_network(
+            run_dir / "reference_encoder.safetensors",
+            self.trainable,
+            "reference_encoder",
+            reference_timestep=self.config.reference_timestep,
+            linear_end=self.schedule.linear_end,
+            image_size=self.data.resolution,
+            training={**summary, "config": to_dict(self.config)},
+        )
+
+
+def build(config: ReferenceConfig, device: torch.device) -> ReferenceStage:
+    return ReferenceStage(config, device)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return stage_main(build, parse_arguments(ReferenceConfig, __doc__, argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

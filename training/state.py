@@ -1,0 +1,134 @@
+"""What a run keeps on disk and in averages: atomic files, checkpoints, random states, weight averages, its settings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from .config import StageConfig, to_dict
+
+# Settings that may change between a run and its continuation without changing what is trained.
+FREE_TO_CHANGE = {
+    "steps",
+    "minutes",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "keep_last",
+    "threads",
+    "device",
+}
+
+
+class WeightAverage:
+    """Exponential moving average of a network's parameters (buffers are not averaged).
+
+    The decay grows as (1 + n) / (10 + n) up to its final value, so that short runs are not held back by the start.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay, self.updates = decay, 0
+        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        shadow = [self.shadow[name] for name, _ in module.named_parameters()]
+        torch._foreach_lerp_(shadow, [p.detach() for p in module.parameters()], 1.0 - decay)
+
+    @contextlib.contextmanager
+    def applied(self, module: nn.Module) -> Iterator[None]:
+        """Inside, ``module`` holds the averaged weights."""
+        kept = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self.copy_to(module)
+        try:
+            yield
+        finally:
+            _assign(module, kept)
+
+    def copy_to(self, module: nn.Module) -> None:
+        _assign(module, self.shadow)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        for name, value in state["shadow"].items():
+            self.shadow[name].copy_(value)
+
+
+@torch.no_grad()
+def _assign(module: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, p in module.named_parameters():
+        p.copy_(values[name])
+
+
+def rng_state() -> dict[str, Any]:
+    """States of all generators that training may touch, as plain values and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Counterpart of ``rng_state``."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(temporary path)`` and move the result to ``path``: readers never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the highest step, or None."""
+    return max((run_dir / "checkpoints").glob("step-*.pt"), default=None)
+
+
+def check_config(run_dir: Path, config: StageConfig) -> None:
+    """Keep the resolved configuration in the run folder; refuse to continue a run with a different one."""
+    path, now = run_dir / "config.yaml", to_dict(config)
+    if path.is_file():
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        changed = sorted(_differences(before, now))
+        if changed:
+            raise ValueError(
+                f"'{run_dir}' was started with other settings ({', '.join(changed)}); continue it with the "
+                f"ones in '{path}', or choose another run_dir, or delete the folder to start over."
+            )
+    write_atomically(path, lambda p: p.write_text(yaml.safe_dump(now, sort_keys=False), encoding="utf-8"))
+
+
+def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
+    for key in sorted({*before, *now}):
+        name = f"{where}{key}"
+        if isinstance(before.get(key), dict) and isinstance(now.get(key), dict):
+            yield from _differences(before[key], now[key], name + ".")
+        elif before.get(key) != now.get(key) and not (where == "loop." and key in FREE_TO_CHANGE) and name != "run_dir":
+            yield name

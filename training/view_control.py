@@ -1,0 +1,83 @@
+"""Stage 2 of the paper (section 3.3): the view ControlNet F_cam.
+
+F and the trained F_ref are frozen. F_cam starts as a copy of F's encoder half with zero convolutions, and learns to
+read the camera, and nothing else, from a portrait of another person at the target view.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffportrait3d.checkpoints import save_network
+from diffportrait3d.denoiser import Denoiser
+from diffportrait3d.networks import ViewControlNet
+
+from .config import parse_arguments, to_dict
+from .data import Batch, LatentCache, MultiViewDataset, Pairs
+from .denoising import DenoisingConfig, DenoisingStage, empty_context, frozen, guided_views, schedule_of
+from .loop import stage_main
+from .pictures import save_grid
+
+
+@dataclass
+class ViewControlConfig(DenoisingConfig):
+    """Settings of ``training.view_control``."""
+
+
+class ViewControlStage(DenoisingStage):
+    """Noise prediction of one view, given a reference view and a camera condition."""
+
+    name = "view_control"
+    needs_conditions = True
+
+    def __init__(self, config: ViewControlConfig, device: torch.device):
+        unet, metadata = frozen(config.inputs.unet, "unet")
+        reference, reference_metadata = frozen(config.inputs.reference_encoder, "reference_encoder")
+        config.reference_timestep = reference_metadata.get("reference_timestep", config.reference_timestep)
+        self.setup(config, device, schedule_of(metadata))
+        self.trainable = ViewControlNet(unet.config)
+        self.trainable.load_from_unet(unet.state_dict())
+        self.frozen |= {"unet": unet.to(device), "reference_encoder": reference.to(device)}
+        self.denoiser = Denoiser(unet, reference, self.trainable, reference_timestep=config.reference_timestep)
+        self.sampler = Pairs(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
+
+    def predict(self, x: Tensor, t: Tensor, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Tensor:
+        with torch.no_grad():
+            bank = self.references(self.reference_latents(batch, latents), t)
+        context = empty_context(self.denoiser.unet, len(x), self.device)
+        return self.denoiser.conditional(x, t, context, bank, self.hints(batch, data))
+
+    def validate(self, picture: Path) -> dict[str, float]:
+        batch = self.validation_batch()
+        references, targets = self.pictures(batch)
+        save_grid(picture, [references, self.hints(batch, self.validation), targets, guided_views(self, batch)])
+        return {"loss": self.validation_loss(batch)}
+
+    def finish(self, run_dir: Path, summary: dict[str, Any]) -> None:
+        save_network(
+            run_dir / "view_controlnet.safetensors",
+            self.trainable,
+            "view_controlnet",
+            hint_range=[-1, 1],
+            reference_timestep=self.config.reference_timestep,
+            linear_end=self.schedule.linear_end,
+            image_size=self.data.resolution,
+            training={**summary, "config": to_dict(self.config)},
+        )
+
+
+def build(config: ViewControlConfig, device: torch.device) -> ViewControlStage:
+    return ViewControlStage(config, device)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return stage_main(build, parse_arguments(ViewControlConfig, __doc__, argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
