@@ -105,7 +105,7 @@ class DenoisingStage(Stage):
         t: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Mean of (eps - eps_theta(x_t, t, ...))^2 over a batch (paper eq. 1); ``t`` [N] and ``noise`` are drawn if None."""
+        """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1); ``t`` [N] and ``noise`` are drawn if None."""
         z = latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
         if t is None:
             t = self.draw_timesteps(len(z)).to(self.device)

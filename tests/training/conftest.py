@@ -1,0 +1,106 @@
+"""A multi-view dataset of four subjects, made of coloured blobs: enough for every stage at 64 px."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+RESOLUTION = 64
+VIEWS = 9
+TINY_UNET = {
+    "model_channels": 32,
+    "context_dim": 32,
+    "channel_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attention_levels": [0],
+}
+TINY_AUTOENCODER = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+
+
+def label(yaw: float) -> list[float]:
+    """EG3D label of a camera at ``yaw`` degrees, radius 2.7, looking at the origin."""
+    a = math.radians(yaw)
+    rotation = [[math.cos(a), 0, -math.sin(a)], [0, -1, 0], [-math.sin(a), 0, -math.cos(a)]]
+    position = [2.7 * math.sin(a), 0.0, 2.7 * math.cos(a)]
+    pose = [[*row, p] for row, p in zip(rotation, position, strict=True)] + [[0, 0, 0, 1]]
+    return [float(v) for row in pose for v in row] + [4.2647, 0, 0.5, 0, 4.2647, 0.5, 0, 0, 1]
+
+
+def blob(seed: int, yaw: float) -> Image.Image:
+    """A ball with a nose whose place shows the yaw, on a coloured ground."""
+    rng = np.random.default_rng(seed)
+    ground, skin, nose = rng.random((3, 3))
+    y, x = np.mgrid[0:RESOLUTION, 0:RESOLUTION] / RESOLUTION - 0.5
+    picture = np.broadcast_to(ground, (RESOLUTION, RESOLUTION, 3)).copy()
+    picture[x**2 + y**2 < 0.12] = skin
+    picture[(x - 0.3 * math.sin(math.radians(yaw))) ** 2 + y**2 < 0.01] = nose
+    return Image.fromarray((255 * picture).astype(np.uint8))
+
+
+def write_dataset(root: Path, splits: tuple[str, ...] = ("train", "train", "train", "val")) -> Path:
+    lines = [{"format": "diffportrait3d-multiview", "version": 1, "resolution": RESOLUTION}]
+    for seed, split in enumerate(splits):
+        folder = root / split / f"s{seed}"
+        folder.mkdir(parents=True)
+        views = []
+        for k, yaw in enumerate(np.linspace(-60, 60, VIEWS)):
+            names = {"image": f"{split}/s{seed}/{k:02d}.png", "condition": f"{split}/s{seed}/{k:02d}_condition.png"}
+            blob(seed, yaw).save(root / names["image"])
+            blob(100 + seed, yaw).save(root / names["condition"])
+            views.append({**names, "condition_subject": f"c{seed}", "label": label(yaw)})
+        lines.append({"id": f"s{seed}", "split": split, "provider": "analytic", "seed": seed, "views": views})
+    (root / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("multiview"))
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory) -> dict[str, str]:
+    """Files of tiny untrained networks, named as a stage's ``inputs``; zero-initialised layers are given values."""
+    from diffportrait3d.checkpoints import save_network
+    from diffportrait3d.networks import (
+        AutoencoderConfig,
+        AutoencoderKL,
+        ReferenceEncoder,
+        UNet,
+        UNetConfig,
+        ViewControlNet,
+    )
+
+    folder, torch_state = tmp_path_factory.mktemp("networks"), torch.get_rng_state()
+    torch.manual_seed(0)
+    config = UNetConfig.from_dict(TINY_UNET)
+    modules = {
+        "autoencoder": AutoencoderKL(AutoencoderConfig.from_dict(TINY_AUTOENCODER)),
+        "unet": UNet(config),
+        "reference_encoder": ReferenceEncoder(config),
+        "view_controlnet": ViewControlNet(config),
+    }
+    files = {}
+    for kind, module in modules.items():
+        for p in module.parameters():
+            if not p.any():
+                torch.nn.init.normal_(p, std=0.05)
+        files[kind] = str(folder / f"{kind}.safetensors")
+        save_network(files[kind], module, kind, linear_end=0.005)
+    torch.set_rng_state(torch_state)
+    return files
+
+
+@pytest.fixture(autouse=True)
+def few_threads():
+    """Tiny tensors are slower on many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

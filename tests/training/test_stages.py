@@ -1,0 +1,180 @@
+"""Every stage trains exactly its own network, on the loss that its formula says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+import torch
+
+from diffportrait3d.checkpoints import load_network, read_metadata
+from training.config import ConfigError, load_config
+from training.data import MultiViewDataset, pick, to_network
+from training.loop import Trainer, finished, prepare, run_stage
+
+STAGES = {
+    "autoencoder": ("AutoencoderStageConfig", "autoencoder", ["crop=32"]),
+    "base": ("BaseConfig", "unet", ["samples=2"]),
+    "reference": ("ReferenceConfig", "reference_encoder", []),
+    "view_control": ("ViewControlConfig", "view_controlnet", []),
+    "view_consistency": ("ViewConsistencyConfig", "view_consistency", ["views=4"]),
+    "novel_view": ("NovelViewStageConfig", "novel_view", []),
+}
+DENOISING = ("base", "reference", "view_control", "view_consistency")
+
+
+def stage_config(stage, dataset, networks, run_dir, *more):
+    from .conftest import TINY_AUTOENCODER, TINY_UNET
+
+    module = importlib.import_module(f"training.{stage}")
+    class_name, _, extra = STAGES[stage]
+    values = [f"run_dir={run_dir}", f"data.root={dataset}", "loop.steps=2", "loop.batch_size=2", "loop.log_every=1",
+              "loop.checkpoint_every=1", "loop.device=cpu", "optimizer.warmup_steps=0"]  # fmt: skip
+    if stage in DENOISING:
+        values += ["ddim_steps=2", "validation_loss_samples=2", "validation_subjects=2"]
+    if stage in (*DENOISING, "novel_view"):
+        values += [f"inputs.{kind}={file}" for kind, file in networks.items()]
+    if stage == "autoencoder":
+        values += [f"network={json.dumps(TINY_AUTOENCODER)}", "validation_images=2", "statistics_images=4"]
+    if stage == "base":
+        values += [f"network={json.dumps(TINY_UNET)}", "linear_end=0.005"]
+    if stage == "novel_view":
+        values += ["network={render_size: 16, base_channels: 16, volume_size: 8, samples_per_ray: 4}"]
+    return module, load_config(getattr(module, class_name), None, [*values, *extra, *more])
+
+
+def trainer_of(stage, dataset, networks, run_dir, *more):
+    module, config = stage_config(stage, dataset, networks, run_dir, *more)
+    device = prepare(config.loop)
+    trainer = Trainer(module.build(config, device), config, device)
+    trainer.started = 0.0
+    return trainer
+
+
+def values_of(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_changes_exactly_the_trained_network(stage, dataset, networks, tmp_path):
+    trainer = trainer_of(stage, dataset, networks, tmp_path)
+    frozen = {name: values_of(module) for name, module in trainer.stage.frozen.items()}
+    before = values_of(trainer.stage.trainable)
+    for _ in range(2):  # layers behind zero-initialised ones move from the second step on
+        trainer.one_step()
+    for name, module in trainer.stage.frozen.items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, frozen[name][key]), f"{name}.{key} changed"
+        assert all(p.grad is None for p in module.parameters())
+    moved = {key for key, value in trainer.stage.trainable.state_dict().items() if not torch.equal(value, before[key])}
+    with_gradient = {key for key, p in trainer.stage.trainable.named_parameters() if p.grad is not None}
+    assert moved and moved <= with_gradient
+    unmoved = {key for key in with_gradient - moved if before[key].any()}
+    assert not unmoved, f"trained, but did not move: {sorted(unmoved)[:5]}"
+
+
+def test_reference_loss_is_the_formula(dataset, networks, tmp_path):
+    trainer = trainer_of("reference", dataset, networks, tmp_path)
+    stage = trainer.stage
+    batch = next(stage.sampler)
+    torch.manual_seed(3)
+    loss = float(stage.loss(batch, 0.0)["loss"].detach())
+
+    unet, _ = load_network(networks["unet"])
+    autoencoder, _ = load_network(networks["autoencoder"])
+    with torch.no_grad():
+        target = autoencoder.encode(pick(stage.data.images, batch.targets, batch.flips))
+        reference = autoencoder.encode(pick(stage.data.images, batch.references, batch.flips))
+        torch.manual_seed(3)
+        t, noise = torch.randint(0, 1000, (2,)), torch.randn(target.shape)
+        betas = torch.linspace(0.00085**0.5, 0.005**0.5, 1000, dtype=torch.float64) ** 2
+        abar = torch.cumprod(1 - betas, 0)[t].float()[:, None, None, None]
+        x = abar.sqrt() * target + (1 - abar).sqrt() * noise
+        context = torch.zeros(2, 1, 32)
+        eps = unet(x, t, context, bank=stage.trainable(reference, t, context))
+        expected = float((eps - noise).square().mean())
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_reference_timestep_zero_gives_the_encoder_zero(dataset, networks, tmp_path):
+    stage = trainer_of("reference", dataset, networks, tmp_path, "reference_timestep=zero").stage
+    z, t = torch.randn(2, 4, 8, 8), torch.tensor([700, 20])
+    wanted = stage.trainable(z, torch.zeros(2), torch.zeros(2, 1, 32))
+    for got, want in zip(stage.references(z, t), wanted, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(("timestep_per", "distinct"), [("group", 2), ("view", 8)])
+def test_timesteps_of_view_groups(dataset, networks, tmp_path, timestep_per, distinct):
+    stage = trainer_of("view_consistency", dataset, networks, tmp_path, f"timestep_per={timestep_per}").stage
+    torch.manual_seed(0)
+    t = stage.draw_timesteps(8)
+    assert len(t) == 8 and len(t.unique()) == distinct
+    if timestep_per == "group":
+        assert (t.view(2, 4) == t.view(2, 4)[:, :1]).all()
+
+
+def test_view_consistency_starts_as_the_system_without_it(dataset, networks, tmp_path):
+    """Its output layers start at zero: the first loss is that of the other networks alone."""
+    stage = trainer_of("view_consistency", dataset, networks, tmp_path).stage
+    batch = next(stage.sampler)
+    t, noise = stage.draw_timesteps(8), torch.randn(8, 4, 8, 8)
+    with torch.no_grad():
+        z = stage.latents.pick(batch.targets.ravel(), batch.target_flips)
+        x = stage.schedule.q_sample(z, t, noise)
+        bank = stage.references(stage.reference_latents(batch, stage.latents).repeat_interleave(4, 0), t)
+        stage.denoiser.view_consistency = None
+        alone = stage.denoiser.conditional(x, t, torch.zeros(8, 1, 32), bank, stage.hints(batch, stage.data), None)
+        together = stage.predict(x, t, batch, stage.data, stage.latents)
+    assert torch.allclose(alone, together, atol=1e-5)
+
+
+def test_view_control_hint_is_the_condition_in_network_range(dataset, networks, tmp_path):
+    stage = trainer_of("view_control", dataset, networks, tmp_path, "data.flip=true", "loop.batch_size=16").stage
+    batch = next(stage.sampler)
+    hints = stage.hints(batch, stage.data)
+    assert hints.min() >= -1 and hints.max() <= 1 and hints.min() < -0.1
+    for row, flip, hint in zip(batch.targets, batch.flips, hints, strict=True):
+        want = stage.data.conditions[row].float() / 127.5 - 1
+        assert torch.allclose(hint, want.flip(-1) if flip else want, atol=1e-6)
+    assert 0 < batch.flips.sum() < 16
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_writes_its_network_and_summary(stage, dataset, networks, tmp_path):
+    module, config = stage_config(stage, dataset, networks, tmp_path / stage)
+    summary = run_stage(module.build, config)
+    kind = STAGES[stage][1]
+    metadata = read_metadata(tmp_path / stage / f"{kind}.safetensors")
+    assert metadata["network"] == kind and metadata["image_size"] == 64
+    assert metadata["training"]["steps"] == summary["steps"] == 2
+    if stage in DENOISING:
+        assert metadata["linear_end"] == 0.005
+    assert list((tmp_path / stage / "validation").glob("*.png"))
+    assert finished(tmp_path / stage)["stage"] == stage
+    load_network(tmp_path / stage / f"{kind}.safetensors")
+
+
+def test_the_saved_autoencoder_is_normalised_and_deterministic(dataset, networks, tmp_path):
+    module, config = stage_config("autoencoder", dataset, networks, tmp_path, "statistics_images=27")
+    run_stage(module.build, config)
+    autoencoder, _ = load_network(tmp_path / "autoencoder.safetensors")
+    images = to_network(MultiViewDataset(dataset, "train", conditions=False).images)
+    latents = torch.cat([autoencoder.encode(images), autoencoder.encode(images.flip(-1))])
+    std, mean = torch.std_mean(latents, dim=(0, 2, 3))
+    assert mean.abs().max() < 1e-3 and (std - 1).abs().max() < 1e-3
+    assert (autoencoder.moments(images)[1] == -30).all()
+
+
+def test_a_missing_input_is_named(dataset, networks, tmp_path):
+    module, config = stage_config("reference", dataset, {"autoencoder": networks["autoencoder"]}, tmp_path)
+    with pytest.raises(ValueError, match="inputs.unet"):
+        run_stage(module.build, config)
+
+
+def test_unknown_keys_are_refused(tmp_path):
+    from training.base import BaseConfig
+
+    with pytest.raises(ConfigError, match="optimizer.learning_rate"):
+        load_config(BaseConfig, None, ["optimizer.learning_rate=1"])
