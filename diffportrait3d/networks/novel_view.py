@@ -293,9 +293,10 @@ class NovelViewModel(nn.Module):
         self.volume_global = nn.Linear(4 * c, 4 * v)
         self.volume_out = nn.Conv3d(v, f + 2, 1)  # density, gate, features
         self.decoder = ImageDecoder(cfg)
-        for layer in (self.volume_out, self.background_colour):
+        for layer in (self.volume_out, self.background_colour, self.background_outside):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.volume_out.bias[1:2], 2.0)  # training starts from the source's texture on a ball
         self.register_buffer("voxels", self._voxel_centres(), persistent=False)
         self.density_prior = nn.Parameter(self._initial_density())
 

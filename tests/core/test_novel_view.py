@@ -42,9 +42,7 @@ def eg3d_label(yaw: float, pitch: float, radius: float = 2.7) -> torch.Tensor:
     pose = np.eye(4)
     pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
     pose[:3, 3] = position
-    return torch.tensor(
-        np.concatenate([pose.ravel(), [4.2647, 0, 0.5, 0, 4.2647, 0.5, 0, 0, 1]]), dtype=torch.float32
-    )
+    return torch.tensor(np.concatenate([pose.ravel(), [4.2647, 0, 0.5, 0, 4.2647, 0.5, 0, 0, 1]]), dtype=torch.float32)
 
 
 def labels(*poses) -> torch.Tensor:
@@ -135,9 +133,7 @@ def test_same_camera_reads_the_source_exactly():
     torch.testing.assert_close(features, pixel_map * alpha, atol=2e-5, rtol=0)
     torch.nn.init.zeros_(model.background_colour.weight)
     _, directions = camera_rays(label, 16)
-    background = model.background(
-        pixel_map[:, :3], torch.rand(2, 8, 16, 16), torch.rand(2, 32), label, directions
-    )
+    background = model.background(pixel_map[:, :3], torch.rand(2, 8, 16, 16), torch.rand(2, 32), label, directions)
     torch.testing.assert_close(background[:, :3].reshape(2, 3, 16, 16), pixel_map[:, :3], atol=2e-5, rtol=0)
 
 
@@ -150,9 +146,7 @@ def test_background_turns_with_the_camera():
     colour = torch.zeros(1, 3, 16, 16)
     colour[:, :, :, 8:] = 1  # an edge in the middle of the source
     _, directions = camera_rays(labels((3, 0)), 16)  # the camera moves to +x, so its axis swings to -x
-    background = model.background(
-        colour, torch.zeros(1, 8, 16, 16), torch.zeros(1, 32), labels((0, 0)), directions
-    )
+    background = model.background(colour, torch.zeros(1, 8, 16, 16), torch.zeros(1, 32), labels((0, 0)), directions)
     row = background[0, 0].reshape(16, 16)[8]
     forward = F.normalize(torch.tensor([0, 0, 0.2]) - labels((3, 0))[0, 3:12:4], dim=0)
     edge = 0.5 - 4.2647 * (forward[0] / -forward[2])  # where straight ahead of the source lies in the target
@@ -189,9 +183,7 @@ def test_learns_a_parallax_it_cannot_copy():
         disc = b * b - (origins * origins).sum(-1) + 0.15**2  # a ball of radius 0.15 at the origin
         hit = origins + directions * (-b - disc.clamp(min=0).sqrt())[..., None]
         colour = torch.where(hit > 0, 0.8, -0.6)  # octants
-        images.append(
-            torch.where(disc[..., None] > 0, colour, torch.tensor(-0.2)).reshape(32, 32, 3).permute(2, 0, 1)
-        )
+        images.append(torch.where(disc[..., None] > 0, colour, torch.tensor(-0.2)).reshape(32, 32, 3).permute(2, 0, 1))
     images = torch.stack(images)
     source, target = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([1, 2, 0, 2, 0, 1])
     copying = F.mse_loss(images[source], images[target])

@@ -1,0 +1,261 @@
+"""What each part of the miniature brings, on held-out identities against exact ground truth.
+
+    python -m evaluation.miniature --weights weights/miniature [--data DIR] [--identities 100] [--out results.json]
+
+For every held-out subject: the full system and the system less one part (reference, camera, view consistency, S's
+start noise) generate the same views from the same noise. Printed with 95 % bootstrap intervals over identities:
+camera error by the pose regressor, PSNR, SSIM, foreground and background error, and view consistency by depth
+reprojection; then the paired differences to the full system. Whatever comes out is printed as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from training.data import DataError, read_manifest
+from training.loop import write_atomically
+
+from .bootstrap import bootstrap_difference, bootstrap_mean
+from .metrics import angle_between, masked_l1, psnr, ssim, viewing_directions, yaw_pitch
+from .pose_regressor import PoseRegressor, load_pose_regressor
+from .report import cell, markdown_table, picture_rows, save_png, stack_pages
+from .reprojection import reprojection_error, reprojection_pairs
+from .subjects import Subject, held_out_subjects
+from .system import ARMS, Miniature
+
+# name -> (column title, digits, +1 if larger is better else -1)
+METRICS = {
+    "pose": ("pose error (deg)", 2, -1),
+    "yaw": ("yaw (deg)", 2, -1),
+    "pitch": ("pitch (deg)", 2, -1),
+    "psnr": ("PSNR (dB)", 2, 1),
+    "ssim": ("SSIM", 3, 1),
+    "foreground_l1": ("foreground L1", 4, -1),
+    "background_l1": ("background L1", 4, -1),
+    "reprojection": ("reprojection L1", 4, -1),
+}
+CONTEXT = {
+    "ground_truth": "ground truth (floor)",
+    "autoencoder": "autoencoder of it",
+    "proxy": "S alone",
+    "reference_copy": "copy of the reference",
+}
+TITLES = CONTEXT | {name: arm.title for name, arm in ARMS.items()}
+
+
+def measure(images: Tensor, subject: Subject, regressor: PoseRegressor, pairs: list) -> dict[str, float]:
+    """Every metric of one subject's views [V, 3, H, W] in [0, 1], averaged over the views; NaN where undefined."""
+    truth, asked = subject.images, viewing_directions(subject.labels)
+    seen = regressor.predict(images * 2 - 1)
+    (yaw, pitch), (asked_yaw, asked_pitch) = yaw_pitch(seen), yaw_pitch(asked)
+    return {
+        "pose": angle_between(seen, asked).mean().item(),
+        "yaw": (yaw - asked_yaw).abs().mean().item(),
+        "pitch": (pitch - asked_pitch).abs().mean().item(),
+        "psnr": psnr(images, truth).mean().item(),
+        "ssim": ssim(images, truth).mean().item(),
+        "foreground_l1": masked_l1(images, truth, subject.mask).nanmean().item(),
+        "background_l1": masked_l1(images, truth, ~subject.mask).nanmean().item(),
+        "reprojection": reprojection_error(images, pairs),
+    }
+
+
+def evaluate_subject(
+    system: Miniature, regressor: PoseRegressor, subject: Subject, seed: int, options: argparse.Namespace
+) -> tuple[dict, dict[str, Tensor]]:
+    """The record of one identity and the views of every arm."""
+    pairs = reprojection_pairs(subject.depth, subject.mask, subject.labels)
+    proxies = system.proxies(subject)
+    views = {
+        "ground_truth": subject.images,
+        "autoencoder": system.reconstruct(subject.images),
+        "proxy": proxies,
+        "reference_copy": subject.reference.expand_as(subject.images),
+    }
+    seconds = {}
+    for name, arm in ARMS.items():
+        start = time.perf_counter()
+        views[name] = system.generate(arm, subject, proxies, seed, options.steps, options.guidance, options.eta)
+        seconds[name] = round(time.perf_counter() - start, 3)
+    results = {name: measure(images, subject, regressor, pairs) for name, images in views.items()}
+    record = {"id": subject.id, "seed": seed, "pairs": len(pairs), "seconds": seconds, "results": results}
+    return record, views
+
+
+def conditions(options: argparse.Namespace, system: Miniature) -> dict:
+    """Everything the numbers depend on; results are only ever joined if these are equal."""
+    _, subjects = read_manifest(options.data)
+    chosen = [s for s in subjects if s["split"] == "test"][: options.identities]
+    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+    return {
+        "weights_sha256": system.hashes,
+        "pose_regressor_sha256": hashlib.sha256(options.pose_regressor.read_bytes()).hexdigest(),
+        "test_subjects_sha256": digest,
+        "identities": options.identities,
+        "views": options.views,
+        "steps": options.steps,
+        "eta": options.eta,
+        "guidance": options.guidance,
+        "seed": options.seed,
+        "linear_end": system.linear_end,
+        "resolution": system.resolution,
+    }
+
+
+def read_journal(path: Path, expected: dict) -> list[dict]:
+    """Finished identities of an interrupted run with the same conditions; starts the journal if there is none."""
+    if not path.is_file():
+        write_atomically(path, lambda p: p.write_text(json.dumps(expected) + "\n", encoding="utf-8"))
+        return []
+    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    if rest:  # a line cut off by an interruption
+        write_atomically(path, lambda p: p.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
+    found = json.loads(lines[0]) if lines else {}
+    if found != expected:
+        names = ", ".join(k for k in expected if found.get(k) != expected[k])
+        raise DataError(f"'{path}' holds results under other conditions ({names}); delete it or choose another --out.")
+    return [json.loads(line) for line in lines[1:]]
+
+
+def summarise(records: list[dict]) -> tuple[dict, dict]:
+    """Intervals per row and metric, and of the paired differences full - arm for every arm but the full one."""
+
+    def column(row: str, metric: str) -> np.ndarray:
+        return np.array([r["results"][row][metric] for r in records], dtype=np.float64)
+
+    summary = {row: {m: bootstrap_mean(column(row, m)) for m in METRICS} for row in TITLES}
+    differences = {
+        row: {m: bootstrap_difference(column("full", m), column(row, m)) for m in METRICS}
+        for row in ARMS
+        if row != "full"
+    }
+    return summary, differences
+
+
+def tables(summary: dict, differences: dict, count: int) -> str:
+    """Both tables as Markdown."""
+    header = [title for title, _, _ in METRICS.values()]
+    body = [
+        [TITLES[row], *(cell(values[m], digits) for m, (_, digits, _) in METRICS.items())]
+        for row, values in summary.items()
+    ]
+    against = [
+        [f"full - {TITLES[row]}", *(cell(values[m], digits, True) for m, (_, digits, _) in METRICS.items())]
+        for row, values in differences.items()
+    ]
+    return (
+        f"Mean over {count} held-out identities [95 % bootstrap interval over identities]\n\n"
+        + markdown_table(["", *header], body)
+        + "\n\nPaired difference, full system minus the arm (PSNR, SSIM: more is better; errors: less is better)"
+        + "\n\n"
+        + markdown_table(["", *header], against)
+    )
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Measure what is not measured yet, then write and return the results."""
+    started = time.perf_counter()
+    system, regressor = Miniature(options.weights), load_pose_regressor(options.pose_regressor)
+    expected = conditions(options, system)
+    journal, pages = options.out.with_suffix(".identities.jsonl"), options.out.with_suffix(".pages")
+    records = read_journal(journal, expected)
+    subjects = held_out_subjects(options.data, options.identities, options.views)
+    bar = tqdm(enumerate(subjects), total=options.identities, desc="identities", unit="id")
+    for index, subject in bar:
+        if index < len(records):
+            continue
+        if subject.images.shape[-1] != system.resolution:
+            raise DataError(
+                f"'{options.data}' has {subject.images.shape[-1]} px pictures, the weights in '{options.weights}' "
+                f"work at {system.resolution} px; use a dataset of that resolution."
+            )
+        record, views = evaluate_subject(system, regressor, subject, options.seed + index, options)
+        if index < options.pictures:
+            rows = [("reference", subject.reference), ("condition", subject.conditions)]
+            rows += [
+                (title, views[name]) for name, title in TITLES.items() if name not in ("autoencoder", "reference_copy")
+            ]
+            save_png(picture_rows(rows), pages / f"{index:03d}.png")
+        with journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        records.append(record)
+    if options.pictures:
+        stack_pages(sorted(pages.glob("*.png")), options.out.with_suffix(".png"))
+    summary, differences = summarise(records)
+    print(tables(summary, differences, len(records)))
+    seconds = {name: float(np.mean([r["seconds"][name] for r in records])) for name in ARMS}
+    print(
+        f"\n{seconds['full']:.1f} s for {options.views} views of an identity with the full system, "
+        f"{time.perf_counter() - started:.0f} s in this run. Results: {options.out}"
+    )
+    results = {
+        "conditions": expected,
+        "seconds_per_identity": seconds,
+        "summary": {row: {m: i._asdict() for m, i in values.items()} for row, values in summary.items()},
+        "full_minus_arm": {row: {m: i._asdict() for m, i in values.items()} for row, values in differences.items()},
+        "identities": records,
+    }
+    text = json.dumps(_without_nan(results), indent=1, allow_nan=False)
+    write_atomically(options.out, lambda p: p.write_text(text, encoding="utf-8"))
+    return results
+
+
+def _without_nan(value):
+    """JSON has no NaN: quantities that do not exist become null."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.miniature", description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=Path, default=Path("weights/miniature"), help="folder of the six networks")
+    parser.add_argument("--pose-regressor", type=Path, help="default: pose_regressor.safetensors in --weights")
+    parser.add_argument("--data", type=Path, help="dataset with a test split; rendered into --cache if absent")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache/evaluation"), help="where test subjects are rendered"
+    )
+    parser.add_argument("--ict", type=Path, help="ICT Face Model Light, to render test subjects of that kind")
+    parser.add_argument("--identities", type=int, default=100)
+    parser.add_argument("--views", type=int, default=8, help="target views per identity, generated together")
+    parser.add_argument("--steps", type=int, default=20, help="DDIM steps")
+    parser.add_argument("--eta", type=float, default=0.5)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0, help="identity k uses seed + k in every arm")
+    parser.add_argument("--out", type=Path, default=Path("results.json"))
+    parser.add_argument("--pictures", type=int, default=4, help="identities shown in the PNG beside --out")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    options = parser.parse_args(arguments)
+    options.pose_regressor = options.pose_regressor or options.weights / "pose_regressor.safetensors"
+    for name in ("identities", "views", "steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    try:
+        run(options)
+    except (ValueError, FileNotFoundError) as error:  # DataError and CheckpointError are ValueErrors
+        raise SystemExit(f"{error}") from None
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

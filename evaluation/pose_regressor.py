@@ -1,0 +1,193 @@
+"""A small network that reads the camera's direction from a picture of a head: the judge of camera control.
+
+    python -m evaluation.pose_regressor --data DIR --out weights/miniature/pose_regressor.safetensors
+
+It is trained on the TRAINING identities of a rendered dataset and scored on its held-out renders, whose error is the
+floor below which generated views cannot be judged. Generated views are blurrier and off in colour, so training
+pictures are blurred, recoloured, shifted, covered in part and noised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from training.data import DataError, MultiViewDataset, SingleImages, pick, pick_labels
+from training.loop import write_atomically
+
+from .bootstrap import bootstrap_mean
+from .metrics import angle_between, viewing_directions
+
+FORMAT = "diffportrait3d-pose-regressor"
+INPUT_SIZE = 64
+
+
+def _block(inputs: int, outputs: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
+        nn.GroupNorm(8, outputs),
+        nn.SiLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1, groups=8),
+        nn.GroupNorm(8, outputs),
+        nn.SiLU(),
+    ]
+
+
+class PoseRegressor(nn.Module):
+    """Pictures [N, 3, H, W] in [-1, 1], any square size -> unit viewing directions [N, 3] in world axes."""
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        if width % 8:
+            raise ValueError(f"width must be a multiple of 8 (norm groups), got {width}")
+        self.width = width
+        self.features = nn.Sequential(
+            *_block(3, width), *_block(width, 2 * width), *_block(2 * width, 3 * width), *_block(3 * width, 4 * width)
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(4 * width * (INPUT_SIZE // 16) ** 2, 96), nn.SiLU(), nn.Linear(96, 3)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.raw(images), dim=-1)
+
+    def raw(self, images: Tensor) -> Tensor:
+        """The direction before normalisation [N, 3]."""
+        if images.shape[-1] != INPUT_SIZE:
+            images = F.interpolate(images, size=INPUT_SIZE, mode="area")
+        return self.head(self.features(images))
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Like forward, averaged with the mirrored pictures (the same head seen from the mirrored side)."""
+        mirror = torch.tensor([-1.0, 1.0, 1.0])
+        return F.normalize(self(images) + self(images.flip(-1)) * mirror, dim=-1)
+
+
+def save_pose_regressor(path: str | Path, model: PoseRegressor, **facts) -> None:
+    """Float16 safetensors; facts (JSON-able) go to the metadata."""
+    tensors = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
+    metadata = {"format": FORMAT, "width": str(model.width), **{k: json.dumps(v) for k, v in facts.items()}}
+    write_atomically(Path(path), lambda p: save_file(tensors, p, metadata))
+
+
+def load_pose_regressor(path: str | Path) -> PoseRegressor:
+    """Float32 on the CPU, in eval mode. Raises FileNotFoundError or ValueError with the way out."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No pose regressor at '{path}'; train one with 'python -m evaluation.pose_regressor --data DIR --out {path}'."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {k: file.get_tensor(k).float() for k in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"'{path}' is not a readable safetensors file ({error}); train it again.") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"'{path}' is not a pose regressor (format {metadata.get('format')!r}, expected {FORMAT!r}).")
+    model = PoseRegressor(int(metadata["width"]))
+    model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False)
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """What may happen to a generated picture [N, 3, H, W] in [-1, 1] without its camera changing."""
+    n, size = images.shape[0], images.shape[-1]
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *(shape or (1, 1, 1)), generator=generator) * (high - low) + low
+
+    coarse = F.interpolate(images, size=int(torch.randint(size // 4, size, (), generator=generator)), mode="area")
+    blurred = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+    images = torch.lerp(images, blurred, (uniform(-0.5, 1.5)).clamp(0, 1))
+    images = images * uniform(0.7, 1.3, 3, 1, 1) + uniform(-0.25, 0.25, 3, 1, 1)
+    theta = torch.eye(2, 3).repeat(n, 1, 1)
+    theta[:, :, 2] = uniform(-0.03, 0.03, 2)
+    theta[:, :, :2] *= uniform(0.97, 1.03, 1, 1)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    axis = torch.arange(size) / size
+    left, top, side = uniform(-0.2, 1, 1), uniform(-0.2, 1, 1), uniform(0, 0.35, 1)
+    columns, rows = (axis > left) & (axis < left + side), (axis > top) & (axis < top + side)  # [N, S]
+    hole = (rows[:, :, None] & columns[:, None, :])[:, None] & (uniform(0, 1) < 0.3)
+    images = torch.where(hole, uniform(-1, 1, 3, 1, 1), images)
+    return images + torch.randn(images.shape, generator=generator) * uniform(0, 0.12)
+
+
+def train(
+    dataset: MultiViewDataset, minutes: float, steps: int | None, batch_size: int, width: int, seed: int
+) -> PoseRegressor:
+    """AdamW with warm-up and cosine decay, for a time or for a number of steps (then deterministic)."""
+    torch.manual_seed(seed)
+    model, generator = PoseRegressor(width), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+    batches, start, progress, loss, step = SingleImages(dataset, batch_size, seed), time.monotonic(), 0.0, None, 0
+    small = F.interpolate(dataset.images.float(), size=INPUT_SIZE, mode="area").round().to(torch.uint8)
+    bar = tqdm(total=100, desc="pose regressor", unit="%", mininterval=2)
+    while progress < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1, (step + 1) / 50) * (0.5 + 0.5 * np.cos(np.pi * progress))
+        batch = next(batches)
+        images = augment(pick(small, batch.targets, batch.flips), generator)
+        truth = viewing_directions(pick_labels(dataset.labels, batch.targets, batch.flips))
+        loss = F.smooth_l1_loss(model.raw(images), truth, beta=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+        progress = step / steps if steps else (time.monotonic() - start) / (60 * minutes)
+        bar.n = min(100, round(100 * progress))
+        bar.set_postfix_str(f"step {step}, loss {loss.item():.5f}", refresh=False)
+        bar.update(0)
+    bar.close()
+    return model.eval().requires_grad_(False)
+
+
+def floor(model: PoseRegressor, dataset: MultiViewDataset) -> np.ndarray:
+    """Mean error in degrees per identity on real renders [identities]."""
+    directions = torch.cat([model.predict(rows.float() / 127.5 - 1) for rows in dataset.images.split(256)])
+    errors = angle_between(directions, viewing_directions(dataset.labels)).numpy()
+    return np.array([errors[rows].mean() for rows in dataset.subjects])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.pose_regressor", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="dataset folder written by training.render")
+    parser.add_argument("--out", required=True, type=Path, help="where the .safetensors file goes")
+    parser.add_argument("--minutes", type=float, default=4.0, help="training time (default %(default)s)")
+    parser.add_argument("--steps", type=int, help="train for exactly so many steps instead (repeatable to the bit)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--width", type=int, default=32, help="channels of the first layer, a multiple of 8")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    try:
+        dataset = MultiViewDataset(options.data, "train", conditions=False)
+        held_out = MultiViewDataset(options.data, "test", conditions=False)
+    except DataError as error:
+        parser.exit(1, f"{error}\n")
+    model = train(dataset, options.minutes, options.steps, options.batch_size, options.width, options.seed)
+    errors = {"train": bootstrap_mean(floor(model, dataset)), "test": bootstrap_mean(floor(model, held_out))}
+    facts = {f"{split}_error_degrees": list(interval) for split, interval in errors.items()}
+    save_pose_regressor(options.out, model, data_fingerprint=dataset.fingerprint, seed=options.seed, **facts)
+    for split, interval in errors.items():
+        print(f"{split}: {interval} degrees over {interval.count} identities")
+    print(f"wrote {options.out} ({options.out.stat().st_size / 1e6:.2f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

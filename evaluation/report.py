@@ -1,0 +1,59 @@
+"""Tables and pictures of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from training.loop import write_atomically
+
+from .bootstrap import Interval
+
+LABEL_WIDTH = 120
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose columns line up in a terminal too."""
+    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [header, *rows]]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cell(interval: Interval, digits: int, signed: bool = False) -> str:
+    """'mean [low, high]', or 'none' if nothing was measured."""
+    if interval.count == 0:
+        return "none"
+    sign = "+" if signed else ""
+    return f"{interval.mean:{sign}.{digits}f} [{interval.low:{sign}.{digits}f}, {interval.high:{sign}.{digits}f}]"
+
+
+def picture_rows(rows: list[tuple[str, Tensor]]) -> Image.Image:
+    """Rows of pictures [n, 3, H, W] in [0, 1], each with its title at the left; short rows end in grey."""
+    side, count = rows[0][1].shape[-1], max(len(images) for _, images in rows)
+    page = Image.new("RGB", (LABEL_WIDTH + count * side, len(rows) * side), (128, 128, 128))
+    draw = ImageDraw.Draw(page)
+    for y, (title, images) in enumerate(rows):
+        draw.text((6, y * side + side // 2 - 6), title, fill=(255, 255, 255))
+        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()  # [n, H, W, 3]
+        for x, image in enumerate(pixels):
+            page.paste(Image.fromarray(image), (LABEL_WIDTH + x * side, y * side))
+    return page
+
+
+def stack_pages(paths: list[Path], out: Path) -> None:
+    """Pages below one another in one PNG."""
+    pages = [Image.open(path) for path in paths]
+    whole = Image.new("RGB", (max(p.width for p in pages), sum(p.height + 8 for p in pages)), (255, 255, 255))
+    top = 0
+    for page in pages:
+        whole.paste(page, (0, top))
+        top += page.height + 8
+    save_png(whole, out)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    write_atomically(path, lambda p: image.save(p, format="PNG"))
