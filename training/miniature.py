@@ -1,0 +1,174 @@
+"""The miniature: the whole system, base model included, trained small on rendered heads by one command.
+
+    python -m training.miniature --preset cpu --out runs/miniature [--data DIR] [--ict ict_model.npz] [--export]
+
+Renders the data if they are not there, then trains every network in order, each in a folder of its own. Whatever is
+finished is skipped, whatever was stopped is resumed. Ends with a table of what each stage took. ``--export`` also writes
+the networks in half precision to weights/miniature, where the ComfyUI nodes find them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from diffportrait3d.checkpoints import load_network, read_metadata, save_network
+
+from . import render
+from .config import ConfigError, load_config
+from .loop import Interrupted, finished, run_stage
+
+CONFIGS = Path(__file__).parent / "configs"
+PRESETS = ("cpu", "gpu", "smoke")
+EXPORTED_METADATA_LEFT_OUT = ("format", "format_version", "network", "config")
+SHARD_BYTES = 15 * 2**20
+
+# stage: (its configuration's class, the kind of network it writes, the kinds it builds on)
+STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "autoencoder": ("AutoencoderStageConfig", "autoencoder", ()),
+    "base": ("BaseConfig", "unet", ("autoencoder",)),
+    "reference": ("ReferenceConfig", "reference_encoder", ("autoencoder", "unet")),
+    "view_control": ("ViewControlConfig", "view_controlnet", ("autoencoder", "unet", "reference_encoder")),
+    "view_consistency": (
+        "ViewConsistencyConfig",
+        "view_consistency",
+        ("autoencoder", "unet", "reference_encoder", "view_controlnet"),
+    ),
+    "novel_view": ("NovelViewStageConfig", "novel_view", ("autoencoder",)),
+}
+
+
+def network_file(out: Path, stage: str) -> Path:
+    """Where a stage of the run ``out`` writes its network."""
+    return out / stage / f"{STAGES[stage][1]}.safetensors"
+
+
+def stage_overrides(stage: str, out: Path, data: Path) -> list[str]:
+    """What ties a preset's stage to this run: folders, data, and the networks it builds on."""
+    values = {"run_dir": out / stage, "data.root": data}
+    writers = {kind: name for name, (_, kind, _) in STAGES.items()}
+    for kind in STAGES[stage][2]:
+        values[f"inputs.{kind}"] = network_file(out, writers[kind])
+    if stage not in ("autoencoder", "novel_view"):
+        values["latents_dir"] = out / "latents"  # encoded once for all stages
+    return [f"{key}={json.dumps(str(value))}" for key, value in values.items()]
+
+
+def render_data(preset: str, data: Path, ict: Path | None) -> None:
+    """Render the preset's dataset; one that is complete is left as it is, an interrupted one continues."""
+    if (data / "manifest.jsonl").is_file():
+        print(f"data: '{data}' is there.")
+        return
+    settings = yaml.safe_load((CONFIGS / preset / "render.yaml").read_text(encoding="utf-8"))
+    arguments = ["--out", str(data)]
+    for key, value in settings.items():
+        arguments += [f"--{key.replace('_', '-')}", str(value)]
+    if ict is not None:
+        arguments += ["--ict", str(ict)]
+    if render.main(arguments) != 0:
+        raise ValueError(f"Rendering to '{data}' failed; the message is above.")
+
+
+def run(preset: str, out: Path, data: Path, ict: Path | None, overrides: list[str]) -> list[dict[str, Any]]:
+    """Data and all stages; ``overrides`` apply to every stage. Returns the stages' summaries in order."""
+    configs = {}
+    for stage, (class_name, _, _) in STAGES.items():  # all of them first: a typing error must not cost hours
+        cls = getattr(importlib.import_module(f"training.{stage}"), class_name)
+        path = CONFIGS / preset / f"{stage}.yaml"
+        configs[stage] = load_config(cls, path, [*stage_overrides(stage, out, data), *overrides])
+    render_data(preset, data, ict)
+    summaries = []
+    for stage, config in configs.items():
+        build = importlib.import_module(f"training.{stage}").build
+        summaries.append(run_stage(build, config))
+    return summaries
+
+
+def table(summaries: list[dict[str, Any]]) -> str:
+    """What each stage took, one line each."""
+    lines = [f"{'stage':<18}{'minutes':>9}{'steps':>9}{'samples':>10}{'samples/s':>11}{'loss':>10}   validation"]
+    for s in summaries:
+        validation = ", ".join(
+            f"{k.removeprefix('validation/')} {v:.4g}" for k, v in s.items() if k.startswith("validation/")
+        )
+        lines.append(
+            f"{s['stage']:<18}{s['minutes']:>9.1f}{s['steps']:>9}{s['samples']:>10}{s['samples_per_second']:>11.1f}"
+            f"{s['losses']['loss']:>10.4f}   {validation}"
+        )
+    lines.append(f"{'total':<18}{sum(s['minutes'] for s in summaries):>9.1f}")
+    return "\n".join(lines)
+
+
+def export(out: Path, weights: Path) -> list[Path]:
+    """Copy a finished run's networks to ``weights`` in half precision, shards below 16 MiB, metadata kept."""
+    written = []
+    for stage, (_, kind, _) in STAGES.items():
+        path = network_file(out, stage)
+        if finished(out / stage) is None:
+            raise ValueError(f"Stage '{stage}' of '{out}' is not finished; run the recipe to its end before exporting.")
+        module, _ = load_network(path)
+        metadata = {k: v for k, v in read_metadata(path).items() if k not in EXPORTED_METADATA_LEFT_OUT}
+        metadata["training"] = without_paths(metadata.get("training", {}))
+        target = weights / f"{kind}.safetensors"
+        written += save_network(target, module, kind, torch.float16, max_shard_bytes=SHARD_BYTES, **metadata)
+    return written
+
+
+def without_paths(training: dict[str, Any]) -> dict[str, Any]:
+    """A training summary without the folders of the machine it ran on."""
+    config = dict(training.get("config", {}))
+    for key in ("run_dir", "latents_dir", "inputs"):
+        config.pop(key, None)
+    if "data" in config:
+        config["data"] = {k: v for k, v in config["data"].items() if k != "root"}
+    return {**training, "config": config}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m training.miniature", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--preset", choices=PRESETS, default="cpu", help="cpu: 128 px, hours on two cores; gpu: 256 px")
+    p.add_argument("--out", type=Path, default=Path("runs/miniature"), help="folder of the run")
+    p.add_argument("--data", type=Path, help="multi-view dataset; rendered if absent (default: OUT/data)")
+    p.add_argument("--ict", type=Path, help="ICT face model (.npz) to render people from; without it all are analytic")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
+                   help="override a value of every stage, e.g. loop.threads=1")  # fmt: skip
+    p.add_argument("--threads", type=int, help="torch threads (short for --set loop.threads=N)")
+    p.add_argument("--export", action="store_true", help="write weights/miniature at the end")
+    p.add_argument("--weights", type=Path, default=Path("weights/miniature"), help="where --export writes")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    overrides = list(arguments.overrides)
+    if arguments.threads is not None:
+        overrides.append(f"loop.threads={arguments.threads}")
+    data = arguments.data or arguments.out / "data"
+    try:
+        summaries = run(arguments.preset, arguments.out, data, arguments.ict, overrides)
+        print("\n" + table(summaries))
+        if arguments.export:
+            files = export(arguments.out, arguments.weights)
+            size = sum(f.stat().st_size for f in files) / 2**20
+            print(f"{len(files)} files, {size:.1f} MiB, written to '{arguments.weights}'.")
+    except Interrupted as stop:
+        print(stop)
+        return 128 + signal.SIGINT
+    except (ConfigError, FileNotFoundError, ValueError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
