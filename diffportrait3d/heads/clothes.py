@@ -1,0 +1,86 @@
+"""Neck, shoulders and a garment: one lathe-like body below the head."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .materials import Look
+from .mesh import SKIN, HeadMesh, Noise, Surface, grid_triangles, interpolate_table, smooth, vertex_normals
+
+ROWS, COLUMNS = 38, 76
+
+
+# Height, half width, half depth and centre z of the bust's cross-sections (cm).
+_SECTIONS = (
+    (-7.0, 4.4, 4.4, 0.6), (-9.0, 4.9, 5.0, -0.2), (-10.0, 5.6, 5.5, -0.7), (-11.0, 7.0, 5.9, -1.3), (-12.0, 9.0, 6.0, -1.9),
+    (-13.0, 11.4, 6.2, -2.3), (-14.2, 13.8, 6.5, -2.5), (-16.0, 16.6, 7.2, -2.3), (-19.0, 18.8, 8.2, -1.4), (-30.0, 19.5, 10.0, 0.0),
+)  # fmt: skip
+
+
+def torso_surfaces(mesh: HeadMesh, look: Look, generator: torch.Generator) -> list[Surface]:
+    """The bare bust, and a garment: the head mesh's own skin and the bust below the neckline, a little larger."""
+    noise = Noise(generator, 0.35)
+    width = 1 + 0.05 * float(torch.randn(1, generator=generator).clamp(-2, 2))
+    bust = _bust(width)
+    triangles = grid_triangles(ROWS, COLUMNS)
+    bare = look.skin.expand(len(bust), 3) * (1 + 0.02 * noise(bust))[:, None]
+    surfaces = [Surface(bust, triangles, bare, torch.full((len(bust),), 0.08))]
+    skin = mesh.triangles[(mesh.part == SKIN)[mesh.triangles].all(1)]
+    for vertices, faces in ((mesh.vertices, skin), (bust, triangles)):
+        surfaces += _garment(vertices, faces, look, noise)
+    return surfaces
+
+
+def _garment(vertices: Tensor, triangles: Tensor, look: Look, noise: Noise) -> list[Surface]:
+    height = vertices[:, 1] - _neckline(vertices, look)
+    covered = (height < 0.45)[triangles].all(1)
+    if not covered.any():
+        return []
+    lift = 0.55 * smooth(0.45 - height, 0.0, 0.5) + 0.10 * noise(vertices * 2) * smooth(-height, 0, 2) - 0.05
+    cloth = vertices + vertex_normals(vertices, triangles) * lift[:, None]
+    used = triangles[covered].unique()
+    renumber = torch.full((len(vertices),), -1)
+    renumber[used] = torch.arange(len(used))
+    cloth, colour = cloth[used], _fabric(cloth, height, look, noise)[used]
+    return [Surface(cloth, renumber[triangles[covered]], colour, torch.full((len(used),), 0.03))]
+
+
+def _bust(width: float) -> Tensor:
+    """[ROWS * COLUMNS, 3] from inside the neck down to the chest, wide shoulders, flat chest."""
+    knots = torch.tensor(_SECTIONS).flip(0).T.contiguous()  # rising heights
+    angle = torch.arange(COLUMNS) * (2 * math.pi / COLUMNS)
+    y = torch.cat([torch.linspace(-7, -16, ROWS - 12), torch.linspace(-16, -30, 13)[1:]])
+    half_width, depth, centre = (interpolate_table(y, knots[0], knots[k])[:, None] for k in (1, 2, 3))
+    sine, cosine = torch.sin(angle), torch.cos(angle)
+    power = 0.85  # a superellipse: rounder than a box, fuller than an ellipse
+    x = half_width * width * sine.sign() * sine.abs() ** power
+    z = depth * cosine.sign() * cosine.abs() ** power + centre
+    y = y[:, None] - 0.8 * smooth(half_width, 6, 14) * smooth(cosine, 0.2, 1.0)  # the neckline dips in front
+    return torch.stack([x, y.expand_as(x), z], -1).reshape(-1, 3)
+
+
+def _neckline(points: Tensor, look: Look) -> Tensor:
+    """Height of the hem at each point: a high collar, a V or a round neckline."""
+    x, _, z = points.unbind(1)
+    front = smooth(z, -1.5, 4.5)
+    if look.collar < 0.25:
+        return -7.6 - 2.2 * front
+    if look.collar < 0.5:
+        return -9.2 - 1.2 * front - 4.0 * front * (1 - x.abs() / 5).clamp(min=0)
+    return -9.6 - (1.2 + 1.8 * look.collar) * front
+
+
+def _fabric(points: Tensor, height: Tensor, look: Look, noise: Noise) -> Tensor:
+    second = torch.zeros(len(points))
+    if look.pattern == "stripes":
+        second = (torch.sin(points[:, 1] * 3.2) > 0.2).float()
+    elif look.pattern == "zip":
+        second = (points[:, 0].abs() < 0.45).float() * (points[:, 2] > 0).float()
+    elif look.pattern == "knit":
+        second = 0.25 * (torch.sin(points[:, 0] * 4) * torch.sin(points[:, 1] * 4) > 0).float()
+    second = torch.maximum(second, smooth(height, -0.6, -0.45) * (look.pattern != "plain"))
+    colour = look.cloth * (1 - second[:, None]) + look.cloth_second * second[:, None]
+    return colour * (1 + 0.08 * noise(points * 3))[:, None]

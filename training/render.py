@@ -1,0 +1,237 @@
+"""Render a multi-view portrait data set: many people, each from several exact cameras, with condition pictures.
+
+    python -m training.render --out DIR [--ict ict_model.npz] --resolution 128 --train 900 --val 20 --test 100 --views 10
+
+Every portrait view comes with a condition picture: another, analytic person at the same camera. Identities of the splits
+and the condition people come from disjoint seed ranges; validation and test use condition people never seen in training.
+An interrupted run continues where it stopped: people whose `subject.json` exists are skipped.
+Layout: DIR/manifest.jsonl (a header line, then one line per subject), DIR/SPLIT/SUBJECT/NN.png, NN_condition.png and, for the
+test split, NN_depth.npz with `depth` float16 [H, W] (camera z, 0 = background) and `mask` bool [H, W].
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from diffportrait3d.cameras import orbit_camera
+from diffportrait3d.heads import IctHeads, portrait_scene, render_views
+
+FORMAT, VERSION = "diffportrait3d-multiview", 1
+SPLITS = ("train", "val", "test")
+SEED_STRIDE = 10_000_000  # one data-set seed's worth of person seeds
+FIRST_SEED = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+FIRST_CONDITION = {"train": 3_000_000, "val": 4_000_000, "test": 4_000_000}
+LARGEST_SPLIT = 1_000_000
+EASY_YAW, EASY_PITCH = 15.0, 8.0  # the first view of every person, a natural reference
+
+
+def render_dataset(out: Path, settings: dict, counts: dict[str, int], ict: Path | None, workers: int = 2) -> Path:
+    """Render what is missing below `out` and write the manifest; returns its path. `settings`: see `dataset_settings`."""
+    _check_folder(out, settings)
+    _write(out / "settings.json", json.dumps(settings, indent=1).encode())
+    jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
+    todo = [job for job in jobs if not _record_path(out, settings, *job).is_file()]
+    if len(todo) < len(jobs):
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} people are there already", file=sys.stderr)
+    bar = tqdm(total=len(todo), unit="person", smoothing=0.1)
+    initial = (out, settings, ict)
+    if workers <= 1:
+        _start_worker(*initial)
+        for job in todo:
+            _render_person(job)
+            bar.update()
+    else:
+        with multiprocessing.get_context("spawn").Pool(workers, _start_worker, initial) as pool:
+            for _ in pool.imap_unordered(_render_person, todo):
+                bar.update()
+    bar.close()
+    return write_manifest(out, settings, jobs)
+
+
+def dataset_settings(resolution: int, views: int, yaw: float, pitch: float, ict_fraction: float, condition_subjects: int, seed: int) -> dict:
+    """Everything that decides what a picture looks like; two runs into one folder must agree on it."""
+    return {
+        "format": FORMAT, "version": VERSION, "resolution": resolution, "views": views, "yaw": yaw, "pitch": pitch,
+        "ict_fraction": ict_fraction, "condition_subjects": condition_subjects, "seed": seed,
+    }  # fmt: skip
+
+
+def person(settings: dict, split: str, index: int) -> dict:
+    """Who subject `index` of a split is: id, provider, seed, camera labels [views, 25], condition seeds. No rendering."""
+    seed = settings["seed"] * SEED_STRIDE + FIRST_SEED[split] + index
+    generator = torch.Generator().manual_seed(seed + 7_000_000_000)
+    ict = float(torch.rand(1, generator=generator)) < settings["ict_fraction"]
+    wide = torch.rand(2, settings["views"], generator=generator) * 2 - 1
+    limits = torch.tensor([[settings["yaw"]], [settings["pitch"]]]).expand(2, settings["views"]).clone()
+    limits[:, 0] = torch.minimum(limits[:, 0], torch.tensor([EASY_YAW, EASY_PITCH]))
+    yaw, pitch = wide * limits
+    first = settings["seed"] * SEED_STRIDE + FIRST_CONDITION[split]
+    chosen = torch.randint(settings["condition_subjects"], (settings["views"],), generator=generator)
+    provider = "ict" if ict else "analytic"
+    return {
+        "id": f"{provider}-{seed:07d}", "split": split, "provider": provider, "seed": seed,
+        "labels": orbit_camera(yaw, pitch), "conditions": [first + int(k) for k in chosen],
+    }  # fmt: skip
+
+
+def write_manifest(out: Path, settings: dict, jobs: list[tuple[str, int]]) -> Path:
+    """Collect the subjects' records, in order, below the header line."""
+    records = [_record_path(out, settings, *job).read_text(encoding="utf-8") for job in jobs]
+    path = out / "manifest.jsonl"
+    _write(path, "\n".join([json.dumps(settings), *records, ""]).encode())
+    return path
+
+
+def read_manifest(path: Path) -> tuple[dict, list[dict]]:
+    """(header, subjects) of a manifest; ValueError if it is something else."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such manifest; render the data set first (python -m training.render --out {path.parent})")
+    try:
+        header, *subjects = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path}: not a manifest of JSON lines: {error}") from error
+    if header.get("format") != FORMAT or header.get("version") != VERSION:
+        raise ValueError(f"{path}: expected {FORMAT} version {VERSION}, found {header.get('format')} version {header.get('version')}")
+    return header, subjects
+
+
+def _check_folder(out: Path, settings: dict) -> None:
+    path = out / "settings.json"
+    if not path.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out}: exists and is not a data set of this program; choose an empty or new folder for --out")
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    different = [f"{key} {there.get(key)!r} there, {value!r} asked" for key, value in settings.items() if there.get(key) != value]
+    if different:
+        raise ValueError(f"{out}: holds a data set with other settings ({'; '.join(different)}); use them, or another --out")
+
+
+def _record_path(out: Path, settings: dict, split: str, index: int) -> Path:
+    return out / split / person(settings, split, index)["id"] / "subject.json"
+
+
+_worker: dict = {}
+
+
+def _start_worker(out: Path, settings: dict, ict: Path | None) -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    _worker.update(out=out, settings=settings, ict=None if ict is None else IctHeads(ict))
+    _worker["condition"] = functools.lru_cache(maxsize=settings["condition_subjects"])(portrait_scene)
+
+
+def _render_person(job: tuple[str, int]) -> None:
+    out, settings = _worker["out"], _worker["settings"]
+    who = person(settings, *job)
+    folder = out / who["split"] / who["id"]
+    folder.mkdir(parents=True, exist_ok=True)
+    scene = portrait_scene(who["seed"], _worker["ict"] if who["provider"] == "ict" else "analytic")
+    portrait = render_views(scene, who["labels"], settings["resolution"])
+    views = []
+    for k, (label, condition) in enumerate(zip(who["labels"], who["conditions"], strict=True)):
+        shown = render_views(_worker["condition"](condition), label[None], settings["resolution"])
+        names = {"image": f"{k:02d}.png", "condition": f"{k:02d}_condition.png"}
+        _write(folder / names["image"], _png(portrait.image[k]))
+        _write(folder / names["condition"], _png(shown.image[0]))
+        if who["split"] == "test":
+            names["depth"] = f"{k:02d}_depth.npz"
+            _write(folder / names["depth"], _depth_file(portrait.depth[k], portrait.mask[k]))
+        view = {key: f"{who['split']}/{who['id']}/{name}" for key, name in names.items()}
+        views.append({**view, "condition_subject": f"analytic-{condition:07d}", "label": label.tolist()})
+    record = {key: who[key] for key in ("id", "split", "provider", "seed")} | {"views": views}
+    _write(folder / "subject.json", json.dumps(record).encode())
+
+
+def _png(image: Tensor) -> bytes:
+    pixels = (image.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _depth_file(depth: Tensor, mask: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, depth=depth.numpy().astype(np.float16), mask=mask.numpy())
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write atomically: a temporary file beside the target, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.render", description="Render a multi-view portrait data set.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the data set; a run that was interrupted continues")
+    parser.add_argument("--ict", type=Path, help="quantised ICT face model (.npz); without it every person is analytic")
+    parser.add_argument("--ict-fraction", type=float, default=0.67, help="share of people from the ICT model (default 0.67)")
+    parser.add_argument("--resolution", type=int, default=128, help="side of the pictures in pixels, a multiple of 8")
+    for split, count in (("train", 900), ("val", 20), ("test", 100)):
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"number of people in the {split} split")
+    parser.add_argument("--views", type=int, default=10, help="views per person; the first one is nearly frontal")
+    parser.add_argument("--yaw", type=float, default=60.0, help="largest yaw in degrees, to both sides")
+    parser.add_argument("--pitch", type=float, default=20.0, help="largest pitch in degrees, up and down")
+    parser.add_argument("--condition-subjects", type=int, default=64, help="number of people in the condition pictures, per library")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other people and other cameras")
+    return parser
+
+
+def _problem(args: argparse.Namespace) -> str | None:
+    """The first thing wrong with the arguments, or None."""
+    checks = (
+        (args.resolution < 8 or args.resolution % 8, f"--resolution {args.resolution} must be a positive multiple of 8"),
+        (min(args.train, args.val, args.test) < 0, "--train, --val and --test must not be negative"),
+        (max(args.train, args.val, args.test) > LARGEST_SPLIT, f"a split holds at most {LARGEST_SPLIT} people"),
+        (args.train + args.val + args.test == 0, "nothing to render: --train, --val and --test are all 0"),
+        (args.views < 1, f"--views {args.views} must be at least 1"),
+        (not 0 <= args.yaw <= 180, f"--yaw {args.yaw} must lie in 0..180 degrees"),
+        (not 0 <= args.pitch < 90, f"--pitch {args.pitch} must lie in 0..90 degrees"),
+        (not 0 <= args.ict_fraction <= 1, f"--ict-fraction {args.ict_fraction} must lie in 0..1"),
+        (args.condition_subjects < 1, "--condition-subjects must be at least 1"),
+        (args.seed < 0, "--seed must not be negative"),
+        (args.ict is not None and not args.ict.is_file(), f"--ict {args.ict}: no such file"),
+    )
+    return next((message for wrong, message in checks if wrong), None)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if problem := _problem(args):
+        parser.error(problem)
+    fraction = args.ict_fraction if args.ict else 0.0
+    settings = dataset_settings(args.resolution, args.views, args.yaw, args.pitch, fraction, args.condition_subjects, args.seed)
+    try:
+        manifest = render_dataset(args.out, settings, {split: getattr(args, split) for split in SPLITS}, args.ict, args.workers)
+    except ValueError as error:
+        parser.error(str(error))
+    print(manifest)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
