@@ -1,4 +1,4 @@
-"""The KL-f8 autoencoder of latent diffusion, of any width: SD1.5's own VAE, or the miniature's."""
+"""The KL autoencoder of latent diffusion, of any width: SD1.5's own VAE, or the miniature's."""
 from __future__ import annotations
 
 import torch
@@ -78,7 +78,8 @@ def _middle(channels: int) -> nn.Module:
 class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.patch_size = config.patch_size
+        self.conv_in = nn.Conv2d(config.patch_channels, config.ch, 3, padding=1)
         channels = config.ch
         self.down = nn.ModuleList()
         for level, mult in enumerate(config.ch_mult):
@@ -96,7 +97,7 @@ class Encoder(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Hidden states at the end of every level, finest first; the last one has passed the middle."""
-        h, levels = self.conv_in(x), []
+        h, levels = self.conv_in(F.pixel_unshuffle(x, self.patch_size)), []
         for stage in self.down:
             for block in stage.block:
                 h = block(h)
@@ -128,7 +129,8 @@ class Decoder(nn.Module):
             stages.insert(0, stage)  # the LDM numbers them from the finest level
         self.up = nn.ModuleList(stages)
         self.norm_out = _norm(channels)
-        self.conv_out = nn.Conv2d(channels, config.in_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, config.patch_channels, 3, padding=1)
+        self.patch_size = config.patch_size
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.conv_in(z)
@@ -138,7 +140,7 @@ class Decoder(nn.Module):
                 h = block(h)
             if hasattr(stage, "upsample"):
                 h = stage.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch_size)
 
 
 class AutoencoderKL(nn.Module):

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from diffportrait3d.checkpoints import CheckpointError, load_network, network_files, read_metadata, save_network
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL, UNet, UNetConfig
 
-TINY = AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1)
+TINY = AutoencoderConfig(ch=32, ch_mult=(1, 1), patch_size=2)
 
 
 @pytest.fixture
