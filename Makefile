@@ -13,7 +13,7 @@ setup: ## .venv, the pinned packages, ComfyUI
 
 test: setup ## ruff and all tests; ARGS="-k name" is passed to pytest
 	.venv/bin/ruff check
-	.venv/bin/pytest -q $(ARGS)
+	.venv/bin/pytest -q tests $(ARGS)
 
 demo: setup ## a turntable from a portrait through real ComfyUI; PORTRAIT=file PORT=number
 	@$(RUN) -m tools.demo $(if $(PORTRAIT),--portrait "$(PORTRAIT)") $(if $(PORT),--port $(PORT)) $(ARGS)

@@ -20,9 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tools import cpu_wheels
-from tools.host import PACK, HostError, find_host
-
-PACK_NAME = "ComfyUI-DiffPortrait3D"
+from tools.host import PACK, PACK_NAME, HostError, find_host, link_pack
 
 
 class WorkflowError(RuntimeError):
@@ -62,9 +60,7 @@ class EmbeddedHost:
         Raises:
             HostError: the host refused the pack; the message holds what the host logged.
         """
-        folder = self.base_directory / "custom_nodes" / name
-        if not folder.exists():
-            folder.symlink_to(source, target_is_directory=True)
+        folder = link_pack(self.base_directory, source, name)
         known = set(self.nodes.NODE_CLASS_MAPPINGS)
         with _captured_warnings() as warnings:
             loaded = self.loop.run_until_complete(

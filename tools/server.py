@@ -1,0 +1,136 @@
+"""The real ComfyUI server as a child process that never outlives its `with` block."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tools.host import PACK, PACK_NAME, find_host, link_pack
+
+READY_SECONDS = 180
+STOP_SECONDS = 10
+_PACK_FAILURES = ("Cannot import ", "Error while calling comfy_entrypoint ", "Skip ")
+
+
+class ServerError(RuntimeError):
+    """The server could not start or ended too early; the message names the reason."""
+
+
+class Server:
+    """`with Server() as server: ...` runs ComfyUI with this pack alone, in a temporary base directory.
+
+    Args:
+        port: TCP port on 127.0.0.1; None picks a free one
+        cpu: run on the CPU even where there is an accelerator; None decides by torch
+        options: more of ComfyUI's command-line options
+
+    Raises on entry:
+        ServerError: the port is taken, or the server did not come up
+        HostError: there is no ComfyUI (see tools/host.py)
+    """
+
+    def __init__(self, port: int | None = None, cpu: bool | None = None, options: tuple[str, ...] = ()):
+        self.port = port
+        self.cpu = cpu
+        self.options = options
+        self.process: subprocess.Popen | None = None
+        self._folder: tempfile.TemporaryDirectory | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def base_directory(self) -> Path:
+        return Path(self._folder.name)
+
+    def __enter__(self) -> Server:
+        host = find_host()
+        self.port = _claim_port(self.port)
+        self._folder = tempfile.TemporaryDirectory(prefix="diffportrait3d-host-")
+        try:
+            self._start(host)
+            self._wait_until_ready()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)  # a background child may ignore SIGINT
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._folder.cleanup()
+
+    def check_alive(self) -> None:
+        """Raise ServerError if the process has ended."""
+        code = self.process.poll()
+        if code is not None:
+            raise ServerError(f"The ComfyUI server ended with exit code {code}. Its last words:\n{self.log_tail()}")
+
+    def log(self) -> str:
+        return (self.base_directory / "server.log").read_text(encoding="utf-8", errors="replace")
+
+    def log_tail(self, lines: int = 12) -> str:
+        return "\n".join(self.log().strip().splitlines()[-lines:])
+
+    def _start(self, host: Path) -> None:
+        pack = link_pack(self.base_directory).name
+        cpu = _no_accelerator() if self.cpu is None else self.cpu
+        command = [sys.executable, str(PACK / "tools/run_host.py"), str(host), "--listen", "127.0.0.1",
+                   "--port", str(self.port), "--base-directory", str(self.base_directory),
+                   "--disable-all-custom-nodes", "--whitelist-custom-nodes", pack, "--disable-api-nodes",
+                   "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
+                   "--use-pytorch-cross-attention", *(["--cpu"] if cpu else []), *self.options]
+        with open(self.base_directory / "server.log", "wb") as log:
+            # Its own session, so that Ctrl-C reaches us alone and the server is stopped in order.
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            start_new_session=True, env={**os.environ, "PYTHONUTF8": "1"})
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            self.check_alive()
+            try:
+                with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5):
+                    return self._check_pack()
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        raise ServerError(f"The ComfyUI server did not answer on {self.url} within {READY_SECONDS} s. Its last"
+                          f" words:\n{self.log_tail()}")
+
+    def _check_pack(self) -> None:
+        """ComfyUI starts without a pack that fails to load and only logs the reason."""
+        failures = [line for line in self.log().splitlines() if line.startswith(_PACK_FAILURES) and PACK_NAME in line]
+        if failures:
+            raise ServerError(f"ComfyUI could not load this pack: {failures[0]}")
+
+
+def _claim_port(port: int | None) -> int:
+    """The port if it is free, or any free one for None."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port or 0))
+        except OSError as error:
+            raise ServerError(f"Port {port} cannot be used ({error.strerror}): stop what listens there, choose another"
+                              " with PORT=number, or leave PORT out to use a free one.") from None
+        return probe.getsockname()[1]
+
+
+def _no_accelerator() -> bool:
+    import torch
+
+    return not torch.accelerator.is_available()
