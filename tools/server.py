@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,6 @@ from tools.host import PACK, PACK_NAME, find_host, link_pack
 
 READY_SECONDS = 180
 STOP_SECONDS = 10
-_PACK_FAILURES = ("Cannot import ", "Error while calling comfy_entrypoint ", "Skip ")
 
 
 class ServerError(RuntimeError):
@@ -81,7 +81,9 @@ class Server:
             raise ServerError(f"The ComfyUI server ended with exit code {code}. Its last words:\n{self.log_tail()}")
 
     def log(self) -> str:
-        return (self.base_directory / "server.log").read_text(encoding="utf-8", errors="replace")
+        """What the server has printed so far, without colours."""
+        text = (self.base_directory / "server.log").read_text(encoding="utf-8", errors="replace")
+        return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
     def log_tail(self, lines: int = 12) -> str:
         return "\n".join(self.log().strip().splitlines()[-lines:])
@@ -112,10 +114,15 @@ class Server:
                           f" words:\n{self.log_tail()}")
 
     def _check_pack(self) -> None:
-        """ComfyUI starts without a pack that fails to load and only logs the reason."""
-        failures = [line for line in self.log().splitlines() if line.startswith(_PACK_FAILURES) and PACK_NAME in line]
-        if failures:
-            raise ServerError(f"ComfyUI could not load this pack: {failures[0]}")
+        failure = pack_failure(self.log())
+        if failure is not None:
+            raise ServerError(f"ComfyUI could not load this pack: {failure}")
+
+
+def pack_failure(log: str) -> str | None:
+    """The line in which ComfyUI says why it goes on without this pack, or None where it loaded it."""
+    failure = re.compile(rf"(Cannot import|Error while calling comfy_entrypoint in|Skip) .*{PACK_NAME}\b.*")
+    return next((found[0] for found in map(failure.search, log.splitlines()) if found), None)
 
 
 def _claim_port(port: int | None) -> int:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.embedded import HostError, WorkflowError
+from tools.embedded import WorkflowError
+from tools.host import PACK_NAME, HostError
+from tools.server import pack_failure
 
 IMAGE = {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 8, "batch_size": 2, "color": 0xFF8000}}
 
@@ -83,10 +85,27 @@ def test_pack_runs_its_own_core_and_hides_nothing(pack, repository):
     assert not any(Path(entry or ".").resolve() == repository for entry in sys.path)
 
 
-def test_refused_pack_shows_the_hosts_traceback(host, tmp_path):
-    (tmp_path / "__init__.py").write_text("raise LookupError('no such thing')\n")
-    with pytest.raises(HostError, match="LookupError: no such thing"):
-        host.load_pack(tmp_path, name="broken-pack")
+@pytest.mark.parametrize("code", [
+    "raise LookupError('no such thing')",
+    "def comfy_entrypoint(): raise LookupError('no such thing')",
+    "# neither nodes nor an entrypoint",
+])
+def test_refused_pack_shows_the_hosts_words(host, tmp_path, code):
+    """In-process as an error; from the server's log as the one line that `make demo` prints."""
+    source, name = tmp_path / "source", f"{PACK_NAME}-{tmp_path.name}"
+    source.mkdir()
+    (source / "__init__.py").write_text(code + "\n")
+    with pytest.raises(HostError, match="refused the pack") as caught:
+        host.load_pack(source, name=name)
+    failure = pack_failure(str(caught.value))
+    assert name in failure and ("no such thing" in failure or "lack of NODE_CLASS_MAPPINGS" in failure)
+    if code.startswith("raise"):
+        assert "LookupError: no such thing" in str(caught.value), "the traceback is missing"
+
+
+def test_loaded_pack_is_no_failure():
+    log = f"Cannot import extras/nodes_glsl.py module for custom nodes: x\n   0.0 seconds: custom_nodes/{PACK_NAME}"
+    assert pack_failure(log) is None
 
 
 @pytest.mark.parametrize("damage", ["weight", "option", "module"])
