@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .clothes import torso_surfaces
+from .clothes import dress
 from .hair import hair_surfaces
 from .ict import IctHeads
 from .materials import eyeballs, paint_head, sample_look
@@ -25,8 +25,8 @@ def portrait_scene(seed: int, provider="analytic") -> Scene:
     generator = torch.Generator().manual_seed(seed)
     look = sample_look(generator)
     mesh = provider.head(generator)
-    surfaces = [paint_head(mesh, look, generator), eyeballs(mesh, look), *mesh.extra]
-    surfaces += hair_surfaces(mesh, look, generator) + torso_surfaces(mesh, look, generator)
+    surfaces = dress(mesh, paint_head(mesh, look, generator), look, generator)
+    surfaces += [eyeballs(mesh, look), *hair_surfaces(mesh, look, generator)]
     return build_scene(surfaces, look.light, look.background)
 
 

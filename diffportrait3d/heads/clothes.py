@@ -20,32 +20,34 @@ _SECTIONS = (
 )  # fmt: skip
 
 
-def torso_surfaces(mesh: HeadMesh, look: Look, generator: torch.Generator) -> list[Surface]:
-    """The bare bust, and a garment: the head mesh's own skin and the bust below the neckline, a little larger."""
+def dress(mesh: HeadMesh, head: Surface, look: Look, generator: torch.Generator) -> list[Surface]:
+    """The head's surface and the bust, both bare only above the neckline, and a garment that follows them below it."""
     noise = Noise(generator, 0.35)
     width = 1 + 0.05 * float(torch.randn(1, generator=generator).clamp(-2, 2))
-    bust = _bust(width)
-    triangles = grid_triangles(ROWS, COLUMNS)
-    bare = look.skin.expand(len(bust), 3) * (1 + 0.02 * noise(bust))[:, None]
-    surfaces = [Surface(bust, triangles, bare, torch.full((len(bust),), 0.08))]
+    vertices = _bust(width)
+    colour = look.skin.expand(len(vertices), 3) * (1 + 0.02 * noise(vertices))[:, None]
+    bust = Surface(vertices, grid_triangles(ROWS, COLUMNS), colour, torch.full((len(vertices),), 0.08))
     skin = mesh.triangles[(mesh.part == SKIN)[mesh.triangles].all(1)]
-    for vertices, faces in ((mesh.vertices, skin), (bust, triangles)):
-        surfaces += _garment(vertices, faces, look, noise)
+    surfaces = []
+    for body, faces in ((head, skin), (bust, bust.triangles)):
+        height = body.vertices[:, 1] - _neckline(body.vertices, look)
+        bare = (height > -1.0)[body.triangles].any(1)
+        surfaces += [body._replace(triangles=body.triangles[bare]), *_garment(body.vertices, faces, height, look, noise)]
     return surfaces
 
 
-def _garment(vertices: Tensor, triangles: Tensor, look: Look, noise: Noise) -> list[Surface]:
-    height = vertices[:, 1] - _neckline(vertices, look)
-    covered = (height < 0.45)[triangles].all(1)
-    if not covered.any():
+def _garment(vertices: Tensor, triangles: Tensor, height: Tensor, look: Look, noise: Noise) -> list[Surface]:
+    """A copy of the body, outside of it below the neckline and inside of it above: the two meet in a clean hem."""
+    near = triangles[(height < 1.5)[triangles].all(1)]
+    if not len(near):
         return []
-    lift = 0.55 * smooth(0.45 - height, 0.0, 0.5) + 0.10 * noise(vertices * 2) * smooth(-height, 0, 2) - 0.05
+    lift = 0.55 - 1.1 * smooth(height, -0.45, 0.45) + 0.10 * noise(vertices * 2) * smooth(-height, 0, 2)
     cloth = vertices + vertex_normals(vertices, triangles) * lift[:, None]
-    used = triangles[covered].unique()
+    used = near.unique()
     renumber = torch.full((len(vertices),), -1)
     renumber[used] = torch.arange(len(used))
-    cloth, colour = cloth[used], _fabric(cloth, height, look, noise)[used]
-    return [Surface(cloth, renumber[triangles[covered]], colour, torch.full((len(used),), 0.03))]
+    colour = _fabric(cloth, height, look, noise)[used]
+    return [Surface(cloth[used], renumber[near], colour, torch.full((len(used),), 0.03))]
 
 
 def _bust(width: float) -> Tensor:
@@ -81,6 +83,6 @@ def _fabric(points: Tensor, height: Tensor, look: Look, noise: Noise) -> Tensor:
         second = (points[:, 0].abs() < 0.45).float() * (points[:, 2] > 0).float()
     elif look.pattern == "knit":
         second = 0.25 * (torch.sin(points[:, 0] * 4) * torch.sin(points[:, 1] * 4) > 0).float()
-    second = torch.maximum(second, smooth(height, -0.6, -0.45) * (look.pattern != "plain"))
+    second = torch.maximum(second, smooth(height, -0.75, -0.6) * (look.pattern != "plain"))
     colour = look.cloth * (1 - second[:, None]) + look.cloth_second * second[:, None]
     return colour * (1 + 0.08 * noise(points * 3))[:, None]

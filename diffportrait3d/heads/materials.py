@@ -103,7 +103,7 @@ def sample_look(generator: torch.Generator) -> Look:
     rosy = torch.tensor([0.86, 0.60, 0.58]) if makeup < 0.4 else dice.choice(list(torch.tensor([[0.80, 0.36, 0.38], [0.70, 0.25, 0.32], [0.85, 0.50, 0.48]])))
     lip = skin * torch.lerp(torch.tensor([0.90, 0.70, 0.68]), rosy, 0.5 + 0.5 * makeup)
     gaze = normalize(torch.tensor([dice.normal(0.08), dice.normal(0.05), 1.0]), dim=0)
-    thickness = {"bald": 0.0, "buzz": 0.25, "short": 1.1, "swept": 1.5, "curly": 2.0, "afro": 4.6, "bob": 1.3, "long": 1.1, "bun": 0.7}[style]
+    thickness = {"bald": 0.0, "buzz": 0.25, "short": 1.1, "swept": 1.5, "curly": 2.0, "afro": 3.3, "bob": 1.3, "long": 1.1, "bun": 0.7}[style]
     return Look(
         skin=skin, lip=lip, hair=hair, brow=brow, iris=dice.choice(list(IRISES), _iris_weights(tone)) * dice.colour_jitter(0.1), gaze=gaze,
         hair_style=style, hair_thickness=thickness * dice.uniform(0.75, 1.3), hair_length=dice.uniform(), hairline=dice.normal(3.0),

@@ -52,7 +52,6 @@ class HeadMesh:
     skull: Tensor
     ears: Tensor
     two_sided: bool = False
-    extra: tuple[Surface, ...] = ()
 
 
 def to_world(points: Tensor) -> Tensor:
