@@ -1,0 +1,140 @@
+"""The golden tensors through ComfyUI: weights and inputs of `evaluation.core_golden`, our patches, the host's loop.
+
+Nothing is called that a workflow does not call: every number comes out of a guider's `sample`. Importing this module
+imports no ComfyUI; `host_outputs` wants a booted one (see `tools.embedded`).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .core_golden import NETWORKS
+from .golden_data import GOLDEN_CONFIG, PREFIXES, Golden, deterministic_weights
+
+LATENT_SCALE = 0.18215
+# name -> (reference images, camera conditions, view consistency, guidance scale); scale 0 is the unconditional pass.
+SINGLE_PASSES = {
+    "eps_base": (0, False, False, 1.0),
+    "eps_ref": (1, False, False, 1.0),
+    "eps_ref_cn": (1, True, False, 1.0),
+    "eps_cn_only": (0, True, False, 1.0),
+    "eps_motion_condpath": (0, False, True, 1.0),
+    "eps_cn_motion": (0, True, True, 1.0),
+    "eps_ref_motion": (1, False, True, 1.0),
+    "eps_full": (1, True, True, 1.0),
+    "eps_full_2ref": (2, True, True, 1.0),
+    "eps_uncond": (1, True, True, 0.0),
+    "eps_cfg3": (1, True, True, 3.0),
+}
+TRAJECTORIES = {"ddim_eta0": 0.0, "ddim_eta05": 0.5}
+
+
+def golden_weights() -> dict[str, dict[str, Tensor]]:
+    """State dict per network, the same numbers that `core_golden.golden_denoiser` holds."""
+    return {name: deterministic_weights(kind(GOLDEN_CONFIG), PREFIXES[name]) for name, kind in NETWORKS.items()}
+
+
+class HostPath:
+    """The networks with golden weights inside a booted host.
+
+    Args:
+        pack: this pack as the host has loaded it.
+        comfy: the host's `comfy` package.
+    """
+
+    def __init__(self, pack: ModuleType, comfy: ModuleType):
+        self.comfy, self.patches = comfy, pack.patches
+        weights, loading = golden_weights(), pack.patches.loading
+        config = pack.diffportrait3d.networks.UNetConfig.from_dict(GOLDEN_CONFIG.to_dict())
+        self.model = loading.build_model(weights["unet"], config, {})
+        self.encoder = loading.build_reference_encoder(weights["reference_encoder"], config, {})
+        self.views = loading.build_view_consistency(weights["view_consistency"], config, {})
+        self.control_net = pack.patches.view_controlnet.build_view_controlnet(weights["view_controlnet"], config)
+
+    def prepare(self, inputs: Mapping[str, Tensor], references: int, control: bool, views: bool):
+        """(MODEL, positive CONDITIONING) with the parts asked for."""
+        model, positive = self.model, [[inputs["context"], {}]]
+        if references:
+            latents = [inputs["ref_latent"], inputs["ref_latent2"]][:references]
+            latents = torch.cat(latents) / LATENT_SCALE
+            reference = self.patches.reference
+            model = reference.apply_reference_attention(model, self.encoder, reference.ReferenceLatents(latents))
+        if views:
+            model = self.patches.view_consistency.apply_view_consistency(model, self.views)
+        if control:
+            images = (inputs["hint"].movedim(1, -1) + 1.0) / 2.0
+            positive = self.patches.view_controlnet.apply_view_controlnet(positive, self.control_net, images)
+        return model, positive
+
+    def predict(self, inputs: Mapping[str, Tensor], references: int, control: bool, views: bool, scale: float):
+        """eps [8, 4, h, w] of one evaluation at the golden timestep."""
+        model, positive = self.prepare(inputs, references, control, views)
+        model_sampling = model.get_model_object("model_sampling")
+        sigmas = model_sampling.sigmas[inputs["t"][:1].long()].repeat(2)
+        latent = {"samples": torch.zeros_like(inputs["x_noisy"])}
+        return LATENT_SCALE * self._sample(
+            model, positive, inputs, GivenNoise(inputs["x_noisy"]), latent, self._probe(), sigmas, scale
+        )
+
+    def trajectory(self, inputs: Mapping[str, Tensor], eta: float, steps: int = 5) -> dict[str, Tensor]:
+        """The release's sampler in the host's loop: "x" [steps+1, 8, 4, h, w], "pred_x0" [steps, ...], "timesteps"."""
+        model, positive = self.prepare(inputs, 1, True, True)
+        sampling = self.patches.sampling
+        sigmas = sampling.ddim_sigmas(model.get_model_object("model_sampling"), steps)
+        noises = inputs["ddim_noise"]
+        sampler = sampling.DDIMSampler(eta, step_noise=lambda step, x: noises[step].to(x))
+        states, predictions = [], []
+
+        def record(step, x0, x, total):
+            states.append(x / torch.sqrt(1 + sigmas[step] ** 2))
+            predictions.append(x0)
+
+        latent = {"samples": inputs["proxy_latent"] / LATENT_SCALE}
+        noise = GivenNoise(inputs["q_noise"])
+        result = self._sample(model, positive, inputs, noise, latent, sampler, sigmas, 3.0, record)
+        states.append(LATENT_SCALE * result)
+        timesteps = model.get_model_object("model_sampling").timestep(sigmas[:-1])
+        return {"x": torch.stack(states), "pred_x0": torch.stack(predictions), "timesteps": timesteps}
+
+    def _sample(self, model, positive, inputs, noise, latent, sampler, sigmas, scale, callback=None) -> Tensor:
+        negative = [[inputs["context"], {}]]  # the release gives both passes the same text
+        result = self.patches.sampling.sample_views(
+            model, positive, negative, noise, latent, sampler, sigmas, scale, callback
+        )
+        return result["samples"]
+
+    def _probe(self):
+        class Probe(self.comfy.samplers.Sampler):
+            """Evaluates the guided model once and returns the noise it predicts."""
+
+            def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs):
+                x = noise * torch.sqrt(1 + sigmas[0] ** 2)
+                denoised = model_wrap(x, sigmas[0].expand(x.shape[0]), **extra_args)
+                return (x - denoised) / sigmas[0]
+
+        return Probe()
+
+
+class GivenNoise:
+    """NOISE object that returns a given tensor."""
+
+    seed = 0
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        return self.tensor.clone()
+
+
+@torch.inference_mode()
+def host_outputs(pack: ModuleType, comfy: ModuleType, golden: Golden) -> dict[str, Tensor]:
+    """Every golden output computed through the host, under its golden name."""
+    path = HostPath(pack, comfy)
+    outputs = {name: path.predict(golden.inputs, *parts) for name, parts in SINGLE_PASSES.items()}
+    for name, eta in TRAJECTORIES.items():
+        outputs |= {f"{name}.{part}": tensor for part, tensor in path.trajectory(golden.inputs, eta).items()}
+    return outputs

@@ -1,0 +1,151 @@
+"""Loaders: one per network, and the miniature's base model."""
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..patches import loading, model_files, view_controlnet
+from .sockets import CATEGORY, NovelView, ReferenceEncoder, ViewConsistency
+
+WHERE = "Files are searched in models/diffportrait3d, then in this pack's weights folder."
+
+
+class LoadMiniature(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DP3D_LoadMiniature",
+            display_name="Load Miniature",
+            category=CATEGORY,
+            description="Loads the small base model that ships with the pack: an SD1.5-shaped UNet, its "
+            "autoencoder, and "
+            "the empty prompt it was trained with. It knows rendered heads only.",
+            search_aliases=["diffportrait3d checkpoint", "miniature checkpoint"],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=model_files.miniature_names(),
+                    tooltip="Folder with the base UNet and the autoencoder. " + WHERE,
+                )
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The base UNet, an ordinary MODEL of the SD1.5 family, only narrower."),
+                io.Vae.Output(tooltip="The miniature's autoencoder, an ordinary VAE."),
+                io.Conditioning.Output(
+                    display_name="empty prompt",
+                    tooltip="The only prompt the miniature knows: none. For the positive and the negative side.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> str:
+        return "|".join(
+            model_files.fingerprint(model_files.miniature_path(name, kind)) for kind in ("unet", "autoencoder")
+        )
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        model = loading.load_model(model_files.miniature_path(name, "unet"))
+        vae = loading.load_vae(model_files.miniature_path(name, "autoencoder"))
+        context_dim = model.model.model_config.unet_config["context_dim"]
+        return io.NodeOutput(model, vae, [[torch.zeros(1, 1, context_dim), {}]])
+
+
+class NetworkLoader(io.ComfyNode):
+    """Shared by the loaders below: one list of files, one output."""
+
+    KIND: str
+    ABOUT: dict
+    NAME_TOOLTIP: str
+    SOCKET: io.Output
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = io.Combo.Input("name", options=model_files.network_names(cls.KIND), tooltip=cls.NAME_TOOLTIP)
+        return io.Schema(category=CATEGORY, inputs=[names], outputs=[cls.SOCKET], **cls.ABOUT)
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> str:
+        return model_files.fingerprint(model_files.network_path(name, cls.KIND))
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        return io.NodeOutput(cls.load(model_files.network_path(name, cls.KIND)))
+
+    @classmethod
+    def load(cls, path):
+        raise NotImplementedError
+
+
+class LoadReferenceEncoder(NetworkLoader):
+    KIND = "reference_encoder"
+    ABOUT = {
+        "node_id": "DP3D_LoadReferenceEncoder",
+        "display_name": "Load Reference Encoder",
+        "description": "Loads the network that reads the portrait (the paper's appearance reference module).",
+        "search_aliases": ["appearance reference", "reference unet", "F_ref"],
+    }
+    NAME_TOOLTIP = "Weights of the reference encoder; they belong to one base model. " + WHERE
+    SOCKET = ReferenceEncoder.Output(
+        display_name="reference encoder", tooltip="For Apply Reference Attention."
+    )
+
+    @classmethod
+    def load(cls, path):
+        return loading.load_reference_encoder(path)
+
+
+class LoadViewControlNet(NetworkLoader):
+    KIND = "view_controlnet"
+    ABOUT = {
+        "node_id": "DP3D_LoadViewControlNet",
+        "display_name": "Load View ControlNet",
+        "description": "Loads the ControlNet that reads the camera from a picture of somebody else.",
+        "search_aliases": ["camera controlnet", "pose controlnet", "F_cam"],
+    }
+    NAME_TOOLTIP = "Weights of the view ControlNet. Also searched in models/controlnet. " + WHERE
+    SOCKET = io.ControlNet.Output(
+        tooltip="For View ControlNet; the host's Apply ControlNet takes it, too (leave the negative side alone)."
+    )
+
+    @classmethod
+    def load(cls, path):
+        return view_controlnet.load_view_controlnet(path)
+
+
+class LoadViewConsistency(NetworkLoader):
+    KIND = "view_consistency"
+    ABOUT = {
+        "node_id": "DP3D_LoadViewConsistency",
+        "display_name": "Load View Consistency",
+        "description": "Loads the attention modules through which the views of one batch look at each other.",
+        "search_aliases": ["cross-view attention", "motion module", "view attention"],
+    }
+    NAME_TOOLTIP = "Weights of the view consistency module; they belong to one base model. " + WHERE
+    SOCKET = ViewConsistency.Output(
+        display_name="view consistency", tooltip="For View-Consistency Sampler or Apply View Consistency."
+    )
+
+    @classmethod
+    def load(cls, path):
+        return loading.load_view_consistency(path)
+
+
+class LoadNovelView(NetworkLoader):
+    KIND = "novel_view"
+    ABOUT = {
+        "node_id": "DP3D_LoadNovelView",
+        "display_name": "Load Novel-View Model",
+        "description": "Loads S, the small 3D network whose blurred but consistent views start the 3D-aware noise.",
+        "search_aliases": ["novel view synthesis", "proxy views", "3D-aware noise model"],
+    }
+    NAME_TOOLTIP = "Weights of the novel-view model S. " + WHERE
+    SOCKET = NovelView.Output(display_name="novel view", tooltip="For 3D-Aware Noise.")
+
+    @classmethod
+    def load(cls, path):
+        return loading.load_novel_view(path)
+
+
+NODES = [LoadMiniature, LoadReferenceEncoder, LoadViewControlNet, LoadViewConsistency, LoadNovelView]

@@ -1,0 +1,195 @@
+"""Start noise that knows the head's layout, and the release's sampler as a preset over the host's own."""
+from __future__ import annotations
+
+import comfy.sample
+import comfy.utils
+import latent_preview
+from comfy_api.latest import io
+
+from ..patches.noise import proxy_images, proxy_latents
+from ..patches.sampling import (
+    PRESETS,
+    STARTS,
+    DDIMSampler,
+    ViewNoise,
+    ddim_sigmas,
+    sample_views,
+    view_indices,
+    without_control,
+)
+from ..patches.view_consistency import apply_view_consistency
+from .sockets import CATEGORY, Cameras, NovelView, ViewConsistency
+
+SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
+
+
+def schedule_inputs() -> list[io.Input]:
+    """The widgets that say how to sample, shared by the sampler and the schedule node."""
+    return [
+        io.Combo.Input(
+            "preset",
+            options=[*PRESETS, "custom"],
+            tooltip="release: 50 steps, eta 0.5, as the authors' code. paper: 100 steps. custom: the steps and "
+            "eta below.",
+        ),
+        io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Denoising steps; read with preset custom only."),
+        io.Float.Input(
+            "eta",
+            default=0.5,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Fresh noise per step: 0 none (DDIM), 1 ancestral. Read with preset custom only.",
+        ),
+        io.Combo.Input(
+            "start",
+            options=list(STARTS),
+            advanced=True,
+            tooltip="How the start noise is made of proxies and noise: diffused to timestep 999, as the release "
+            "does, or "
+            "to the first step's own noise level.",
+        ),
+    ]
+
+
+def chosen_schedule(model, preset: str, steps: int, eta: float, start: str, indices=None):
+    """(SAMPLER, SIGMAS) of a preset on a model."""
+    steps, eta = PRESETS.get(preset, (steps, eta))
+    sigmas = ddim_sigmas(model.get_model_object("model_sampling"), steps)
+    return DDIMSampler(eta, start, indices=indices), sigmas
+
+
+class ViewConsistencySampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DP3D_ViewConsistencySampler",
+            display_name="View-Consistency Sampler",
+            category=CATEGORY,
+            description="Denoises all views together, each looking at the others, with the release's DDIM. The "
+            "sampling is "
+            "the host's own: previews, interrupting and other patches work as in KSampler.",
+            search_aliases=["multi-view sampler", "DDIM eta", "novel view sampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model, with Apply Reference Attention before it."),
+                io.Conditioning.Input("positive", tooltip="From View ControlNet: the prompt with the cameras."),
+                io.Latent.Input("latent", tooltip="One latent per view, from 3D-Aware Noise (or empty latents)."),
+                io.Noise.Input("noise", tooltip="From 3D-Aware Noise, so that a view's noise is its own in any batch."),
+                ViewConsistency.Input(
+                    "view_consistency",
+                    optional=True,
+                    tooltip="From Load View Consistency. Left open, every view is made on its own.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="Left open, the positive's prompt without its cameras, as the release does it.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=3.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance towards portrait and cameras; 3 in the paper. 1 is twice as fast and weaker.",
+                ),
+                *schedule_inputs(),
+            ],
+            outputs=[io.Latent.Output(tooltip="The views, one latent each, for VAE Decode.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, latent, noise, cfg, preset, steps, eta, start, view_consistency=None, negative=None
+    ) -> io.NodeOutput:
+        if view_consistency is not None:
+            model = apply_view_consistency(model, view_consistency)
+        sampler, sigmas = chosen_schedule(model, preset, steps, eta, start, view_indices(latent))
+        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        negative = without_control(positive) if negative is None else negative
+        views = sample_views(
+            model, positive, negative, noise, {**latent, "samples": samples}, sampler, sigmas, cfg, callback,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        )
+        return io.NodeOutput(views)
+
+
+class ViewConsistencySchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DP3D_ViewConsistencySchedule",
+            display_name="View-Consistency Schedule",
+            category=CATEGORY,
+            description="The same presets as View-Consistency Sampler, for the host's SamplerCustomAdvanced.",
+            search_aliases=["DDIM sigmas", "release sampler"],
+            inputs=[io.Model.Input("model", tooltip="The model whose noise levels are used."), *schedule_inputs()],
+            outputs=[
+                io.Sampler.Output(tooltip="DDIM with the preset's eta, and noise of its own for every view."),
+                io.Sigmas.Output(tooltip="The release's timesteps as noise levels."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, preset, steps, eta, start) -> io.NodeOutput:
+        return io.NodeOutput(*chosen_schedule(model, preset, steps, eta, start))
+
+
+class ThreeDAwareNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DP3D_3DAwareNoise",
+            display_name="3D-Aware Noise",
+            category=CATEGORY,
+            description="Start noise in which the head already stands right in every view: blurred proxy views, "
+            "made by the "
+            "novel-view model S or brought by you, are encoded, and the sampler drowns them in noise.",
+            search_aliases=["proxy views", "noise initialisation", "novel view model"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="The base model's VAE."),
+                Cameras.Input("cameras", optional=True, tooltip="The views to make, e.g. from Camera Trajectory."),
+                NovelView.Input(
+                    "novel_view", optional=True, tooltip="From Load Novel-View Model. Not needed with proxies "
+                    "of your own."
+                ),
+                io.Image.Input("image", optional=True, tooltip="The portrait, for the novel-view model."),
+                Cameras.Input(
+                    "reference_camera",
+                    optional=True,
+                    tooltip="The portrait's own camera (one view). Left open: straight from the front.",
+                ),
+                io.Image.Input(
+                    "proxies",
+                    optional=True,
+                    tooltip="Proxy views of your own, one per view, instead of the novel-view model.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=64,
+                    tooltip="Side of the views in pixels: 512 for the released weights, 128 for a miniature "
+                    "trained at 128.",
+                ),
+                io.Int.Input("seed", tooltip="View i's noise depends on this seed and i alone.", **SEED),
+            ],
+            outputs=[
+                io.Latent.Output(tooltip="The encoded proxy views, one per view."),
+                io.Noise.Output(tooltip="The noise to drown them in; also feeds the sampler's steps."),
+                io.Image.Output(display_name="proxies", tooltip="The proxy views, to look at."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, vae, resolution, seed, cameras=None, novel_view=None, image=None, reference_camera=None, proxies=None
+    ) -> io.NodeOutput:
+        images = proxy_images(cameras, novel_view, image, reference_camera, proxies)
+        latent, images = proxy_latents(vae, images, resolution)
+        return io.NodeOutput(latent, ViewNoise(seed), images)
+
+
+NODES = [ViewConsistencySampler, ViewConsistencySchedule, ThreeDAwareNoise]

@@ -1,0 +1,270 @@
+"""From our weight files to what the host works with: MODEL, VAE, CONTROL_NET and patchers of our own networks.
+
+Weights keep the dtype the host chooses for the device and are cast to the running model's dtype layer by layer
+(`comfy.ops.manual_cast`), so they follow fp16, bf16 and fp8 models and the host's offloading.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.cldm.cldm
+import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
+import comfy.model_management as model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.supported_models
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from ..diffportrait3d.checkpoints import CheckpointError, load_network, read_metadata, read_tensors
+from ..diffportrait3d.networks import AutoencoderConfig, UNetConfig, ViewConsistency
+
+# Hosts without dynamic VRAM have one patcher class only.
+Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+@dataclass
+class HostNetwork:
+    """One of our networks inside the host: its patcher (weights, devices) and what its file says about it."""
+
+    kind: str
+    patcher: Any
+    config: Any
+    metadata: dict[str, Any]
+    path: Path
+
+
+def read_network(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file that must hold a network of `kind`.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign file, or a network of another kind.
+    """
+    metadata = read_metadata(path)
+    if metadata["network"] != kind:
+        raise CheckpointError(
+            f"{path} holds a {_spoken(metadata['network'])}, but a {_spoken(kind)} is needed here; choose another file "
+            "or the loader made for it."
+        )
+    return read_tensors(path), metadata
+
+
+def _spoken(kind: str) -> str:
+    return kind.replace("_", " ").replace("unet", "UNet").replace("controlnet", "ControlNet")
+
+
+def host_unet_settings(config: UNetConfig) -> dict[str, Any]:
+    """Arguments of the host's UNetModel and ControlNet classes for one of our configs."""
+    depth = [int(level in config.attention_levels) for level in range(len(config.channel_mult))]
+    blocks = config.num_res_blocks
+    return {
+        "image_size": 32,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "model_channels": config.model_channels,
+        "channel_mult": list(config.channel_mult),
+        "num_res_blocks": [blocks] * len(config.channel_mult),
+        "transformer_depth": [d for d in depth for _ in range(blocks)],
+        "transformer_depth_output": [d for d in depth for _ in range(blocks + 1)],
+        "transformer_depth_middle": 1,
+        "context_dim": config.context_dim,
+        "num_heads": config.num_heads,
+        "num_head_channels": -1,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": False,
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+        "use_checkpoint": False,
+        "adm_in_channels": None,
+        "legacy": False,
+    }
+
+
+def build_model(tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], **kwargs):
+    """A MODEL of any width of the SD1.5 family. Metadata may move the noise schedule (linear_start, linear_end)."""
+    model_config = comfy.supported_models.SD15(host_unet_settings(config))
+    model_config.unet_config["num_heads"] = config.num_heads
+    settings = {name: metadata[name] for name in ("linear_start", "linear_end") if name in metadata}
+    model_config.sampling_settings.update(settings)
+    dtype = _weight_dtype(tensors)
+    model_config.set_inference_dtype(
+        dtype, model_management.unet_manual_cast(dtype, model_management.get_torch_device())
+    )
+    model = model_config.get_model({}, "", device=model_management.unet_offload_device())
+    patcher = _patcher(model, **kwargs)
+    _load_strictly(model.diffusion_model, tensors, patcher)
+    return patcher
+
+
+def load_model(path: Path | str, disable_dynamic: bool = False):
+    """MODEL from a file of kind `unet`."""
+    tensors, metadata = read_network(path, "unet")
+    config = UNetConfig.from_dict(metadata["config"])
+    patcher = build_model(tensors, config, metadata, disable_dynamic=disable_dynamic)
+    patcher.cached_patcher_init = (load_model, (path,))  # how the host makes a second copy for itself
+    return patcher
+
+
+def load_vae(path: Path | str):
+    """VAE from a file of kind `autoencoder`."""
+    tensors, metadata = read_network(path, "autoencoder")
+    config = AutoencoderConfig.from_dict(metadata["config"])
+    settings = {
+        "double_z": True,
+        "z_channels": config.z_channels,
+        "resolution": 256,
+        "in_channels": config.patch_channels,
+        "out_ch": config.patch_channels,
+        "ch": config.ch,
+        "ch_mult": list(config.ch_mult),
+        "num_res_blocks": config.num_res_blocks,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    vae = comfy.sd.VAE(
+        sd={name: tensor.float() for name, tensor in tensors.items()},
+        config={"params": {"ddconfig": settings, "embed_dim": config.z_channels}},
+    )
+    _check_keys(set(vae.first_stage_model.state_dict()), set(tensors), path)
+    if config.patch_size > 1:
+        _see_patches(vae.first_stage_model, config.patch_size)
+    return vae
+
+
+def _see_patches(autoencoder, size: int) -> None:
+    """Lets this one autoencoder of the host see `size` x `size` pixels as channels, as the miniature's does."""
+    encode, decode = autoencoder.encode, autoencoder.decode
+    autoencoder.encode = lambda images, *args, **kwargs: encode(pixel_unshuffle(images, size), *args, **kwargs)
+    autoencoder.decode = lambda latents, *args, **kwargs: pixel_shuffle(decode(latents, *args, **kwargs), size)
+
+
+def build_reference_encoder(
+    tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], path: Path | str = ""
+) -> HostNetwork:
+    """F_ref: the host's UNet without the output layer."""
+    module = openaimodel.UNetModel(
+        **host_unet_settings(config),
+        dtype=_weight_dtype(tensors),
+        device=model_management.unet_offload_device(),
+        operations=comfy.ops.manual_cast,
+    )
+    module.out = nn.Identity()
+    return _host_network("reference_encoder", module, tensors, config, metadata, path)
+
+
+def build_view_consistency(
+    tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], path: Path | str = ""
+) -> HostNetwork:
+    """The cross-view modules of the core, made of the host's layers."""
+    module = ViewConsistency(config, operations=comfy.ops.manual_cast).to(_weight_dtype(tensors))
+    return _host_network("view_consistency", module, tensors, config, metadata, path)
+
+
+def build_control_model(tensors: dict[str, Tensor], config: UNetConfig) -> nn.Module:
+    """F_cam as the host's ControlNet module."""
+    settings = host_unet_settings(config)
+    del settings["out_channels"]
+    module = comfy.cldm.cldm.ControlNet(
+        **settings,
+        hint_channels=config.hint_channels,
+        dtype=_weight_dtype(tensors),
+        device=model_management.unet_offload_device(),
+        operations=comfy.ops.manual_cast,
+    )
+    _load_strictly(module, tensors, None)
+    return module.eval().requires_grad_(False)
+
+
+def load_reference_encoder(path: Path | str) -> HostNetwork:
+    tensors, metadata = read_network(path, "reference_encoder")
+    return build_reference_encoder(tensors, UNetConfig.from_dict(metadata["config"]), metadata, path)
+
+
+def load_view_consistency(path: Path | str) -> HostNetwork:
+    tensors, metadata = read_network(path, "view_consistency")
+    return build_view_consistency(tensors, UNetConfig.from_dict(metadata["config"]), metadata, path)
+
+
+def load_novel_view(path: Path | str) -> HostNetwork:
+    """S, in float32 (it is small and its rays want the precision)."""
+    module, metadata = load_network(path, expect="novel_view")
+    patcher = comfy.model_patcher.ModelPatcher(
+        module, model_management.get_torch_device(), model_management.unet_offload_device()
+    )
+    return HostNetwork("novel_view", patcher, getattr(module, "config", None), metadata, Path(path))
+
+
+def check_same_width(model, network: HostNetwork) -> None:
+    """Raises ValueError, naming the numbers, unless `network` was made for a UNet of `model`'s width."""
+    has = _widths(model.model.model_config.unet_config)
+    needs = _widths(host_unet_settings(network.config))
+    if has["model_channels"] is None:
+        raise ValueError(
+            f"{type(model.model).__name__} is not of the SD1.5 family, but {_name(network)} works on an SD1.5 UNet; "
+            "connect an SD1.5 checkpoint or Load Miniature."
+        )
+    differing = [name for name in needs if has[name] != needs[name]]
+    if differing:
+        raise ValueError(
+            f"{_name(network)} fits a UNet with {_listed(needs, differing)}, but this MODEL has "
+            f"{_listed(has, differing)}; load the MODEL and the networks of one set together."
+        )
+
+
+def _widths(settings: dict[str, Any]) -> dict[str, Any]:
+    mult = settings.get("channel_mult")
+    return {
+        "model_channels": settings.get("model_channels"),
+        "context_dim": settings.get("context_dim"),
+        "channel_mult": None if mult is None else list(mult),
+    }
+
+
+def _listed(widths: dict[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name} {widths[name]}" for name in names)
+
+
+def _name(network: HostNetwork) -> str:
+    return str(network.path) if network.path.name else f"The {_spoken(network.kind)}"
+
+
+def _host_network(kind, module, tensors, config, metadata, path) -> HostNetwork:
+    patcher = _patcher(module.eval().requires_grad_(False))
+    _load_strictly(module, tensors, patcher)
+    return HostNetwork(kind, patcher, config, metadata, Path(path))
+
+
+def _weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
+    """The dtype in which the host would keep weights like these on its device."""
+    floating = [t for t in tensors.values() if t.is_floating_point()]
+    return model_management.unet_dtype(model_params=sum(t.numel() for t in floating), weight_dtype=floating[0].dtype)
+
+
+def _patcher(module: nn.Module, disable_dynamic: bool = False):
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else Patcher
+    return kind(
+        module,
+        load_device=model_management.get_torch_device(),
+        offload_device=model_management.unet_offload_device(),
+    )
+
+
+def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], patcher) -> None:
+    """load_state_dict that names the first keys in the way; assigns instead of copying where the host wants that."""
+    assign = patcher is not None and getattr(patcher, "is_dynamic", lambda: False)()
+    try:
+        module.load_state_dict(tensors, strict=True, assign=assign)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights do not fit their own config: {str(error)[:500]}") from error
+
+
+def _check_keys(expected: set[str], found: set[str], path: Path | str) -> None:
+    if expected != found:
+        raise CheckpointError(
+            f"{path} does not fit its own config: missing {sorted(expected - found)[:3]}, "
+            f"unknown {sorted(found - expected)[:3]}; write it again with training/."
+        )

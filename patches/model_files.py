@@ -1,0 +1,98 @@
+"""Where the host finds our weight files, and which of them hold which network.
+
+Searched: models/diffportrait3d (and what extra_model_paths.yaml adds under that name), then the pack's own weights/;
+view ControlNets also in models/controlnet. A file is known by its metadata, never by its name. Only safetensors files
+are listed: nothing is unpickled at run time.
+"""
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import folder_paths
+
+from ..diffportrait3d.checkpoints import CheckpointError, network_files, read_metadata, shard_files
+
+FOLDER = "diffportrait3d"
+SUFFIX = ".safetensors"
+PACK = Path(__file__).resolve().parents[1]
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.safetensors$)")
+
+
+def register_folders() -> None:
+    """Makes `diffportrait3d` a model folder of the host; the pack's weights/ comes last."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+    folder_paths.add_model_folder_path(FOLDER, str(PACK / "weights"))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {SUFFIX})
+
+
+def network_names(kind: str) -> list[str]:
+    """Names (relative paths, shards as one) of the files that hold a network of `kind`, for a node's list."""
+    return sorted(name for name, path in _known_files(kind).items() if _kind_of(path) == kind)
+
+
+def network_path(name: str, kind: str) -> Path:
+    """The file behind a name.
+
+    Raises:
+        CheckpointError: no folder has it; the message lists the folders.
+    """
+    for folder in _folders(kind):
+        path = Path(folder) / name
+        if shard_files(path):
+            return path
+    raise CheckpointError(
+        f"{name!r} is in none of {', '.join(_folders(kind))}; put the file into models/{FOLDER} and reload the page."
+    )
+
+
+def miniature_names() -> list[str]:
+    """Folders that hold a base UNet and an autoencoder, for Load Miniature."""
+    holding = [{str(Path(name).parent) for name in network_names(kind)} for kind in ("unet", "autoencoder")]
+    return sorted(set.intersection(*holding))
+
+
+def miniature_path(folder: str, kind: str) -> Path:
+    """The file of `kind` in a folder from `miniature_names`."""
+    for name in network_names(kind):
+        if str(Path(name).parent) == folder:
+            return network_path(name, kind)
+    raise CheckpointError(
+        f"There is no {kind} file in {folder!r} under {', '.join(_folders(kind))}; train the miniature with "
+        "`make miniature` or restore weights/miniature from the repository."
+    )
+
+
+def fingerprint(path: Path) -> str:
+    """Changes when the file does, so that retrained weights are loaded anew."""
+    return "|".join(f"{file}:{file.stat().st_mtime_ns}" for file in network_files(path))
+
+
+def _folders(kind: str) -> list[str]:
+    names = [FOLDER, "controlnet"] if kind == "view_controlnet" else [FOLDER]
+    return [folder for name in names for folder in folder_paths.get_folder_paths(name)]
+
+
+def _known_files(kind: str) -> dict[str, Path]:
+    """Every safetensors file in the folders of `kind`; of equal names the first folder's counts."""
+    known: dict[str, Path] = {}
+    for folder in _folders(kind):
+        files, _ = folder_paths.recursive_search(folder, excluded_dir_names=[".git"])
+        for name in files:
+            if name.endswith(SUFFIX):
+                known.setdefault(_SHARD.sub("", name), Path(folder) / name)
+    return known
+
+
+def _kind_of(path: Path) -> str | None:
+    try:
+        return _read_kind(path, path.stat().st_mtime_ns)
+    except (CheckpointError, OSError, ValueError):
+        return None  # not ours, or a shard is missing: another loader's business
+
+
+@lru_cache(maxsize=1024)
+def _read_kind(path: Path, modified: int) -> str:
+    return read_metadata(path)["network"]

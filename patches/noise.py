@@ -1,0 +1,48 @@
+"""The clean half of 3D-aware noise: proxy views as latents. The sampler adds the noise (see `sampling.DDIMSampler`)."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..diffportrait3d.cameras import orbit_camera
+from .novel_view import render_proxies
+from .reference import resize_images
+
+
+def proxy_images(cameras, novel_view, image, reference_camera, proxies) -> Tensor:
+    """Proxy views IMAGE [V, H, W, 3]: the user's own, or S's renders of `image` at `cameras`.
+
+    Args:
+        cameras, reference_camera: {"labels": [V, 25]} or None.
+        novel_view: network S or None. image: the portrait or None. proxies: IMAGE or None.
+
+    Raises:
+        ValueError: neither or both of the two ways are complete, or counts differ.
+    """
+    if proxies is not None:
+        if novel_view is not None:
+            raise ValueError("3D-Aware Noise got proxies and a novel-view model; connect one of them.")
+        if cameras is not None and len(cameras["labels"]) != proxies.shape[0]:
+            raise ValueError(f"{proxies.shape[0]} proxies for {len(cameras['labels'])} cameras; give one per camera.")
+        _check_finite(proxies, "proxies")
+        return proxies[..., :3]
+    given = {"novel_view": novel_view, "image": image, "cameras": cameras}
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"3D-Aware Noise lacks {', '.join(missing)}; connect novel_view, image and cameras, or proxies of your own."
+        )
+    _check_finite(image, "image")
+    reference = orbit_camera(0.0, 0.0) if reference_camera is None else reference_camera["labels"][0]
+    return render_proxies(novel_view, image, reference, cameras["labels"])
+
+
+def proxy_latents(vae, images: Tensor, resolution: int) -> tuple[dict, Tensor]:
+    """(LATENT, IMAGE): the proxies at the views' resolution, encoded and as they were encoded."""
+    images = resize_images(images, resolution, resolution)
+    return {"samples": vae.encode(images)}, images
+
+
+def _check_finite(images: Tensor, name: str) -> None:
+    if not torch.isfinite(images).all():
+        raise ValueError(f"3D-Aware Noise: {name} contains NaN or infinity; check the node it comes from.")

@@ -1,0 +1,95 @@
+"""What lives only as long as one sampling run, and where in a batch the host has put which condition.
+
+Settings are constant and sit in a `RunPatch`, which is shared by every clone of a MODEL. Whatever changes
+during a run sits in a state object of its own, placed in the run's transformer options and taken out again,
+also after an exception, so that no run can see another one's tensors.
+"""
+from __future__ import annotations
+
+from comfy.patcher_extension import WrappersMP
+
+
+def unused_key(model, prefix: str) -> str:
+    """A key no other patch on `model` uses, so that several patches of one kind can stand in a row."""
+    number = 0
+    while f"{prefix}.{number}" in model.additional_models:
+        number += 1
+    return f"{prefix}.{number}"
+
+
+def chunk_size(batch: int, transformer_options: dict) -> int:
+    """Rows that belong to one condition: the host lays conditions out one after the other, in any order."""
+    return batch // len(transformer_options["cond_or_uncond"])
+
+
+class SigmaRange:
+    """The part of the schedule in which a patch acts, given in percent of the steps as ComfyUI counts them."""
+
+    def __init__(self, start_percent: float = 0.0, end_percent: float = 1.0):
+        if not 0.0 <= start_percent <= end_percent <= 1.0:
+            raise ValueError(
+                f"start_percent {start_percent} and end_percent {end_percent} must satisfy 0 <= start <= end <= 1"
+            )
+        self.percent = (start_percent, end_percent)
+
+    def limits(self, model_sampling) -> tuple[float, float]:
+        """(highest, lowest) sigma inside the range."""
+        start, end = self.percent
+        return float(model_sampling.percent_to_sigma(start)), float(model_sampling.percent_to_sigma(end))
+
+
+class RunState:
+    """Base of all run states: the network, and which conditions of this run are positive.
+
+    An object and not a dict on purpose: the host copies dicts inside transformer options at every step, and
+    a cache kept in one would be lost.
+    """
+
+    def __init__(self, guider, key: str):
+        self.network = guider.model_patcher.get_additional_models_with_key(key)[0].model
+        self._positive = {cond["uuid"] for cond in guider.conds.get("positive", ()) if "uuid" in cond}
+
+    def positive_chunks(self, transformer_options: dict) -> list[bool]:
+        """For every chunk of the batch: is it a positive condition?"""
+        uuids = transformer_options.get("uuids")
+        if uuids is not None and self._positive:
+            return [uuid in self._positive for uuid in uuids]
+        return [index == 0 for index in transformer_options["cond_or_uncond"]]
+
+
+class RunPatch:
+    """A patch with a state per run. Subclasses say what the state is (`begin`) and add their own hooks."""
+
+    label = "This patch"
+
+    def __init__(self, key: str):
+        self.key = key
+
+    def __deepcopy__(self, memo):
+        return self  # constant settings: hosts that deep-copy model options must not copy networks with them
+
+    def attach(self, model, network_patcher) -> None:
+        """Register on `model` (already a clone) the network to load and the life of the run state."""
+        model.set_additional_models(self.key, [network_patcher])
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self._outer_sample)
+
+    def begin(self, guider, noise) -> RunState:
+        """Make the state of a run. `noise` [N, C, h, w] has the shape of the views' latents."""
+        return RunState(guider, self.key)
+
+    def state(self, transformer_options: dict) -> RunState:
+        try:
+            return transformer_options[self.key]
+        except KeyError:
+            raise RuntimeError(
+                f"{self.label} was called outside of a sampling run; sample through a ComfyUI guider "
+                "(KSampler, SamplerCustomAdvanced or View-Consistency Sampler)"
+            ) from None
+
+    def _outer_sample(self, executor, noise, *args, **kwargs):
+        options = executor.class_obj.model_options["transformer_options"]
+        options[self.key] = self.begin(executor.class_obj, noise)
+        try:
+            return executor(noise, *args, **kwargs)
+        finally:
+            options.pop(self.key, None)

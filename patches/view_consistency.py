@@ -1,0 +1,142 @@
+"""View consistency (paper section 3.4): attention among the views after every block of the host's UNet.
+
+Where the modules act, and how the host is told, without moving a single state-dict key:
+- after input blocks 1..11: `input_block_patch`, so that skip connections carry the result;
+- after the complete output blocks 0..11: an empty module appended to the block while the model is loaded
+  (`PatcherInjection`); its handler does the work, elsewhere it is the identity;
+- in the middle block, between the transformer and the last ResBlock: a handler for that ResBlock.
+"""
+from __future__ import annotations
+
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.patcher_extension import PatcherInjection, WrappersMP
+from torch import Tensor, nn
+
+from ..diffportrait3d.denoiser import MIDDLE_VIEW_ATTENTION
+from .loading import HostNetwork, check_same_width
+from .run_state import RunPatch, RunState, chunk_size
+
+KEY = "diffportrait3d.view_consistency"
+CALL = KEY + ".call"
+
+
+class ViewSite(nn.Module):
+    """Marks the end of an output block; what happens there is in the transformer options of the call."""
+
+    def __init__(self, index: int):
+        super().__init__()
+        self.index = index
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h
+
+
+def append_sites(patcher) -> None:
+    for index, block in enumerate(patcher.model.diffusion_model.output_blocks):
+        block.append(ViewSite(index))
+
+
+def remove_sites(patcher) -> None:
+    for block in patcher.model.diffusion_model.output_blocks:
+        if isinstance(block[-1], ViewSite):
+            del block[-1]
+
+
+class ViewCall:
+    """One call of the UNet: the modules, the views per condition, and the conditions whose middle is mixed."""
+
+    def __init__(self, network, unet, views: int, middle_chunks: list[bool]):
+        self.network, self.views, self.middle_chunks = network, views, middle_chunks
+        self.middle_end = unet.middle_block[-1]
+
+    def mix_middle(self, h: Tensor) -> Tensor:
+        """h [chunks*V, C, H, W], mixed in the chosen chunks."""
+        chunks = [
+            self.network.after_middle_transformer(chunk, self.views) if chosen else chunk
+            for chunk, chosen in zip(h.split(self.views), self.middle_chunks, strict=True)
+        ]
+        return torch.cat(chunks)
+
+
+def after_output_block(site: ViewSite, h: Tensor, emb, context, transformer_options: dict, *args) -> Tensor:
+    call: ViewCall | None = transformer_options.get(CALL)
+    return h if call is None else call.network.after_output(site.index, h, call.views)
+
+
+def around_last_middle_layer(layer: ResBlock, h: Tensor, emb: Tensor, context, transformer_options: dict, *args):
+    call: ViewCall | None = transformer_options.get(CALL)
+    if call is not None and layer is call.middle_end and any(call.middle_chunks):
+        h = call.mix_middle(h)
+    return layer(h, emb)
+
+
+class ViewConsistencyPatch(RunPatch):
+    """View consistency on one MODEL."""
+
+    label = "View consistency"
+
+    def __init__(self, max_views: int, middle: str):
+        super().__init__(KEY)
+        self.max_views, self.middle = max_views, middle
+
+    def attach(self, model, network_patcher) -> None:
+        super().attach(model, network_patcher)
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self._around_unet)
+        model.set_model_input_block_patch(self)
+        model.set_injections(KEY, [PatcherInjection(append_sites, remove_sites)])
+        model.set_model_patch((ViewSite, after_output_block), "forward_timestep_embed_patch")
+        if self.middle != "never":
+            model.set_model_patch((ResBlock, around_last_middle_layer), "forward_timestep_embed_patch")
+
+    def begin(self, guider, noise: Tensor) -> RunState:
+        if guider.model_options.get("context_handler") is None:
+            self.check_views(noise.shape[0])
+        return super().begin(guider, noise)
+
+    def check_views(self, views: int) -> None:
+        if views < 2:
+            raise ValueError(
+                "View consistency needs at least 2 views in one batch, got 1; ask for more views or leave it out."
+            )
+        if views > self.max_views:
+            raise ValueError(
+                f"View consistency reaches {self.max_views} views at once (the length of its positional table), got "
+                f"{views}; ask for fewer views."
+            )
+
+    def _around_unet(self, executor, x, timesteps=None, context=None, y=None, control=None,
+                     transformer_options=None, *args, **kwargs):
+        run = self.state(transformer_options)
+        views = chunk_size(x.shape[0], transformer_options)
+        self.check_views(views)
+        positive = run.positive_chunks(transformer_options)
+        middle = [self.middle == "always" or (self.middle == "unconditional" and not p) for p in positive]
+        transformer_options[CALL] = ViewCall(run.network, executor.class_obj, views, middle)
+        try:
+            return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
+        finally:
+            transformer_options.pop(CALL, None)
+
+    def __call__(self, h: Tensor, transformer_options: dict) -> Tensor:
+        """input_block_patch of the host: after block `block`, before its skip connection is stored."""
+        index = transformer_options["block"][1]
+        call: ViewCall = transformer_options[CALL]
+        return h if index == 0 else call.network.after_input(index, h, call.views)
+
+
+def apply_view_consistency(model, network: HostNetwork):
+    """A clone of MODEL `model` in which the views of a batch attend to each other.
+
+    Raises:
+        ValueError: other width than the model, or view consistency is on it already.
+    """
+    check_same_width(model, network)
+    if KEY in model.additional_models:
+        raise ValueError("This MODEL already has view consistency; apply it once.")
+    middle = network.metadata.get("middle_view_attention", "unconditional")
+    if middle not in MIDDLE_VIEW_ATTENTION:
+        raise ValueError(f"{network.path}: middle_view_attention is {middle!r}, not one of {MIDDLE_VIEW_ATTENTION}.")
+    patched = model.clone()
+    ViewConsistencyPatch(network.config.max_views, middle).attach(patched, network.patcher)
+    return patched

@@ -1,0 +1,141 @@
+"""View control (paper section 3.3): a ControlNet whose hint is another person's portrait at the wanted camera.
+
+It is the host's own ControlNet, so strength, percent range, other ControlNets before or after it and the host's
+memory management apply. Added are the hint's range [-1, 1] and the choice of the rows that belong to the views of
+the call, which the host's class would take from the front of the batch whatever window of views is denoised.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.controlnet
+import comfy.model_management as model_management
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..diffportrait3d.networks import UNetConfig
+from .loading import build_control_model, read_network
+from .run_state import chunk_size
+
+
+def to_hint_range(images: Tensor) -> Tensor:
+    """[0, 1] -> [-1, 1], what F_cam was trained on."""
+    return images * 2.0 - 1.0
+
+
+class ViewControlNet(comfy.controlnet.ControlNet):
+    """CONTROL_NET with one hint per view. Also works in the host's Apply ControlNet nodes."""
+
+    def __init__(self, control_model=None, **kwargs):
+        kwargs.setdefault("preprocess_image", to_hint_range)
+        super().__init__(control_model, **kwargs)
+        self._resized: Tensor | None = None
+
+    def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, transformer_options: dict):
+        rows = self._rows(x_noisy, transformer_options)
+        # The base class takes a hint of the right size as it is.
+        self.cond_hint = rows.repeat(batched_number, 1, 1, 1)
+        return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
+
+    def _rows(self, x_noisy: Tensor, transformer_options: dict) -> Tensor:
+        """Hints [V, 3, 8h, 8w] of the views in this call."""
+        hints = self._hints(x_noisy)
+        views = chunk_size(x_noisy.shape[0], transformer_options)
+        window = transformer_options.get("context_window")
+        if hints.shape[0] == 1:
+            return hints.expand(views, -1, -1, -1)
+        if window is not None:
+            hints = window.get_tensor(hints, dim=0)
+        if hints.shape[0] != views:
+            raise ValueError(
+                f"View ControlNet got {hints.shape[0]} condition images for {views} views; give one per view, in the "
+                "order of the latents (Render Camera Conditions makes them from the same cameras), or a single one."
+            )
+        return hints
+
+    def _hints(self, x_noisy: Tensor) -> Tensor:
+        """All hints at the size of the latents, in [-1, 1], on the device; kept for the run."""
+        height, width = (side * self.compression_ratio for side in x_noisy.shape[-2:])
+        if self._resized is None or self._resized.shape[-2:] != (height, width):
+            original = self.cond_hint_original
+            method = "area" if min(original.shape[-2:]) > min(height, width) else "bicubic"
+            resized = comfy.utils.common_upscale(original[:, :3], width, height, method, "center")
+            dtype = self.manual_cast_dtype or self.control_model.dtype
+            self._resized = self.preprocess_image(resized.clamp(0.0, 1.0)).to(device=x_noisy.device, dtype=dtype)
+        return self._resized
+
+    def copy(self) -> ViewControlNet:
+        copied = ViewControlNet(None, load_device=self.load_device, manual_cast_dtype=self.manual_cast_dtype)
+        copied.control_model = self.control_model
+        copied.control_model_wrapped = self.control_model_wrapped
+        self.copy_to(copied)
+        return copied
+
+    def cleanup(self) -> None:
+        self._resized = None
+        super().cleanup()
+
+
+def build_view_controlnet(tensors: dict[str, Tensor], config: UNetConfig) -> ViewControlNet:
+    """CONTROL_NET from F_cam's weights."""
+    module = build_control_model(tensors, config)
+    device = model_management.get_torch_device()
+    cast = model_management.unet_manual_cast(module.dtype, device)
+    return ViewControlNet(module, load_device=device, manual_cast_dtype=cast)
+
+
+def load_view_controlnet(path: Path | str) -> ViewControlNet:
+    """CONTROL_NET from a file of kind `view_controlnet`."""
+    tensors, metadata = read_network(path, "view_controlnet")
+    return build_view_controlnet(tensors, UNetConfig.from_dict(metadata["config"]))
+
+
+def as_view_controlnet(control_net) -> ViewControlNet:
+    """The same network with our hint range, if one of the host's loaders made the CONTROL_NET."""
+    if isinstance(control_net, ViewControlNet):
+        return control_net
+    if type(control_net) is not comfy.controlnet.ControlNet:
+        raise ValueError(
+            f"View ControlNet needs a ControlNet of the SD1.5 kind, not {type(control_net).__name__}; "
+            "use Load View ControlNet."
+        )
+    converted = ViewControlNet.copy(control_net)
+    converted.preprocess_image = to_hint_range
+    return converted
+
+
+def apply_view_controlnet(
+    conditioning: list,
+    control_net,
+    images: Tensor,
+    strength: float = 1.0,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+) -> list:
+    """Positive CONDITIONING with the camera conditions; ControlNets already in it stay and are added to.
+
+    Args:
+        images: one condition image per view, IMAGE [V, H, W, 3] in [0, 1].
+
+    Raises:
+        ValueError: an empty batch, NaN in the images, or a percent range that is none.
+    """
+    if images.shape[0] == 0 or not torch.isfinite(images).all():
+        raise ValueError(f"The {images.shape[0]} condition images must be at least one, without NaN or infinity.")
+    if not 0.0 <= start_percent <= end_percent <= 1.0:
+        raise ValueError(f"start_percent {start_percent} and end_percent {end_percent} must be 0 <= start <= end <= 1")
+    if strength == 0.0:
+        return conditioning
+    control_net = as_view_controlnet(control_net)
+    made: dict = {}  # conditions that shared a ControlNet go on sharing one
+    out = []
+    for tokens, options in conditioning:
+        previous = options.get("control")
+        if previous not in made:
+            made[previous] = control_net.copy().set_cond_hint(
+                images.movedim(-1, 1), strength, (start_percent, end_percent)
+            )
+            made[previous].set_previous_controlnet(previous)
+        out.append([tokens, {**options, "control": made[previous], "control_apply_to_uncond": False}])
+    return out
