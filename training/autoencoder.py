@@ -4,6 +4,9 @@ L1 + multi-scale gradients + a little KL. Most of the run sees random crops, whi
 part sees whole images, since the norms average over the picture. At the end the latents' statistics are folded into
 the quantisation convolutions: 0.18215 * mode has zero mean and unit std per channel, and the log-variance is a
 constant -30, so that hosts which sample the posterior get the mode.
+
+With ``decoder_only`` a finished autoencoder's decoder is trained on, alone: its latents, and all that was trained on
+them, stay valid. That can run beside the later stages.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from diffportrait3d.networks.autoencoder import LATENT_SCALE
 
 from .config import StageConfig, parse_arguments, to_dict
 from .data import Batch, MultiViewDataset, SingleImages, encode_all, pick, to_network
+from .denoising import InputsConfig, frozen
 from .loop import Stage, stage_main
 from .losses import gradient_loss, kl_loss, psnr
 from .pictures import save_grid
@@ -36,6 +40,9 @@ class AutoencoderStageConfig(StageConfig):
     crop: int = 64  # pixels; a multiple of the downscale factor
     whole_from: float = 0.7  # progress from which whole images are seen
     whole_batch_size: int = 4
+    decoder_only: bool = False  # go on with inputs.autoencoder; its encoder, so every latent, stays bit-identical
+    latent_noise: float = 0.03  # decoder_only: noise on the unit-std latents; sampled ones carry about as much
+    inputs: InputsConfig = field(default_factory=InputsConfig)
     gradient_weight: float = 1.0
     kl_weight: float = 1e-5
     validation_images: int = 64
@@ -51,66 +58,88 @@ class AutoencoderStage(Stage):
         self.config, self.device = config, device
         self.data = MultiViewDataset(config.data.root, config.data.split, conditions=False)
         self.validation = MultiViewDataset(config.data.root, config.data.validation_split, conditions=False)
-        network = AutoencoderConfig.from_dict(config.network)
-        if config.crop % network.downscale or not 0 < config.crop <= self.data.resolution:
+        self.autoencoder = self.initial()
+        step = self.autoencoder.config.downscale
+        if config.crop % step or not 0 < config.crop <= self.data.resolution:
             raise ValueError(
-                f"crop must be a multiple of {network.downscale} up to {self.data.resolution} pixels, "
-                f"not {config.crop}."
+                f"crop must be a multiple of {step} up to {self.data.resolution} pixels, not {config.crop}."
             )
-        self.trainable = well_started(AutoencoderKL(network))
-        self.frozen = {}
+        self.trainable, self.frozen = self.autoencoder, {}
+        if config.decoder_only:
+            self.trainable = part_of(self.autoencoder, "decoder", "post_quant_conv")
+            self.frozen = {"encoder": part_of(self.autoencoder, "encoder", "quant_conv")}
         self.sampler = SingleImages(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
         self.whole = False
 
+    def initial(self) -> AutoencoderKL:
+        """The autoencoder as the run begins."""
+        if self.config.decoder_only:
+            return frozen(self.config.inputs.autoencoder, "autoencoder")[0].to(self.device)
+        return well_started(AutoencoderKL(AutoencoderConfig.from_dict(self.config.network))).to(self.device)
+
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         self.whole = progress >= self.config.whole_from or self.config.crop == self.data.resolution
-        count = min(self.config.whole_batch_size, len(batch)) if self.whole else len(batch)
-        rows, flips = batch.targets[:count], batch.flips[:count]
-        images = pick(self.data.images, rows, flips, self.device)  # [N, 3, H, W]
+        count = self.samples(batch)
+        images = pick(self.data.images, batch.targets[:count], batch.flips[:count], self.device)  # [N, 3, H, W]
         if not self.whole:
             images = random_crops(images, self.config.crop)
-        mean, logvar = self.trainable.moments(images)  # [N, 4, h, w]
+        if self.config.decoder_only:
+            with torch.no_grad():
+                latents = self.autoencoder.encode(images)  # [N, 4, h, w]
+            noisy = latents + self.config.latent_noise * torch.randn_like(latents)
+            return self.reconstruction(self.autoencoder.decode(noisy), images)
+        mean, logvar = self.autoencoder.moments(images)  # [N, 4, h, w]
         latents = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-        output = self.trainable.decode(LATENT_SCALE * latents)
-        reconstruction, gradient = F.l1_loss(output, images), gradient_loss(output, images)
+        losses = self.reconstruction(self.autoencoder.decode(LATENT_SCALE * latents), images)
         kl = kl_loss(mean, logvar)
-        total = reconstruction + self.config.gradient_weight * gradient + self.config.kl_weight * kl
-        return {"loss": total, "l1": reconstruction, "gradient": gradient, "kl": kl}
+        return {**losses, "loss": losses["loss"] + self.config.kl_weight * kl, "kl": kl}
+
+    def reconstruction(self, output: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """L1 and gradient losses and their weighted sum."""
+        l1, gradient = F.l1_loss(output, images), gradient_loss(output, images)
+        return {"loss": l1 + self.config.gradient_weight * gradient, "l1": l1, "gradient": gradient}
 
     def samples(self, batch: Batch) -> int:
         return min(self.config.whole_batch_size, len(batch)) if self.whole else len(batch)
 
     def validate(self, picture: Path) -> dict[str, float]:
-        rows = np.linspace(0, len(self.validation) - 1, min(self.config.validation_images, len(self.validation)))
-        images = self.validation.images[torch.from_numpy(rows.round().astype(int))]
+        images = self.validation.images[_spread(len(self.validation), self.config.validation_images)]
         outputs, values, spread = [], [], []
         for chunk in images.split(8):
             x = to_network(chunk, self.device)
-            mean, logvar = self.trainable.moments(x)
-            y = self.trainable.decode(LATENT_SCALE * mean).clamp(-1, 1)
+            mean, logvar = self.autoencoder.moments(x)
+            y = self.autoencoder.decode(LATENT_SCALE * mean).clamp(-1, 1)
             values.append(psnr(x, y))
             spread.append((0.5 * logvar).exp().mean() / mean.std())
             outputs.append(y.cpu())
-        y = torch.cat(outputs)[:: max(1, len(images) // 16)][:16]
-        x = to_network(images[:: max(1, len(images) // 16)][:16])
-        save_grid(picture, [x[:8], y[:8], x[8:], y[8:]] if len(x) > 8 else [x, y])
+        shown = _spread(len(images), 16)
+        x, y = to_network(images[shown]), torch.cat(outputs)[shown]
+        save_grid(picture, [row for pair in zip(x.split(8), y.split(8), strict=True) for row in pair])
         return {"psnr": float(torch.cat(values).mean()), "posterior_std": float(torch.stack(spread).mean())}
 
     def finish(self, run_dir: Path, summary: dict[str, Any]) -> None:
-        rows = (
-            np.linspace(0, len(self.data) - 1, min(self.config.statistics_images, len(self.data))).round().astype(int)
-        )
-        latents = encode_all(self.data.images[torch.from_numpy(rows)], self.trainable, 16, "latent statistics")
-        std, mean = torch.std_mean(latents, dim=(0, 1, 3, 4))
-        self.trainable.normalise(mean.to(self.device), std.to(self.device))
-        self.trainable.make_deterministic()
+        if not self.config.decoder_only:
+            self.normalise()
         save_network(
             run_dir / "autoencoder.safetensors",
-            self.trainable,
+            self.autoencoder,
             "autoencoder",
             image_size=self.data.resolution,
             training={**summary, "config": to_dict(self.config)},
         )
+
+    def normalise(self) -> None:
+        """Unit latents and a deterministic posterior, from the statistics of training images."""
+        images = self.data.images[_spread(len(self.data), self.config.statistics_images)]
+        latents = encode_all(images, self.autoencoder, 16, "latent statistics")
+        std, mean = torch.std_mean(latents, dim=(0, 1, 3, 4))
+        self.autoencoder.normalise(mean.to(self.device), std.to(self.device))
+        self.autoencoder.make_deterministic()
+
+
+def _spread(length: int, count: int) -> Tensor:
+    """``count`` row numbers spread evenly over ``length`` rows, all of them if there are fewer."""
+    return torch.from_numpy(np.linspace(0, length - 1, min(count, length)).round().astype(int))
 
 
 def random_crops(images: Tensor, size: int) -> Tensor:
@@ -119,6 +148,11 @@ def random_crops(images: Tensor, size: int) -> Tensor:
     top = torch.randint(0, height - size + 1, (count,)).tolist()
     left = torch.randint(0, width - size + 1, (count,)).tolist()
     return torch.stack([image[:, y : y + size, x : x + size] for image, y, x in zip(images, top, left, strict=True)])
+
+
+def part_of(module: nn.Module, *names: str) -> nn.ModuleDict:
+    """Some of a network's children as a module of their own (shared, not copied)."""
+    return nn.ModuleDict({name: getattr(module, name) for name in names})
 
 
 def well_started(autoencoder: AutoencoderKL) -> AutoencoderKL:

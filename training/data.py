@@ -277,10 +277,12 @@ def fixed_groups(dataset: MultiViewDataset, count: int, views: int) -> Batch:
     return Batch(np.stack(targets), np.array(references), np.zeros(len(chosen), bool))
 
 
-def network_hash(module: nn.Module) -> str:
-    """sha256 over names and values of a network's tensors."""
+def encoder_hash(autoencoder: nn.Module) -> str:
+    """sha256 over the tensors of an autoencoder that its latents depend on, names and values."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(autoencoder.state_dict().items()):
+        if not name.startswith(("encoder.", "quant_conv.")):
+            continue
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -306,9 +308,9 @@ class LatentCache:
     ) -> LatentCache:
         """Read the cache from ``folder``, or encode everything and write it there.
 
-        The file's name and metadata hold the hashes of autoencoder and split: another of either is another file.
+        The file's name and metadata hold the hashes of encoder and split: another of either is another file.
         """
-        key = hashlib.sha256((network_hash(autoencoder) + dataset.fingerprint).encode()).hexdigest()
+        key = hashlib.sha256((encoder_hash(autoencoder) + dataset.fingerprint).encode()).hexdigest()
         path = Path(folder) / f"latents-{dataset.split}-{key[:12]}.safetensors"
         if path.is_file():
             with safe_open(str(path), "pt") as file:

@@ -40,26 +40,16 @@ class EncoderFeatures(nn.Module):
 
     Args:
         autoencoder: a ``diffportrait3d.networks.AutoencoderKL``.
-        levels: how many levels, from full resolution down.
+        levels: how many levels at most, from the finest down.
     """
 
     def __init__(self, autoencoder: nn.Module, levels: int = 3):
         super().__init__()
-        self.encoder = autoencoder.encoder
-        self.levels = min(levels, len(self.encoder.down))
+        self.encoder, self.levels = autoencoder.encoder, levels
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[N, 3, H, W] in [-1, 1] to a list of [N, C_l, H/2^l, W/2^l]."""
-        features = []
-        x = self.encoder.conv_in(x)
-        for index in range(self.levels):
-            level = self.encoder.down[index]
-            for block in level.block:
-                x = block(x)
-            features.append(x)
-            if index + 1 < self.levels:
-                x = level.downsample(x)
-        return features
+        """[N, 3, H, W] in [-1, 1] to a list of [N, C_l, H_l, W_l], finest first."""
+        return self.encoder.features(x)[: self.levels]
 
 
 class VggFeatures(nn.Module):

@@ -2,9 +2,9 @@
 
     python -m training.miniature --preset cpu --out runs/miniature [--data DIR] [--ict ict_model.npz] [--export]
 
-Renders the data if they are not there, then trains every network in order, each in a folder of its own. Whatever is
-finished is skipped, whatever was stopped is resumed. Ends with a table of what each stage took. ``--export`` also writes
-the networks in half precision to weights/miniature, where the ComfyUI nodes find them.
+Renders the data if they are not there, then trains every network in order, each in a folder of its own. Whatever
+is finished is skipped, whatever was stopped is resumed. Ends with a table of what each stage took. ``--export`` also
+writes the networks in half precision to weights/miniature, where the ComfyUI nodes find them.
 """
 
 from __future__ import annotations
