@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from training import render
 from training.data import DataError, read_manifest
-from training.loop import write_atomically
+from training.state import write_atomically
 
 from .bootstrap import bootstrap_difference, bootstrap_mean
 from .metrics import angle_between, masked_l1, psnr, ssim, viewing_directions, yaw_pitch
@@ -112,6 +113,18 @@ def conditions(options: argparse.Namespace, system: Miniature) -> dict:
     }
 
 
+def test_data(options: argparse.Namespace, resolution: int) -> Path:
+    """The dataset asked for; if none was named, held-out people are rendered into the cache (what is there stays)."""
+    if options.data:
+        return options.data
+    kind = "ict" if options.ict else "analytic"
+    folder = options.cache / f"{kind}-{resolution}px-{options.views + 1}views"
+    settings = render.dataset_settings(resolution, options.views + 1, 60, 20, 0.67 if options.ict else 0.0, 64, 0)
+    counts = {"train": 0, "val": 0, "test": options.identities}
+    render.render_dataset(folder, settings, counts, options.ict, workers=options.threads or 2)
+    return folder
+
+
 def read_journal(path: Path, expected: dict) -> list[dict]:
     """Finished identities of an interrupted run with the same conditions; starts the journal if there is none."""
     if not path.is_file():
@@ -166,6 +179,7 @@ def run(options: argparse.Namespace) -> dict:
     """Measure what is not measured yet, then write and return the results."""
     started = time.perf_counter()
     system, regressor = Miniature(options.weights), load_pose_regressor(options.pose_regressor)
+    options.data = test_data(options, system.resolution)
     expected = conditions(options, system)
     journal, pages = options.out.with_suffix(".identities.jsonl"), options.out.with_suffix(".pages")
     records = read_journal(journal, expected)

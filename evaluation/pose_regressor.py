@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.data import DataError, MultiViewDataset, SingleImages, pick, pick_labels
-from training.loop import write_atomically
+from training.state import write_atomically
 
 from .bootstrap import bootstrap_mean
 from .metrics import angle_between, viewing_directions
@@ -86,7 +86,7 @@ def load_pose_regressor(path: str | Path) -> PoseRegressor:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"No pose regressor at '{path}'; train one with 'python -m evaluation.pose_regressor --data DIR --out {path}'."
+            f"No pose regressor at '{path}'; train it: python -m evaluation.pose_regressor --data DIR --out {path}"
         )
     try:
         with safe_open(path, "pt") as file:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from training.loop import write_atomically
+from training.state import write_atomically
 
 from .bootstrap import Interval
 

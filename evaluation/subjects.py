@@ -37,14 +37,12 @@ def held_out_subjects(root: str | Path, count: int, views: int) -> Iterator[Subj
     _, subjects = read_manifest(root)
     test = [s for s in subjects if s["split"] == "test"]
     if len(test) < count:
-        raise DataError(
-            f"'{root}' has {len(test)} test subjects of {count}; use --identities {len(test)}."
-        )
+        raise DataError(f"'{root}' has {len(test)} test subjects of {count}; use --identities {len(test)}.")
     for subject in test[:count]:
         if len(subject["views"]) < views + 1:
             raise DataError(
-                f"Subject {subject['id']} in '{root}' has {len(subject['views'])} views; a reference and {views} targets "
-                f"need {views + 1}. Use --views {len(subject['views']) - 1} or render more."
+                f"Subject {subject['id']} in '{root}' has {len(subject['views'])} views; a reference and {views} "
+                f"targets need {views + 1}. Use --views {len(subject['views']) - 1} or render more."
             )
         yield _load(root, subject["id"], subject["views"][: views + 1])
 

@@ -1,0 +1,153 @@
+"""The whole command on a tiny untrained system: tables, files, resuming, pairing, errors."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from diffportrait3d.checkpoints import save_network
+from diffportrait3d.networks import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    NovelViewConfig,
+    NovelViewModel,
+    ReferenceEncoder,
+    UNet,
+    UNetConfig,
+    ViewConsistency,
+    ViewControlNet,
+)
+from evaluation import miniature
+from evaluation.pose_regressor import PoseRegressor, save_pose_regressor
+from evaluation.subjects import held_out_subjects
+from evaluation.system import ARMS, Miniature
+
+
+def wake(module: torch.nn.Module) -> torch.nn.Module:
+    """Zero-initialised layers get values, so that every part of the system changes the pictures."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    cfg = UNetConfig(model_channels=32, context_dim=8, channel_mult=(1, 1), num_res_blocks=1, attention_levels=(0, 1))
+    for kind, network in (("unet", UNet), ("reference_encoder", ReferenceEncoder), ("view_controlnet", ViewControlNet),
+                          ("view_consistency", ViewConsistency)):  # fmt: skip
+        save_network(folder / f"{kind}.safetensors", wake(network(cfg)), kind, linear_end=0.00489)
+    autoencoder = AutoencoderKL(AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1))
+    save_network(folder / "autoencoder.safetensors", wake(autoencoder), "autoencoder")
+    small = NovelViewConfig(image_size=64, render_size=16, base_channels=8, feature_channels=6, volume_size=8,
+                            volume_channels=4, prior_channels=2, samples_per_ray=8)  # fmt: skip
+    save_network(folder / "novel_view.safetensors", wake(NovelViewModel(small)), "novel_view")
+    save_pose_regressor(folder / "pose_regressor.safetensors", PoseRegressor(8))
+    return folder
+
+
+def command(weights, data, out, *more: str) -> list[str]:
+    paths = ["--weights", str(weights), "--data", str(data), "--out", str(out)]
+    return [*paths, "--identities", "2", "--views", "3", "--steps", "2", "--pictures", "1", *more]
+
+
+def test_end_to_end(weights, ball_dataset, tmp_path, capsys):
+    out = tmp_path / "deep" / "results.json"
+    assert miniature.main(command(weights, ball_dataset, out)) == 0
+    printed = capsys.readouterr().out
+    for title in (
+        "full system",
+        "no reference",
+        "no camera",
+        "no view consistency",
+        "random noise",
+        "full - no camera",
+    ):
+        assert f"| {title}" in printed
+    results = json.loads(out.read_text())
+    summary = results["summary"]
+    floor = summary["ground_truth"]
+    assert floor["foreground_l1"]["mean"] == 0 and floor["ssim"]["mean"] == pytest.approx(1)
+    assert 0 < floor["reprojection"]["mean"] < 0.1 < summary["full"]["foreground_l1"]["mean"]
+    for row in summary.values():
+        for interval in row.values():
+            assert interval["low"] <= interval["mean"] <= interval["high"] and interval["count"] == 2
+    for arm in set(ARMS) - {"full"}:
+        paired = results["full_minus_arm"][arm]["psnr"]["mean"]
+        assert paired == pytest.approx(summary["full"]["psnr"]["mean"] - summary[arm]["psnr"]["mean"], abs=1e-6)
+        assert abs(paired) > 1e-4  # removing the part changed something
+    assert len(results["conditions"]["weights_sha256"]) == 6 and results["conditions"]["steps"] == 2
+    assert [r["id"] for r in results["identities"]] == ["ball-test-0", "ball-test-1"]
+    with Image.open(out.with_suffix(".png")) as page:
+        assert page.width > 3 * 64 and page.height > 8 * 64
+
+
+def test_resumes_and_refuses_other_conditions(weights, ball_dataset, tmp_path):
+    out, journal = tmp_path / "results.json", tmp_path / "results.identities.jsonl"
+    arguments = command(weights, ball_dataset, out)
+    miniature.main(arguments)
+    whole, lines = json.loads(out.read_text())["summary"], journal.read_text().splitlines()
+    record = json.loads(lines[1])
+    record["results"]["full"]["psnr"] += 3  # a mark that only survives if the record is reused
+    journal.write_text(f"{lines[0]}\n{json.dumps(record)}\n" + lines[2][:40])  # killed while writing
+    miniature.main(arguments)
+    resumed = json.loads(out.read_text())["summary"]
+    assert resumed["full"]["psnr"]["mean"] == pytest.approx(whole["full"]["psnr"]["mean"] + 1.5, abs=1e-6)
+    assert resumed["no_camera"] == whole["no_camera"]  # the repeated identity gave the same numbers
+    with pytest.raises(SystemExit, match="other conditions.*seed"):
+        miniature.main([*arguments, "--seed", "5"])
+
+
+def test_arms_share_noise_and_differ_in_one_part(weights, ball_dataset):
+    system = Miniature(weights)
+    subject = next(held_out_subjects(ball_dataset, 1, 3))
+    proxies = system.proxies(subject)
+
+    def views(name: str, seed: int = 0):
+        return system.generate(ARMS[name], subject, proxies, seed, steps=2, scale=3.0, eta=0.5)
+
+    full = views("full")
+    assert full.shape == (3, 3, 64, 64) and torch.equal(full, views("full")) and not torch.equal(full, views("full", 1))
+    subject.conditions = subject.conditions.flip(0)
+    assert not torch.equal(full, views("full"))
+    without_camera = views("no_camera")
+    subject.conditions = subject.conditions.flip(0)
+    assert torch.equal(without_camera, views("no_camera"))
+    subject.reference = 1 - subject.reference
+    changed = views("no_reference")
+    subject.reference = 1 - subject.reference
+    assert torch.equal(changed, views("no_reference"))  # the reference is not read; S's views were held fixed
+    random = views("random_noise")
+    proxies = 1 - proxies
+    assert torch.equal(random, views("random_noise")) and not torch.equal(full, views("full"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--identities", "9"], "3 test subjects of 9"),
+        (["--views", "7"], "Use --views 4"),
+        (["--weights", "nowhere"], "nowhere"),
+        (["--pose-regressor", "nothing.safetensors"], "evaluation.pose_regressor"),
+        (["--data", "nothing"], "training.render"),
+    ],
+)
+def test_errors_are_one_sentence(weights, ball_dataset, tmp_path, more, message):
+    with pytest.raises(SystemExit, match=message) as caught:
+        miniature.main(command(weights, ball_dataset, tmp_path / "results.json", *more))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_renders_its_own_subjects(weights, tmp_path):
+    """Without --data, held-out people are rendered into the cache and kept there."""
+    options = miniature.parse(["--identities", "1", "--views", "1", "--cache", str(tmp_path), "--threads", "1"])
+    folder = miniature.test_data(options, 32)
+    subject = next(held_out_subjects(folder, 1, 1))
+    assert subject.images.shape == (1, 3, 32, 32) and subject.mask.float().mean() > 0.15
+    assert 2.3 < subject.depth[subject.mask].mean() < 2.9
+    before = (folder / "manifest.jsonl").stat().st_mtime_ns, sorted(p.name for p in folder.rglob("*.png"))
+    miniature.test_data(options, 32)
+    assert before[1] == sorted(p.name for p in folder.rglob("*.png"))
