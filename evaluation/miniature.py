@@ -31,19 +31,19 @@ from .metrics import angle_between, masked_l1, psnr, ssim, viewing_directions, y
 from .pose_regressor import PoseRegressor, load_pose_regressor
 from .report import cell, markdown_table, picture_rows, save_png, stack_pages
 from .reprojection import reprojection_error, reprojection_pairs
-from .subjects import Subject, held_out_subjects
+from .subjects import Subject, held_out_subjects, subject_digest
 from .system import ARMS, Miniature
 
-# name -> (column title, digits, +1 if larger is better else -1)
+# name -> (column title, digits)
 METRICS = {
-    "pose": ("pose error (deg)", 2, -1),
-    "yaw": ("yaw (deg)", 2, -1),
-    "pitch": ("pitch (deg)", 2, -1),
-    "psnr": ("PSNR (dB)", 2, 1),
-    "ssim": ("SSIM", 3, 1),
-    "foreground_l1": ("foreground L1", 4, -1),
-    "background_l1": ("background L1", 4, -1),
-    "reprojection": ("reprojection L1", 4, -1),
+    "pose": ("pose error (deg)", 2),
+    "yaw": ("yaw (deg)", 2),
+    "pitch": ("pitch (deg)", 2),
+    "psnr": ("PSNR (dB)", 2),
+    "ssim": ("SSIM", 3),
+    "foreground_l1": ("foreground L1", 4),
+    "background_l1": ("background L1", 4),
+    "reprojection": ("reprojection L1", 4),
 }
 CONTEXT = {
     "ground_truth": "ground truth (floor)",
@@ -89,20 +89,22 @@ def evaluate_subject(
         views[name] = system.generate(arm, subject, proxies, seed, options.steps, options.guidance, options.eta)
         seconds[name] = round(time.perf_counter() - start, 3)
     results = {name: measure(images, subject, regressor, pairs) for name, images in views.items()}
-    record = {"id": subject.id, "seed": seed, "pairs": len(pairs), "seconds": seconds, "results": results}
+    record = {
+        "id": subject.id,
+        "digest": subject.digest,
+        "seed": seed,
+        "pairs": len(pairs),
+        "seconds": seconds,
+        "results": results,
+    }
     return record, views
 
 
 def conditions(options: argparse.Namespace, system: Miniature) -> dict:
-    """Everything the numbers depend on; results are only ever joined if these are equal."""
-    _, subjects = read_manifest(options.data)
-    chosen = [s for s in subjects if s["split"] == "test"][: options.identities]
-    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+    """Everything, besides the subjects, that the numbers depend on; only results under equal ones are joined."""
     return {
         "weights_sha256": system.hashes,
         "pose_regressor_sha256": hashlib.sha256(options.pose_regressor.read_bytes()).hexdigest(),
-        "test_subjects_sha256": digest,
-        "identities": options.identities,
         "views": options.views,
         "steps": options.steps,
         "eta": options.eta,
@@ -125,19 +127,25 @@ def test_data(options: argparse.Namespace, resolution: int) -> Path:
     return folder
 
 
-def read_journal(path: Path, expected: dict) -> list[dict]:
-    """Finished identities of an interrupted run with the same conditions; starts the journal if there is none."""
+def read_journal(path: Path, expected: dict, root: Path) -> list[dict]:
+    """Finished identities of an earlier run under the same conditions; starts the journal if there is none.
+
+    Raises DataError if conditions or subjects differ.
+    """
     if not path.is_file():
         write_atomically(path, lambda p: p.write_text(json.dumps(expected) + "\n", encoding="utf-8"))
         return []
     *lines, rest = path.read_text(encoding="utf-8").split("\n")
     if rest:  # a line cut off by an interruption
         write_atomically(path, lambda p: p.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
-    found = json.loads(lines[0]) if lines else {}
-    if found != expected:
-        names = ", ".join(k for k in expected if found.get(k) != expected[k])
-        raise DataError(f"'{path}' holds results under other conditions ({names}); delete it or choose another --out.")
-    return [json.loads(line) for line in lines[1:]]
+    found, *records = [json.loads(line) for line in lines] or [{}]
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    test = [s for s in read_manifest(root)[1] if s["split"] == "test"]
+    if any(record["digest"] != subject_digest(line) for record, line in zip(records, test, strict=False)):
+        differing.append("subjects")
+    if differing:
+        raise DataError(f"'{path}' holds results with other {', '.join(differing)}; delete it or choose another --out.")
+    return records
 
 
 def summarise(records: list[dict]) -> tuple[dict, dict]:
@@ -157,13 +165,13 @@ def summarise(records: list[dict]) -> tuple[dict, dict]:
 
 def tables(summary: dict, differences: dict, count: int) -> str:
     """Both tables as Markdown."""
-    header = [title for title, _, _ in METRICS.values()]
+    header = [title for title, _ in METRICS.values()]
     body = [
-        [TITLES[row], *(cell(values[m], digits) for m, (_, digits, _) in METRICS.items())]
+        [TITLES[row], *(cell(values[m], digits) for m, (_, digits) in METRICS.items())]
         for row, values in summary.items()
     ]
     against = [
-        [f"full - {TITLES[row]}", *(cell(values[m], digits, True) for m, (_, digits, _) in METRICS.items())]
+        [f"full - {TITLES[row]}", *(cell(values[m], digits, True) for m, (_, digits) in METRICS.items())]
         for row, values in differences.items()
     ]
     return (
@@ -175,19 +183,25 @@ def tables(summary: dict, differences: dict, count: int) -> str:
     )
 
 
-def run(options: argparse.Namespace) -> dict:
-    """Measure what is not measured yet, then write and return the results."""
-    started = time.perf_counter()
-    system, regressor = Miniature(options.weights), load_pose_regressor(options.pose_regressor)
-    options.data = test_data(options, system.resolution)
-    expected = conditions(options, system)
-    journal, pages = options.out.with_suffix(".identities.jsonl"), options.out.with_suffix(".pages")
-    records = read_journal(journal, expected)
-    subjects = held_out_subjects(options.data, options.identities, options.views)
-    bar = tqdm(enumerate(subjects), total=options.identities, desc="identities", unit="id")
-    for index, subject in bar:
-        if index < len(records):
-            continue
+def page_file(options: argparse.Namespace, index: int) -> Path:
+    """The picture of one identity: reference, conditions, ground truth, S and every arm."""
+    return options.out.with_suffix(".pages") / f"{index:03d}.png"
+
+
+def save_page(path: Path, subject: Subject, views: dict[str, Tensor]) -> None:
+    """Rows of views below one another."""
+    rows = [("reference", subject.reference), ("condition", subject.conditions)]
+    rows += [(title, views[name]) for name, title in TITLES.items() if name not in ("autoencoder", "reference_copy")]
+    save_png(picture_rows(rows), path)
+
+
+def measure_all(options: argparse.Namespace, system: Miniature, expected: dict) -> list[dict]:
+    """The records of all identities asked for; those of an earlier run are reused, new ones written down at once."""
+    regressor, journal = load_pose_regressor(options.pose_regressor), options.out.with_suffix(".identities.jsonl")
+    records = read_journal(journal, expected, options.data)[: options.identities]
+    subjects = held_out_subjects(options.data, options.identities, options.views, start=len(records))
+    bar = tqdm(subjects, total=options.identities, initial=len(records), desc="identities", unit="id")
+    for index, subject in enumerate(bar, start=len(records)):
         if subject.images.shape[-1] != system.resolution:
             raise DataError(
                 f"'{options.data}' has {subject.images.shape[-1]} px pictures, the weights in '{options.weights}' "
@@ -195,16 +209,22 @@ def run(options: argparse.Namespace) -> dict:
             )
         record, views = evaluate_subject(system, regressor, subject, options.seed + index, options)
         if index < options.pictures:
-            rows = [("reference", subject.reference), ("condition", subject.conditions)]
-            rows += [
-                (title, views[name]) for name, title in TITLES.items() if name not in ("autoencoder", "reference_copy")
-            ]
-            save_png(picture_rows(rows), pages / f"{index:03d}.png")
+            save_page(page_file(options, index), subject, views)
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         records.append(record)
-    if options.pictures:
-        stack_pages(sorted(pages.glob("*.png")), options.out.with_suffix(".png"))
+    return records
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Measure what is not measured yet; print the tables, write JSON and picture, return the results."""
+    started, system = time.perf_counter(), Miniature(options.weights)
+    options.data = test_data(options, system.resolution)
+    expected = conditions(options, system)
+    records = measure_all(options, system, expected)
+    shown = [page_file(options, index) for index in range(min(options.pictures, len(records)))]
+    if shown := [page for page in shown if page.is_file()]:
+        stack_pages(shown, options.out.with_suffix(".png"))
     summary, differences = summarise(records)
     print(tables(summary, differences, len(records)))
     seconds = {name: float(np.mean([r["seconds"][name] for r in records])) for name in ARMS}

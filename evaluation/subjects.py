@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ class Subject:
     """A reference view and V other views. Images [.., 3, H, W] in [0, 1], labels [.., 25] (EG3D)."""
 
     id: str
+    digest: str  # sha256 of the subject's line in the manifest
     reference: Tensor  # [1, 3, H, W]
     reference_label: Tensor  # [1, 25]
     images: Tensor  # [V, 3, H, W], the ground truth
@@ -28,8 +31,8 @@ class Subject:
     mask: Tensor  # [V, H, W] bool, foreground
 
 
-def held_out_subjects(root: str | Path, count: int, views: int) -> Iterator[Subject]:
-    """The first `count` subjects of split test: their first view is the reference, the next `views` are targets.
+def held_out_subjects(root: str | Path, count: int, views: int, start: int = 0) -> Iterator[Subject]:
+    """Subjects start..count-1 of split test: their first view is the reference, the next `views` are targets.
 
     Raises DataError if there are fewer subjects or views, or if a file cannot be read.
     """
@@ -38,20 +41,27 @@ def held_out_subjects(root: str | Path, count: int, views: int) -> Iterator[Subj
     test = [s for s in subjects if s["split"] == "test"]
     if len(test) < count:
         raise DataError(f"'{root}' has {len(test)} test subjects of {count}; use --identities {len(test)}.")
-    for subject in test[:count]:
+    for subject in test[start:count]:
         if len(subject["views"]) < views + 1:
             raise DataError(
                 f"Subject {subject['id']} in '{root}' has {len(subject['views'])} views; a reference and {views} "
                 f"targets need {views + 1}. Use --views {len(subject['views']) - 1} or render more."
             )
-        yield _load(root, subject["id"], subject["views"][: views + 1])
+        yield _load(root, subject, views)
 
 
-def _load(root: Path, name: str, views: list[dict]) -> Subject:
-    reference, *targets = views
+def subject_digest(line: dict) -> str:
+    """sha256 of a manifest line."""
+    return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()
+
+
+def _load(root: Path, line: dict, views: int) -> Subject:
+    name = line["id"]
+    reference, *targets = line["views"][: views + 1]
     depth, mask = zip(*(_read_depth(root / _depth_file(name, view)) for view in targets), strict=True)
     return Subject(
         id=name,
+        digest=subject_digest(line),
         reference=_read_image(root / reference["image"])[None],
         reference_label=torch.tensor([reference["label"]], dtype=torch.float32),
         images=torch.stack([_read_image(root / view["image"]) for view in targets]),

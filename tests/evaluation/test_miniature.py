@@ -97,8 +97,14 @@ def test_resumes_and_refuses_other_conditions(weights, ball_dataset, tmp_path):
     resumed = json.loads(out.read_text())["summary"]
     assert resumed["full"]["psnr"]["mean"] == pytest.approx(whole["full"]["psnr"]["mean"] + 1.5, abs=1e-6)
     assert resumed["no_camera"] == whole["no_camera"]  # the repeated identity gave the same numbers
-    with pytest.raises(SystemExit, match="other conditions.*seed"):
+    with pytest.raises(SystemExit, match="other seed"):
         miniature.main([*arguments, "--seed", "5"])
+    miniature.main([*arguments, "--identities", "3"])  # more identities continue where the two ended
+    more = json.loads(out.read_text())
+    assert len(more["identities"]) == 3 and more["identities"][0]["results"] == record["results"]
+    journal.write_text(journal.read_text().replace(record["digest"], "0" * 64))
+    with pytest.raises(SystemExit, match="other subjects"):
+        miniature.main(arguments)
 
 
 def test_arms_share_noise_and_differ_in_one_part(weights, ball_dataset):
