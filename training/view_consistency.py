@@ -34,6 +34,7 @@ class ViewConsistencyConfig(DenoisingConfig):
     views: int = 8
     timestep_per: str = "group"
     shuffle: bool = True  # off: views keep the dataset's order (an ablation)
+    positions: bool = True  # off: views carry no number, so that any count of them is like the trained one
     unconditional: float = 0.0  # share of batches without reference and camera, with the middle module; 0: the paper
 
 
@@ -52,6 +53,8 @@ class ViewConsistencyStage(DenoisingStage):
         config.reference_timestep = reference_metadata.get("reference_timestep", config.reference_timestep)
         self.setup(config, device, schedule_of(metadata))
         self.trainable = ViewConsistency(unet.config)
+        if not config.positions:
+            self.trainable.remove_positions()
         self.frozen |= {
             "unet": unet.to(device),
             "reference_encoder": reference.to(device),

@@ -108,6 +108,15 @@ class ViewConsistency(nn.Module):
             for i, c in enumerate(config.output_channels())
         )
 
+    def remove_positions(self) -> None:
+        """Zeroes the positional tables: attention becomes blind to the order of the views, and to their number.
+
+        The tables are part of the weights, so a file saved afterwards stays that way everywhere.
+        """
+        for module in self.modules():
+            if isinstance(module, PositionalEncoding):
+                module.pe.zero_()
+
     def after_input(self, index: int, h: Tensor, num_views: int) -> Tensor:
         """After input block `index` (1..11); h [B*V, C, H, W]."""
         return self._run(self.input_blocks_motion_module[index - 1], h, num_views)

@@ -106,6 +106,21 @@ def test_view_attention_mixes_views_but_not_groups(unet, batch, num_views):
     assert moved.tolist() == [index < num_views for index in range(4)]
 
 
+def test_without_positions_the_order_of_views_does_not_matter(unet, batch):
+    x, t, context = batch
+    views = randomise(ViewConsistency(TINY), 5)
+    order = torch.tensor([2, 0, 3, 1])
+
+    def run(rows):
+        with torch.no_grad():
+            return unet(x[rows], t[rows], context[rows], view_attention=views, num_views=4)
+
+    plain = torch.arange(4)
+    assert (run(order) - run(plain)[order]).abs().max() > 1e-3
+    views.remove_positions()
+    assert (run(order) - run(plain)[order]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("num_views", [None, 1, 3, 33])
 def test_impossible_view_counts_are_named(unet, batch, num_views):
     x, t, context = batch
