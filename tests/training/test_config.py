@@ -1,0 +1,47 @@
+"""Configurations: strict keys and types, overrides, and that every preset is valid."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from training.config import ConfigError, StageConfig, load_config, to_dict
+from training.miniature import CONFIGS, PRESETS, STAGES
+
+
+def test_overrides_and_types():
+    config = load_config(StageConfig, None, ["optimizer.lr=1e-3", "loop.steps=7", "optimizer.ema=", "data.flip=false"])
+    assert config.optimizer.lr == 1e-3 and config.loop.steps == 7
+    assert config.optimizer.ema is None and config.data.flip is False
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loop.stepz=3", "loop.stepz"),
+        ("nothing=1", "nothing"),
+        ("loop.steps=many", "loop.steps"),
+        ("loop.steps=true", "loop.steps"),
+        ("loop.steps=", "loop.steps"),
+        ("loop=3", "loop"),
+        ("loop.steps", "key=value"),
+    ],
+)
+def test_mistakes_are_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(StageConfig, None, [override])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="presets"):
+        load_config(StageConfig, tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_presets_are_valid(preset, stage):
+    cls = getattr(importlib.import_module(f"training.{stage}"), STAGES[stage][0])
+    config = load_config(cls, CONFIGS / preset / f"{stage}.yaml")
+    assert config.run_dir.endswith(stage)
+    assert load_config(cls, None, []) is not None and "loop" in to_dict(config)

@@ -1,0 +1,186 @@
+"""The loop: resuming to the bit, signals, budgets, averages, refusing what cannot be continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training import loop
+from training.config import LoopConfig, OptimizerConfig, StageConfig
+from training.loop import Interrupted, Stage, learning_rate, pick_precision, prepare, run_stage
+from training.state import WeightAverage, newest_checkpoint
+
+
+class Counting:
+    """A sampler that only counts."""
+
+    def __init__(self):
+        self.position = 0
+
+    def __next__(self):
+        self.position += 1
+        return [self.position]
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+class Toy(Stage):
+    """Fits a line, with noise from the global generator in every step."""
+
+    name = "toy"
+
+    def __init__(self, kill_at: int | None = None):
+        self.trainable = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+        self.frozen = {"teacher": nn.Linear(3, 1)}
+        self.sampler, self.kill_at, self.validated = Counting(), kill_at, 0
+
+    def loss(self, batch, progress):
+        x = torch.randn(4, 3) + batch[0] % 3
+        if self.kill_at == batch[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": (self.trainable(x) - self.frozen["teacher"](x)).square().mean()}
+
+    def validate(self, picture):
+        self.validated += 1
+        return {"noise": float(torch.randn(()))}  # would disturb training if the loop let it
+
+    def finish(self, run_dir, summary):
+        torch.save(self.trainable.state_dict(), run_dir / "toy.pt")
+
+
+def config(run_dir: Path, **changes) -> StageConfig:
+    values = {"steps": 12, "log_every": 1, "validate_every": 3, "checkpoint_every": 4, "device": "cpu",
+              "precision": "float32", "threads": 1} | changes  # fmt: skip
+    return StageConfig(run_dir=str(run_dir), loop=LoopConfig(**values), optimizer=OptimizerConfig(lr=1e-2, ema=0.9))
+
+
+def run(run_dir: Path, kill_at: int | None = None, **changes):
+    def build(settings, device):
+        return Toy(kill_at)
+
+    return run_stage(build, config(run_dir, **changes))
+
+
+def curve(run_dir: Path) -> list[tuple]:
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [tuple((k, v) for k, v in sorted(line.items()) if k != "minutes") for line in lines]
+
+
+@pytest.mark.parametrize("kill_at", [2, 4, 9])
+def test_a_stopped_run_continues_to_the_same_bits(tmp_path, kill_at):
+    run(tmp_path / "whole")
+    with pytest.raises(Interrupted, match=f"step {kill_at}"):
+        run(tmp_path / "stopped", kill_at)
+    assert not (tmp_path / "stopped/summary.json").exists()
+    run(tmp_path / "stopped")
+    whole, stopped = torch.load(tmp_path / "whole/toy.pt"), torch.load(tmp_path / "stopped/toy.pt")
+    assert all(torch.equal(whole[k], stopped[k]) for k in whole)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "stopped")
+
+
+def test_a_crash_continues_from_the_last_checkpoint_to_the_same_bits(tmp_path, monkeypatch):
+    run(tmp_path / "whole")
+    original = Toy.loss
+
+    def crash(self, batch, progress):
+        if batch[0] == 11:
+            raise RuntimeError("power cut")
+        return original(self, batch, progress)
+
+    monkeypatch.setattr(Toy, "loss", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path / "crashed")
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path / "crashed").name == "step-00000008.pt"
+    run(tmp_path / "crashed")
+    assert curve(tmp_path / "whole") == curve(tmp_path / "crashed")  # steps 9 and 10 are not logged twice
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first = run(tmp_path)
+    before = (tmp_path / "toy.pt").stat().st_mtime_ns
+    assert run(tmp_path) == first
+    assert (tmp_path / "toy.pt").stat().st_mtime_ns == before
+
+
+def test_only_the_last_checkpoints_stay(tmp_path):
+    run(tmp_path, checkpoint_every=2, keep_last=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000010.pt", "step-00000012.pt"]
+
+
+def test_other_settings_are_not_continued(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, kill_at=3)
+    with pytest.raises(ValueError, match="loop.batch_size"):
+        run(tmp_path, batch_size=7)
+    assert run(tmp_path, steps=6)["steps"] == 6  # a longer or shorter run is the same training
+
+
+def test_minutes_end_a_run_and_anneal_it(tmp_path, monkeypatch):
+    clock = iter(range(0, 100000, 1))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
+    summary = run(tmp_path, steps=100000, minutes=1.0, validate_every=10**9, checkpoint_every=10**9)
+    assert 5 < summary["steps"] < 60
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()[:-1]]
+    peak = max(rates)
+    assert rates[-1] < 0.1 * peak or rates[-1] < rates[len(rates) // 2]
+
+
+def test_learning_rate():
+    opt = OptimizerConfig(lr=1.0, warmup_steps=10, decay="cosine", final_lr_ratio=0.1)
+    assert learning_rate(opt, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate(opt, 50, 0.5) == pytest.approx(0.55)
+    assert learning_rate(opt, 100, 1.0) == pytest.approx(0.1)
+    assert learning_rate(OptimizerConfig(lr=1.0, decay="constant", warmup_steps=0), 7, 0.9) == 1.0
+    with pytest.raises(ValueError, match="sawtooth"):
+        learning_rate(OptimizerConfig(decay="sawtooth"), 0, 0.0)
+
+
+def test_average_follows_the_formula():
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    average = WeightAverage(module, 0.5)
+    expected, value = 0.0, 0.0
+    for n in range(1, 40):
+        value += 1.0
+        with torch.no_grad():
+            module.weight.fill_(value)
+        average.update(module)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * value
+    with average.applied(module):
+        assert float(module.weight) == pytest.approx(expected, rel=1e-5)
+    assert float(module.weight) == value
+
+
+def test_a_diverged_run_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Toy, "loss", lambda self, batch, progress: {"loss": self.trainable[0].weight.sum() * float("inf")}
+    )
+    with pytest.raises(FloatingPointError, match="step 0"):
+        run(tmp_path)
+
+
+def test_a_shared_frozen_parameter_is_caught(tmp_path):
+    toy = Toy()
+    toy.frozen["thief"] = toy.trainable
+    settings = config(tmp_path)
+    with pytest.raises(AssertionError, match="thief"):
+        loop.Trainer(toy, settings, prepare(settings.loop))
+
+
+def test_precision():
+    assert pick_precision("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert pick_precision("auto", torch.device("cuda")) == torch.bfloat16
+    with pytest.raises(ValueError, match="float8"):
+        pick_precision("float8", torch.device("cpu"))
