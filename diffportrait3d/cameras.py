@@ -1,12 +1,14 @@
 """Camera poses as EG3D's 25 numbers: labels, angles, trajectories, projection, files.
 
-A label is a float32 vector of 25: the camera-to-world matrix (4x4, row-major) followed by the intrinsics (3x3, row-major,
-divided by the image size). Cameras follow OpenCV (x right, y down, z forward); the world has y up, x to the right of the
-frontal picture and z from the head towards the frontal camera. Source: EG3D (Chan et al., CVPR 2022), supplement and
-`camera_utils.py` of the reference code: focal 4.2647, principal point 0.5, radius 2.7, look-at point (0, 0, 0.2).
+A label is a float32 vector of 25: the camera-to-world matrix (4x4, row-major) followed by the intrinsics
+(3x3, row-major, divided by the image size). Cameras follow OpenCV (x right, y down, z forward); the world has
+y up, x to the right of the frontal picture and z from the head towards the frontal camera. Source: EG3D (Chan
+et al., CVPR 2022), supplement and `camera_utils.py` of the reference code: focal 4.2647, principal point 0.5,
+radius 2.7, look-at point (0, 0, 0.2).
 
-One difference to know: `orbit_camera` turns the camera about the look-at point, so yaw and pitch are exactly the angles
-at which the head is seen. EG3D's own sampler turns it about the world origin and looks at the pivot; `eg3d_camera` does that.
+One difference to know: `orbit_camera` turns the camera about the look-at point, so yaw and pitch are exactly
+the angles at which the head is seen. EG3D's own sampler turns it about the world origin and looks at the
+pivot; `eg3d_camera` does that.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ FILE_FORMAT = "diffportrait3d-cameras"
 
 
 class CameraAngles(NamedTuple):
-    """Degrees, each shaped like the label's leading dimensions. yaw > 0: seen from world +x; pitch > 0: seen from above."""
+    """Degrees, each shaped like the label's leading dimensions. yaw > 0: seen from world +x; pitch > 0: seen
+    from above."""
 
     yaw: Tensor
     pitch: Tensor
@@ -41,9 +44,10 @@ class CameraAngles(NamedTuple):
 def orbit_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) -> Tensor:
     """Camera on a sphere around `pivot`, looking at it.
 
-    yaw, pitch, roll: degrees; numbers give a label [25], lists or tensors of V numbers (broadcast together) give [V, 25].
-    yaw > 0 moves the camera to world +x, pitch > 0 moves it up, roll > 0 turns it clockwise about its viewing direction
-    (the picture's content turns counter-clockwise). |pitch| must stay below 90 degrees.
+    yaw, pitch, roll: degrees; numbers give a label [25], lists or tensors of V numbers (broadcast together)
+    give [V, 25]. yaw > 0 moves the camera to world +x, pitch > 0 moves it up, roll > 0 turns it clockwise
+    about its viewing direction (the picture's content turns counter-clockwise). |pitch| must stay below 90
+    degrees.
     radius: distance to the pivot in world units; focal: in image sizes.
     """
     yaw, pitch, roll, radius, focal = _broadcast(yaw, pitch, roll, radius, focal)
@@ -54,8 +58,8 @@ def orbit_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) 
 
 
 def eg3d_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) -> Tensor:
-    """EG3D's `LookAtPoseSampler` with horizontal = 90 + yaw and the polar angle 90 - pitch: the camera circles the world
-    origin at `radius` but looks at `pivot`. Arguments and result as in `orbit_camera`."""
+    """EG3D's `LookAtPoseSampler` with horizontal = 90 + yaw and the polar angle 90 - pitch: the camera
+    circles the world origin at `radius` but looks at `pivot`. Arguments and result as in `orbit_camera`."""
     yaw, pitch, roll, radius, focal = _broadcast(yaw, pitch, roll, radius, focal)
     _check_pitch(pitch)
     centre = radius[..., None] * _direction(yaw, pitch)
@@ -66,14 +70,18 @@ def eg3d_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) -
 def split_label(label: Tensor) -> tuple[Tensor, Tensor]:
     """[..., 25] -> camera-to-world [..., 4, 4] and normalised intrinsics [..., 3, 3]."""
     if label.shape[-1] != LABEL_SIZE:
-        raise ValueError(f"a camera label has {LABEL_SIZE} numbers (4x4 pose and 3x3 intrinsics), got shape {tuple(label.shape)}")
+        raise ValueError(
+            f"a camera label has {LABEL_SIZE} numbers (4x4 pose and 3x3 intrinsics), got shape {tuple(label.shape)}"
+        )
     return label[..., :16].unflatten(-1, (4, 4)), label[..., 16:].unflatten(-1, (3, 3))
 
 
 def join_label(cam2world: Tensor, intrinsics: Tensor) -> Tensor:
     """Camera-to-world [..., 4, 4] and normalised intrinsics [..., 3, 3] -> label [..., 25]."""
     if cam2world.shape[-2:] != (4, 4) or intrinsics.shape[-2:] != (3, 3):
-        raise ValueError(f"expected [..., 4, 4] and [..., 3, 3], got {tuple(cam2world.shape)} and {tuple(intrinsics.shape)}")
+        raise ValueError(
+            f"expected [..., 4, 4] and [..., 3, 3], got {tuple(cam2world.shape)} and {tuple(intrinsics.shape)}"
+        )
     return torch.cat([cam2world.flatten(-2), intrinsics.flatten(-2)], dim=-1)
 
 
@@ -89,7 +97,8 @@ def world_to_camera(label: Tensor) -> Tensor:
 
 
 def camera_angles(label: Tensor) -> CameraAngles:
-    """Yaw, pitch and roll in degrees from the camera's rotation alone; the inverse of `orbit_camera` for |pitch| < 90."""
+    """Yaw, pitch and roll in degrees from the camera's rotation alone; the inverse of `orbit_camera` for
+    |pitch| < 90."""
     turn = split_label(label)[0][..., :3, :3].double()
     back = -turn[..., :, 2]
     yaw = torch.atan2(back[..., 0], back[..., 2])
@@ -101,7 +110,8 @@ def camera_angles(label: Tensor) -> CameraAngles:
 
 
 def validate_labels(labels: Tensor, source: str = "camera labels") -> Tensor:
-    """Return the labels as float32 [V, 25], or raise ValueError saying which one is wrong and how. `source` names them."""
+    """Return the labels as float32 [V, 25], or raise ValueError saying which one is wrong and how. `source`
+    names them."""
     labels = torch.as_tensor(labels, dtype=torch.float32)
     labels = labels[None] if labels.ndim == 1 else labels
     if labels.ndim != 2 or labels.shape[1] != LABEL_SIZE:
@@ -111,11 +121,17 @@ def validate_labels(labels: Tensor, source: str = "camera labels") -> Tensor:
     bottom = torch.tensor([0.0, 0.0, 0.0, 1.0])
     problems = (
         (~torch.isfinite(labels).all(1), "contains NaN or infinity"),
-        (((turn.mT @ turn - torch.eye(3)).abs().amax((1, 2)) > 1e-3), "has a rotation that is not orthonormal"),
+        (
+            ((turn.mT @ turn - torch.eye(3)).abs().amax((1, 2)) > 1e-3),
+            "has a rotation that is not orthonormal",
+        ),
         (torch.linalg.det(turn.nan_to_num()) < 0, "has a mirrored rotation (determinant -1); flip one axis"),
         (((pose[:, 3] - bottom).abs().amax(1) > 1e-4), "has a last pose row other than 0 0 0 1"),
         (intrinsics[:, [0, 1], [0, 1]].amin(1) <= 0, "has a focal length that is not positive"),
-        (intrinsics[:, :2].abs().amax((1, 2)) > 50, "has intrinsics in pixels; divide them by the image size"),
+        (
+            intrinsics[:, :2].abs().amax((1, 2)) > 50,
+            "has intrinsics in pixels; divide them by the image size",
+        ),
     )
     for wrong, what in problems:
         if wrong.any():
@@ -123,11 +139,14 @@ def validate_labels(labels: Tensor, source: str = "camera labels") -> Tensor:
     return labels
 
 
-def trajectory(kind: str, views: int, yaw=(-45.0, 45.0), pitch=(-10.0, 10.0), turns: float = 2.0, **camera) -> Tensor:
+def trajectory(
+    kind: str, views: int, yaw=(-45.0, 45.0), pitch=(-10.0, 10.0), turns: float = 2.0, **camera
+) -> Tensor:
     """A camera path [views, 25] inside the given yaw and pitch ranges (degrees).
 
-    "arc": yaw from first to last value at the middle pitch. "orbit": one closed loop, yaw as sine and pitch as cosine, the
-    way EG3D's videos move. "figure_eight": a closed lying eight. "spiral": from the middle outwards in `turns` turns.
+    "arc": yaw from first to last value at the middle pitch. "orbit": one closed loop, yaw as sine and pitch
+    as cosine, the way EG3D's videos move. "figure_eight": a closed lying eight. "spiral": from the middle
+    outwards in `turns` turns.
     camera: roll, radius, focal, pivot as in `orbit_camera`.
     """
     if kind not in TRAJECTORIES:
@@ -139,7 +158,10 @@ def trajectory(kind: str, views: int, yaw=(-45.0, 45.0), pitch=(-10.0, 10.0), tu
         across, up = (2 * step / max(views - 1, 1) - 1 if views > 1 else torch.zeros(1)), torch.zeros(views)
     elif kind == "spiral":
         reach = step / max(views - 1, 1)
-        across, up = reach * torch.sin(2 * math.pi * turns * reach), reach * torch.cos(2 * math.pi * turns * reach)
+        across, up = (
+            reach * torch.sin(2 * math.pi * turns * reach),
+            reach * torch.cos(2 * math.pi * turns * reach),
+        )
     else:
         phase = 2 * math.pi * step / views
         across = torch.sin(phase)
@@ -148,7 +170,8 @@ def trajectory(kind: str, views: int, yaw=(-45.0, 45.0), pitch=(-10.0, 10.0), tu
 
 
 def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) -> Tensor:
-    """World points [N, 3] -> [N, 3]: x and y in pixels (first pixel's centre at 0.5; y down) and camera depth z.
+    """World points [N, 3] -> [N, 3]: x and y in pixels (first pixel's centre at 0.5; y down) and camera depth
+    z.
 
     resolution: side of a square picture, or (height, width).
     """
@@ -172,12 +195,15 @@ def write_labels(path: str | os.PathLike, labels: Tensor) -> None:
         text = json.dumps({"format": FILE_FORMAT, "version": 1, "labels": labels.tolist()}, indent=1)
         _write_atomic(path, lambda file: file.write(text.encode()))
     else:
-        raise ValueError(f"{path}: camera labels are written as .json or .npy, not {path.suffix or 'without a suffix'}")
+        raise ValueError(
+            f"{path}: camera labels are written as .json or .npy, not {path.suffix or 'without a suffix'}"
+        )
 
 
 def read_labels(path: str | os.PathLike) -> Tensor:
-    """Read [V, 25] labels from `.npy`, from `.json` as `write_labels` writes it, or from EG3D's `dataset.json`
-    ({"labels": [["name.png", [25 numbers]], ...]}). Raises ValueError naming the file when anything is wrong."""
+    """Read [V, 25] labels from `.npy`, from `.json` as `write_labels` writes it, or from EG3D's
+    `dataset.json` ({"labels": [["name.png", [25 numbers]], ...]}). Raises ValueError naming the file when
+    anything is wrong."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such camera file")
@@ -202,7 +228,9 @@ def _broadcast(*values) -> list[Tensor]:
 
 def _check_pitch(pitch: Tensor) -> None:
     if (pitch.abs() >= 90).any():
-        raise ValueError(f"pitch must lie strictly between -90 and 90 degrees, got {pitch.flatten().tolist()}")
+        raise ValueError(
+            f"pitch must lie strictly between -90 and 90 degrees, got {pitch.flatten().tolist()}"
+        )
 
 
 def _direction(yaw: Tensor, pitch: Tensor) -> Tensor:
@@ -216,7 +244,10 @@ def _pose(forward: Tensor, centre: Tensor, roll: Tensor) -> Tensor:
     right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
     down = torch.linalg.cross(forward, right)
     angle = torch.deg2rad(roll)[..., None]
-    right, down = right * torch.cos(angle) + down * torch.sin(angle), down * torch.cos(angle) - right * torch.sin(angle)
+    right, down = (
+        right * torch.cos(angle) + down * torch.sin(angle),
+        down * torch.cos(angle) - right * torch.sin(angle),
+    )
     pose = torch.zeros(*forward.shape[:-1], 4, 4, dtype=forward.dtype)
     pose[..., :3, :] = torch.stack([right, down, forward, centre], dim=-1)
     pose[..., 3, 3] = 1

@@ -1,12 +1,16 @@
-"""Render a multi-view portrait data set: many people, each from several exact cameras, with condition pictures.
+"""Render a multi-view portrait data set: many people, each from several exact cameras, with condition
+pictures.
 
-    python -m training.render --out DIR [--ict ict_model.npz] --resolution 128 --train 900 --val 20 --test 100 --views 10
+    python -m training.render --out DIR [--ict ict_model.npz] --resolution 128 --train 900 --val 20 --test 100
+    --views 10
 
-Every portrait view comes with a condition picture: another, analytic person at the same camera. Identities of the splits
-and the condition people come from disjoint seed ranges; validation and test use condition people never seen in training.
+Every portrait view comes with a condition picture: another, analytic person at the same camera. Identities of
+the splits and the condition people come from disjoint seed ranges; validation and test use condition people
+never seen in training.
 An interrupted run continues where it stopped: people whose `subject.json` exists are skipped.
-Layout: DIR/manifest.jsonl (a header line, then one line per subject), DIR/SPLIT/SUBJECT/NN.png, NN_condition.png and, for the
-test split, NN_depth.npz with `depth` float16 [H, W] (camera z, 0 = background) and `mask` bool [H, W].
+Layout: DIR/manifest.jsonl (a header line, then one line per subject), DIR/SPLIT/SUBJECT/NN.png,
+NN_condition.png and, for the test split, NN_depth.npz with `depth` float16 [H, W] (camera z, 0 = background)
+and `mask` bool [H, W].
 """
 
 from __future__ import annotations
@@ -39,8 +43,11 @@ LARGEST_SPLIT = 1_000_000
 EASY_YAW, EASY_PITCH = 15.0, 8.0  # the first view of every person, a natural reference
 
 
-def render_dataset(out: Path, settings: dict, counts: dict[str, int], ict: Path | None, workers: int = 2) -> Path:
-    """Render what is missing below `out` and write the manifest; returns its path. `settings`: see `dataset_settings`."""
+def render_dataset(
+    out: Path, settings: dict, counts: dict[str, int], ict: Path | None, workers: int = 2
+) -> Path:
+    """Render what is missing below `out` and write the manifest; returns its path. `settings`: see
+    `dataset_settings`."""
     _check_folder(out, settings)
     _write(out / "settings.json", json.dumps(settings, indent=1).encode())
     jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
@@ -62,16 +69,32 @@ def render_dataset(out: Path, settings: dict, counts: dict[str, int], ict: Path 
     return write_manifest(out, settings, jobs)
 
 
-def dataset_settings(resolution: int, views: int, yaw: float, pitch: float, ict_fraction: float, condition_subjects: int, seed: int) -> dict:
+def dataset_settings(
+    resolution: int,
+    views: int,
+    yaw: float,
+    pitch: float,
+    ict_fraction: float,
+    condition_subjects: int,
+    seed: int,
+) -> dict:
     """Everything that decides what a picture looks like; two runs into one folder must agree on it."""
     return {
-        "format": FORMAT, "version": VERSION, "resolution": resolution, "views": views, "yaw": yaw, "pitch": pitch,
-        "ict_fraction": ict_fraction, "condition_subjects": condition_subjects, "seed": seed,
-    }  # fmt: skip
+        "format": FORMAT,
+        "version": VERSION,
+        "resolution": resolution,
+        "views": views,
+        "yaw": yaw,
+        "pitch": pitch,
+        "ict_fraction": ict_fraction,
+        "condition_subjects": condition_subjects,
+        "seed": seed,
+    }
 
 
 def person(settings: dict, split: str, index: int) -> dict:
-    """Who subject `index` of a split is: id, provider, seed, camera labels [views, 25], condition seeds. No rendering."""
+    """Who subject `index` of a split is: id, provider, seed, camera labels [views, 25], condition seeds. No
+    rendering."""
     seed = settings["seed"] * SEED_STRIDE + FIRST_SEED[split] + index
     generator = torch.Generator().manual_seed(seed + 7_000_000_000)
     ict = float(torch.rand(1, generator=generator)) < settings["ict_fraction"]
@@ -83,9 +106,13 @@ def person(settings: dict, split: str, index: int) -> dict:
     chosen = torch.randint(settings["condition_subjects"], (settings["views"],), generator=generator)
     provider = "ict" if ict else "analytic"
     return {
-        "id": f"{provider}-{seed:07d}", "split": split, "provider": provider, "seed": seed,
-        "labels": orbit_camera(yaw, pitch), "conditions": [first + int(k) for k in chosen],
-    }  # fmt: skip
+        "id": f"{provider}-{seed:07d}",
+        "split": split,
+        "provider": provider,
+        "seed": seed,
+        "labels": orbit_camera(yaw, pitch),
+        "conditions": [first + int(k) for k in chosen],
+    }
 
 
 def write_manifest(out: Path, settings: dict, jobs: list[tuple[str, int]]) -> Path:
@@ -99,13 +126,19 @@ def write_manifest(out: Path, settings: dict, jobs: list[tuple[str, int]]) -> Pa
 def read_manifest(path: Path) -> tuple[dict, list[dict]]:
     """(header, subjects) of a manifest; ValueError if it is something else."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such manifest; render the data set first (python -m training.render --out {path.parent})")
+        raise ValueError(
+            f"{path}: no such manifest; render the data set first (python -m training.render --out {path.parent})"
+        )
     try:
-        header, *subjects = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        header, *subjects = [
+            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     except ValueError as error:
         raise ValueError(f"{path}: not a manifest of JSON lines: {error}") from error
     if header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise ValueError(f"{path}: expected {FORMAT} version {VERSION}, found {header.get('format')} version {header.get('version')}")
+        raise ValueError(
+            f"{path}: expected {FORMAT} version {VERSION}, found {header.get('format')} version {header.get('version')}"
+        )
     return header, subjects
 
 
@@ -113,12 +146,20 @@ def _check_folder(out: Path, settings: dict) -> None:
     path = out / "settings.json"
     if not path.is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"{out}: exists and is not a data set of this program; choose an empty or new folder for --out")
+            raise ValueError(
+                f"{out}: exists and is not a data set of this program; choose an empty or new folder for --out"
+            )
         return
     there = json.loads(path.read_text(encoding="utf-8"))
-    different = [f"{key} {there.get(key)!r} there, {value!r} asked" for key, value in settings.items() if there.get(key) != value]
+    different = [
+        f"{key} {there.get(key)!r} there, {value!r} asked"
+        for key, value in settings.items()
+        if there.get(key) != value
+    ]
     if different:
-        raise ValueError(f"{out}: holds a data set with other settings ({'; '.join(different)}); use them, or another --out")
+        raise ValueError(
+            f"{out}: holds a data set with other settings ({'; '.join(different)}); use them, or another --out"
+        )
 
 
 def _record_path(out: Path, settings: dict, split: str, index: int) -> Path:
@@ -184,28 +225,55 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.render", description="Render a multi-view portrait data set.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set; a run that was interrupted continues")
-    parser.add_argument("--ict", type=Path, help="quantised ICT face model (.npz); without it every person is analytic")
-    parser.add_argument("--ict-fraction", type=float, default=0.67, help="share of people from the ICT model (default 0.67)")
-    parser.add_argument("--resolution", type=int, default=128, help="side of the pictures in pixels, a multiple of 8")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.render", description="Render a multi-view portrait data set."
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the data set; a run that was interrupted continues"
+    )
+    parser.add_argument(
+        "--ict", type=Path, help="quantised ICT face model (.npz); without it every person is analytic"
+    )
+    parser.add_argument(
+        "--ict-fraction", type=float, default=0.67, help="share of people from the ICT model (default 0.67)"
+    )
+    parser.add_argument(
+        "--resolution", type=int, default=128, help="side of the pictures in pixels, a multiple of 8"
+    )
     for split, count in (("train", 900), ("val", 20), ("test", 100)):
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"number of people in the {split} split")
-    parser.add_argument("--views", type=int, default=10, help="views per person; the first one is nearly frontal")
+        parser.add_argument(
+            f"--{split}", type=int, default=count, help=f"number of people in the {split} split"
+        )
+    parser.add_argument(
+        "--views", type=int, default=10, help="views per person; the first one is nearly frontal"
+    )
     parser.add_argument("--yaw", type=float, default=60.0, help="largest yaw in degrees, to both sides")
     parser.add_argument("--pitch", type=float, default=20.0, help="largest pitch in degrees, up and down")
-    parser.add_argument("--condition-subjects", type=int, default=64, help="number of people in the condition pictures, per library")
+    parser.add_argument(
+        "--condition-subjects",
+        type=int,
+        default=64,
+        help="number of people in the condition pictures, per library",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other people and other cameras")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed gives other people and other cameras"
+    )
     return parser
 
 
 def _problem(args: argparse.Namespace) -> str | None:
     """The first thing wrong with the arguments, or None."""
     checks = (
-        (args.resolution < 8 or args.resolution % 8, f"--resolution {args.resolution} must be a positive multiple of 8"),
+        (
+            args.resolution < 8 or args.resolution % 8,
+            f"--resolution {args.resolution} must be a positive multiple of 8",
+        ),
         (min(args.train, args.val, args.test) < 0, "--train, --val and --test must not be negative"),
-        (max(args.train, args.val, args.test) > LARGEST_SPLIT, f"a split holds at most {LARGEST_SPLIT} people"),
+        (
+            max(args.train, args.val, args.test) > LARGEST_SPLIT,
+            f"a split holds at most {LARGEST_SPLIT} people",
+        ),
         (args.train + args.val + args.test == 0, "nothing to render: --train, --val and --test are all 0"),
         (args.views < 1, f"--views {args.views} must be at least 1"),
         (not 0 <= args.yaw <= 180, f"--yaw {args.yaw} must lie in 0..180 degrees"),
@@ -224,9 +292,13 @@ def main(arguments: list[str] | None = None) -> int:
     if problem := _problem(args):
         parser.error(problem)
     fraction = args.ict_fraction if args.ict else 0.0
-    settings = dataset_settings(args.resolution, args.views, args.yaw, args.pitch, fraction, args.condition_subjects, args.seed)
+    settings = dataset_settings(
+        args.resolution, args.views, args.yaw, args.pitch, fraction, args.condition_subjects, args.seed
+    )
     try:
-        manifest = render_dataset(args.out, settings, {split: getattr(args, split) for split in SPLITS}, args.ict, args.workers)
+        manifest = render_dataset(
+            args.out, settings, {split: getattr(args, split) for split in SPLITS}, args.ict, args.workers
+        )
     except ValueError as error:
         parser.error(str(error))
     print(manifest)

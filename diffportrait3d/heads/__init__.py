@@ -1,27 +1,41 @@
-"""Rendered heads: portraits with exact cameras and depth, and the condition pictures that carry a camera to the view ControlNet."""
+"""Rendered heads: portraits with exact cameras and depth, and the condition pictures that carry a camera to
+the view ControlNet."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from .analytic import AnalyticHeads
 from .clothes import dress
 from .hair import hair_surfaces
 from .ict import IctHeads
 from .materials import eyeballs, paint_head, sample_look
 from .scene import Scene, View, build_scene, render, render_views
 
-__all__ = ["IctHeads", "Scene", "View", "portrait_scene", "render", "render_condition_images", "render_views"]
+__all__ = [
+    "AnalyticHeads",
+    "IctHeads",
+    "Scene",
+    "View",
+    "portrait_scene",
+    "render",
+    "render_condition_images",
+    "render_views",
+]
 
 
-def portrait_scene(seed: int, provider="analytic") -> Scene:
-    """The person that `seed` stands for: shape, expression, hair, clothes, light and background, the same on every call.
+def portrait_scene(seed: int, provider: str | IctHeads = "analytic") -> Scene:
+    """The person that `seed` stands for: shape, expression, hair, clothes, light and background, the same on
+    every call.
 
-    provider: "analytic" (formulas only, needs no files) or an `IctHeads`. The same seed gives different people for different providers.
+    provider: "analytic" (formulas only, needs no files) or an `IctHeads`. The same seed gives different
+    people for different providers.
     """
     if provider == "analytic":
-        from .analytic import AnalyticHeads
         provider = AnalyticHeads()
+    elif isinstance(provider, str):
+        raise ValueError(f"unknown head provider {provider!r}; use 'analytic' or an IctHeads")
     generator = torch.Generator().manual_seed(seed)
     look = sample_look(generator)
     mesh = provider.head(generator)
@@ -30,9 +44,13 @@ def portrait_scene(seed: int, provider="analytic") -> Scene:
     return build_scene(surfaces, look.light, look.background)
 
 
-def render_condition_images(labels: Tensor, resolution: int, subject: int = 0, supersample: int = 2) -> Tensor:
-    """Pictures [V, 3, H, W] in [0, 1] of analytic person `subject` from cameras [V, 25]: what the view ControlNet is shown.
+def render_condition_images(
+    labels: Tensor, resolution: int, subject: int = 0, supersample: int = 2
+) -> Tensor:
+    """Pictures [V, 3, H, W] in [0, 1] of analytic person `subject` from cameras [V, 25]: what the view
+    ControlNet is shown.
 
-    Only the pose is meant to be read from them (paper, section 3.2: an image of another identity at the target camera).
+    Only the pose is meant to be read from them (paper, section 3.2: an image of another identity at the
+    target camera).
     """
     return render_views(portrait_scene(subject), labels, resolution, supersample).image

@@ -1,7 +1,8 @@
 """A head made of formulas: needs no data, and is what condition pictures show.
 
-The skull, face and neck are stacked cross-sections (`_SECTIONS`) with relief added in front; lids, ears and the mouth's
-opening are pieces of their own. Proportions follow common anatomical averages in the head frame of `mesh.py`.
+The skull, face and neck are stacked cross-sections (`_SECTIONS`) with relief added in front; lids, ears and
+the mouth's opening are pieces of their own. Proportions follow common anatomical averages in the head frame
+of `mesh.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,25 @@ from .mesh import SKIN, SOCKET, HeadMesh, gauss, grid_triangles, interpolate_tab
 ROWS, COLUMNS = 112, 120
 # From crown to neck: height in front and behind, half width, foremost and hindmost z (cm).
 _SECTIONS = (
-    (14.6, 14.6, 0.05, 1.6, 1.5), (14.3, 14.3, 2.2, 4.2, -1.2), (13.3, 13.4, 4.4, 6.7, -4.2), (11.6, 11.8, 6.1, 8.7, -6.5),
-    (9.2, 9.6, 7.2, 9.9, -7.9), (6.8, 7.2, 7.5, 10.5, -8.5), (4.6, 4.6, 7.4, 10.3, -8.5), (2.4, 2.2, 7.2, 10.0, -8.0),
-    (0.2, 0.0, 6.9, 10.1, -7.0), (-1.8, -1.6, 6.5, 10.2, -6.1), (-3.6, -2.8, 5.95, 10.3, -5.6), (-5.2, -3.8, 5.1, 10.3, -5.3),
-    (-6.6, -4.6, 4.2, 10.2, -5.2), (-7.5, -5.6, 3.7, 9.2, -5.3), (-7.9, -6.8, 3.9, 7.2, -5.6), (-8.4, -8.4, 4.5, 5.4, -6.0),
-    (-10.4, -10.6, 5.2, 4.8, -6.6), (-13.0, -13.0, 6.6, 4.2, -8.0),
-)  # fmt: skip
+    (14.6, 14.6, 0.05, 1.6, 1.5),
+    (14.3, 14.3, 2.2, 4.2, -1.2),
+    (13.3, 13.4, 4.4, 6.7, -4.2),
+    (11.6, 11.8, 6.1, 8.7, -6.5),
+    (9.2, 9.6, 7.2, 9.9, -7.9),
+    (6.8, 7.2, 7.5, 10.5, -8.5),
+    (4.6, 4.6, 7.4, 10.3, -8.5),
+    (2.4, 2.2, 7.2, 10.0, -8.0),
+    (0.2, 0.0, 6.9, 10.1, -7.0),
+    (-1.8, -1.6, 6.5, 10.2, -6.1),
+    (-3.6, -2.8, 5.95, 10.3, -5.6),
+    (-5.2, -3.8, 5.1, 10.3, -5.3),
+    (-6.6, -4.6, 4.2, 10.2, -5.2),
+    (-7.5, -5.6, 3.7, 9.2, -5.3),
+    (-7.9, -6.8, 3.9, 7.2, -5.6),
+    (-8.4, -8.4, 4.5, 5.4, -6.0),
+    (-10.4, -10.6, 5.2, 4.8, -6.6),
+    (-13.0, -13.0, 6.6, 4.2, -8.0),
+)
 
 
 @dataclass
@@ -67,12 +81,29 @@ def sample_shape(generator: torch.Generator) -> Shape:
     dice = Dice(generator)
     n = dice.normal
     return Shape(
-        width=1 + n(0.04), height=1 + n(0.025), depth=1 + n(0.025), jaw=1 + n(0.06), chin=0.4 + n(0.3), cheek=0.5 + n(0.25), brow=0.45 + n(0.2),
-        eye_x=3.15 + n(0.12), eye_y=3.5 + n(0.12), lid_open=dice.uniform(0.40, 0.66), lid_tilt=n(0.08), nose_length=1 + n(0.07),
-        nose_width=1.15 + n(0.13), nose_height=2.6 + n(0.3), mouth_y=-3.4 + n(0.2), mouth_width=2.45 + n(0.2), lip=0.45 + n(0.12),
-        smile=max(-0.25, dice.uniform(-0.45, 0.8)), opening=max(0.0, dice.uniform(-0.9, 0.55)), brow_raise=n(0.25), ear=1 + n(0.08),
+        width=1 + n(0.04),
+        height=1 + n(0.025),
+        depth=1 + n(0.025),
+        jaw=1 + n(0.06),
+        chin=0.4 + n(0.3),
+        cheek=0.5 + n(0.25),
+        brow=0.45 + n(0.2),
+        eye_x=3.15 + n(0.12),
+        eye_y=3.5 + n(0.12),
+        lid_open=dice.uniform(0.40, 0.66),
+        lid_tilt=n(0.08),
+        nose_length=1 + n(0.07),
+        nose_width=1.15 + n(0.13),
+        nose_height=2.6 + n(0.3),
+        mouth_y=-3.4 + n(0.2),
+        mouth_width=2.45 + n(0.2),
+        lip=0.45 + n(0.12),
+        smile=max(-0.25, dice.uniform(-0.45, 0.8)),
+        opening=max(0.0, dice.uniform(-0.9, 0.55)),
+        brow_raise=n(0.25),
+        ear=1 + n(0.08),
         ear_angle=24 + n(5.0),
-    )  # fmt: skip
+    )
 
 
 def build_head(shape: Shape) -> HeadMesh:
@@ -90,7 +121,17 @@ def build_head(shape: Shape) -> HeadMesh:
     part = torch.full((len(vertices),), SKIN)
     part[: len(skin)][_mouth_gap(skin, shape)] = SOCKET
     skull = torch.nonzero((skin[:, 1] > -9) & ((skin[:, 2] < 9.0) | (skin[:, 1] > 6))).squeeze(1)
-    return HeadMesh(vertices, vertices, triangles, part, _landmarks(skin, eyes, eye_radius, shape), eyes, eye_radius, skull, ears)
+    return HeadMesh(
+        vertices,
+        vertices,
+        triangles,
+        part,
+        _landmarks(skin, eyes, eye_radius, shape),
+        eyes,
+        eye_radius,
+        skull,
+        ears,
+    )
 
 
 def _sections(shape: Shape) -> Tensor:
@@ -134,16 +175,26 @@ def _relief(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
     d = d - 0.95 * gauss(socket, 0.8) - 0.9 * smooth(1.1 - socket, 0.0, 0.45)
     t = ((ey + 0.9 - y) / (ey + 0.9 - tip)).clamp(0, 1)
     under = torch.where(y < tip, torch.exp(-(((tip - y) / 1.05) ** 3)), torch.ones_like(y))
-    d = d + shape.nose_height * (0.10 + 0.90 * t**1.15) * gauss(x, 0.55 + 0.42 * t) * under * smooth(ey + 2.2 - y, 0, 1.6)
+    d = d + shape.nose_height * (0.10 + 0.90 * t**1.15) * gauss(x, 0.55 + 0.42 * t) * under * smooth(
+        ey + 2.2 - y, 0, 1.6
+    )
     d = d + 0.75 * gauss(ax - shape.nose_width, 0.48) * gauss(y - (base + 0.75), 0.48)
-    d = d - 0.30 * gauss(ax - shape.nose_width - 0.75, 0.35) * gauss(y - (base + 0.5), 0.9)  # fold beside the wings
+    d = d - 0.30 * gauss(ax - shape.nose_width - 0.75, 0.35) * gauss(
+        y - (base + 0.5), 0.9
+    )  # fold beside the wings
     d = d + shape.cheek * gauss(ax - 4.3, 1.6) * gauss(y - (ey - 3.0), 1.4)
-    d = d + (0.15 + shape.chin) * gauss(x, 1.7) * gauss(y + 6.5, 1.0) - 0.35 * gauss(x, 2.2) * gauss(y - (shape.mouth_y - 1.75), 0.55)
+    d = (
+        d
+        + (0.15 + shape.chin) * gauss(x, 1.7) * gauss(y + 6.5, 1.0)
+        - 0.35 * gauss(x, 2.2) * gauss(y - (shape.mouth_y - 1.75), 0.55)
+    )
     line, u = _lip_line(x, shape), x / shape.mouth_width
     gap = shape.opening
     d = d + 0.45 * gauss(u, 0.75) * gauss(y - line, 1.5)
     body = smooth(1.1 - u.abs(), 0, 0.5)
-    d = d + shape.lip * body * (gauss(y - (line + 0.42 + gap / 2), 0.32) + 1.15 * gauss(y - (line - 0.50 - gap / 2), 0.36))
+    d = d + shape.lip * body * (
+        gauss(y - (line + 0.42 + gap / 2), 0.32) + 1.15 * gauss(y - (line - 0.50 - gap / 2), 0.36)
+    )
     d = d - (0.40 + 0.9 * gap) * body * gauss(y - line, 0.13 + 0.45 * gap)
     return d - 0.18 * gauss(x, 0.25) * gauss(y - (line + 1.25), 0.4)  # philtrum
 
@@ -170,7 +221,8 @@ def _lid_edge(x: Tensor, shape: Shape, upper: bool, side: float) -> Tensor:
 
 
 def _lid(eye: Tensor, radius: float, shape: Shape, upper: bool) -> tuple[Tensor, Tensor]:
-    """A lid as a piece of a sphere a little larger than the eyeball, from the lid's edge to well inside the socket."""
+    """A lid as a piece of a sphere a little larger than the eyeball, from the lid's edge to well inside the
+    socket."""
     rows, columns, shell = 10, 30, radius * 1.075
     side = float(eye[0].sign())
     x = torch.linspace(-1.52, 1.52, columns)
@@ -194,7 +246,12 @@ def _ear(centre: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     lobe = smooth(-torch.sin(phi), 0.2, 1.0)
     across = ring * torch.cos(phi) * 1.75 * (1 - 0.30 * lobe)  # towards the back
     up = ring * torch.sin(phi) * (3.1 + 0.1 * torch.cos(phi))
-    inner = 0.75 + 0.35 * gauss(ring - 0.92, 0.09) * (1 - 0.6 * lobe) + 0.22 * gauss(ring - 0.55, 0.12) - 0.75 * gauss(ring, 0.30)
+    inner = (
+        0.75
+        + 0.35 * gauss(ring - 0.92, 0.09) * (1 - 0.6 * lobe)
+        + 0.22 * gauss(ring - 0.55, 0.12)
+        - 0.75 * gauss(ring, 0.30)
+    )
     behind = torch.zeros(rows, 1)
     behind[-4:, 0] = torch.tensor([0.85, 0.55, 0.15, -0.5])
     out = torch.where(torch.arange(rows)[:, None] >= rows - 4, behind, inner).expand(rows, columns)
@@ -218,7 +275,16 @@ def _landmarks(skin: Tensor, eyes: Tensor, radius: float, shape: Shape) -> Tenso
         near = torch.cdist(flat, front[:, :2]).argmin(1)
         return list(torch.cat([flat, front[near, 2:]], 1))
 
-    jaw = [(7.2, 3.6, 3.4), (7.1, 1.5, 3.6), (6.8, -0.5, 4.2), (6.4, -2.4, 5.0), (5.7, -4.5, 6.0), (4.3, -6.1, 7.3), (3.0, -6.9, 8.7), (1.5, -7.3, 9.9)]
+    jaw = [
+        (7.2, 3.6, 3.4),
+        (7.1, 1.5, 3.6),
+        (6.8, -0.5, 4.2),
+        (6.4, -2.4, 5.0),
+        (5.7, -4.5, 6.0),
+        (4.3, -6.1, 7.3),
+        (3.0, -6.9, 8.7),
+        (1.5, -7.3, 9.9),
+    ]
     marks = [torch.tensor([-x * shape.width, y, z]) for x, y, z in jaw] + [torch.tensor([0.0, -7.6, 10.2])]
     marks += [torch.tensor([x * shape.width, y, z]) for x, y, z in reversed(jaw)]
     brow_y = shape.eye_y + 2.35 + shape.brow_raise
@@ -233,15 +299,26 @@ def _landmarks(skin: Tensor, eyes: Tensor, radius: float, shape: Shape) -> Tenso
     gap = shape.opening / 2
     top, bottom = [0.0, 0.62, 0.86, 0.78, 0.86, 0.62, 0.0], [0.62, 0.95, 1.02, 0.95, 0.62]
     line = [float(_lip_line(torch.tensor(x * u), shape)) for x in (-1, -0.66, -0.3, 0, 0.3, 0.66, 1)]
-    outer = [(x * u, y + h + gap * (abs(x) < 1)) for x, y, h in zip((-1, -0.66, -0.3, 0, 0.3, 0.66, 1), line, top, strict=True)]
-    outer += [(x * u, y - h - gap) for x, y, h in zip((0.66, 0.3, 0, -0.3, -0.66), line[5:0:-1], bottom, strict=True)]
-    inside = [(-0.88 * u, line[0])] + [(x * u, y + gap + 0.03) for x, y in zip((-0.35, 0, 0.35), line[2:5], strict=True)] + [(0.88 * u, line[6])]
+    outer = [
+        (x * u, y + h + gap * (abs(x) < 1))
+        for x, y, h in zip((-1, -0.66, -0.3, 0, 0.3, 0.66, 1), line, top, strict=True)
+    ]
+    outer += [
+        (x * u, y - h - gap)
+        for x, y, h in zip((0.66, 0.3, 0, -0.3, -0.66), line[5:0:-1], bottom, strict=True)
+    ]
+    inside = (
+        [(-0.88 * u, line[0])]
+        + [(x * u, y + gap + 0.03) for x, y in zip((-0.35, 0, 0.35), line[2:5], strict=True)]
+        + [(0.88 * u, line[6])]
+    )
     inside += [(x * u, y - gap - 0.03) for x, y in zip((0.35, 0, -0.35), line[4:1:-1], strict=True)]
     return torch.stack(marks + surface(outer) + surface(inside))
 
 
 def _eye_marks(eye: Tensor, radius: float, shape: Shape, inner: int) -> list[Tensor]:
-    """Six marks around one eye from image left to image right over the upper lid and back along the lower one."""
+    """Six marks around one eye from image left to image right over the upper lid and back along the lower
+    one."""
     side = float(eye[0].sign())
     marks = []
     for x, upper in ((-1.46, True), (-0.6, True), (0.6, True), (1.46, True), (0.6, False), (-0.6, False)):

@@ -15,13 +15,22 @@ ROWS, COLUMNS = 38, 76
 
 # Height, half width, half depth and centre z of the bust's cross-sections (cm).
 _SECTIONS = (
-    (-7.0, 4.4, 4.4, 0.6), (-9.0, 4.9, 5.0, -0.2), (-10.0, 5.6, 5.5, -0.7), (-11.0, 7.0, 5.9, -1.3), (-12.0, 9.0, 6.0, -1.9),
-    (-13.0, 11.4, 6.2, -2.3), (-14.2, 13.8, 6.5, -2.5), (-16.0, 16.6, 7.2, -2.3), (-19.0, 18.8, 8.2, -1.4), (-30.0, 19.5, 10.0, 0.0),
-)  # fmt: skip
+    (-7.0, 4.4, 4.4, 0.6),
+    (-9.0, 4.9, 5.0, -0.2),
+    (-10.0, 5.6, 5.5, -0.7),
+    (-11.0, 7.0, 5.9, -1.3),
+    (-12.0, 9.0, 6.0, -1.9),
+    (-13.0, 11.4, 6.2, -2.3),
+    (-14.2, 13.8, 6.5, -2.5),
+    (-16.0, 16.6, 7.2, -2.3),
+    (-19.0, 18.8, 8.2, -1.4),
+    (-30.0, 19.5, 10.0, 0.0),
+)
 
 
 def dress(mesh: HeadMesh, head: Surface, look: Look, generator: torch.Generator) -> list[Surface]:
-    """The head's surface and the bust, both bare only above the neckline, and a garment that follows them below it."""
+    """The head's surface and the bust, both bare only above the neckline, and a garment that follows them
+    below it."""
     noise = Noise(generator, 0.35)
     width = 1 + 0.05 * float(torch.randn(1, generator=generator).clamp(-2, 2))
     vertices = _bust(width)
@@ -32,12 +41,16 @@ def dress(mesh: HeadMesh, head: Surface, look: Look, generator: torch.Generator)
     for body, faces in ((head, skin), (bust, bust.triangles)):
         height = body.vertices[:, 1] - _neckline(body.vertices, look)
         bare = (height > -1.0)[body.triangles].any(1)
-        surfaces += [body._replace(triangles=body.triangles[bare]), *_garment(body.vertices, faces, height, look, noise)]
+        surfaces += [
+            body._replace(triangles=body.triangles[bare]),
+            *_garment(body.vertices, faces, height, look, noise),
+        ]
     return surfaces
 
 
 def _garment(vertices: Tensor, triangles: Tensor, height: Tensor, look: Look, noise: Noise) -> list[Surface]:
-    """A copy of the body, outside of it below the neckline and inside of it above: the two meet in a clean hem."""
+    """A copy of the body, outside of it below the neckline and inside of it above: the two meet in a clean
+    hem."""
     near = triangles[(height < 1.5)[triangles].all(1)]
     if not len(near):
         return []

@@ -1,5 +1,5 @@
-"""Hair as one sheet draped over the skull: combed out of the crown, hugging the head down to the hairline, and, for long
-styles, hanging freely below the widest part of the skull."""
+"""Hair as one sheet draped over the skull: combed out of the crown, hugging the head down to the hairline,
+and, for long styles, hanging freely below the widest part of the skull."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _LONG = ("bob", "long")
 
 
 def hair_surfaces(mesh: HeadMesh, look: Look, generator: torch.Generator) -> list[Surface]:
-    """The hair of a head in its rest pose (the scalp does not move): none for bald heads, else one or two surfaces."""
+    """The hair of a head in its rest pose (the scalp does not move): none for bald heads, else one or two
+    surfaces."""
     noises = [Noise(generator, frequency) for frequency in (0.25, 1.0, 1.6)]
     if look.hair_style == "bald":
         return []
@@ -31,17 +32,43 @@ def hair_surfaces(mesh: HeadMesh, look: Look, generator: torch.Generator) -> lis
 def skull_centre(mesh: HeadMesh) -> Tensor:
     """The point that hair is combed around: between the temples, above the ears."""
     p = mesh.rest[mesh.skull]
-    return torch.stack([p.new_tensor(0.0), mesh.landmarks[36:48, 1].mean() + 1.8, (p[:, 2].amin() + mesh.landmarks[27, 2]) / 2 + 0.3])
+    return torch.stack(
+        [
+            p.new_tensor(0.0),
+            mesh.landmarks[36:48, 1].mean() + 1.8,
+            (p[:, 2].amin() + mesh.landmarks[27, 2]) / 2 + 0.3,
+        ]
+    )
 
 
 def hairline(azimuth: Tensor, look: Look) -> Tensor:
     """Where hair ends, in degrees from the crown, for azimuths in degrees (0 = front, 180 = back)."""
     front = 57 + look.hairline + 17 * look.fringe
     temple = front + (6 if look.fringe else 14)
-    table = [(0, front), (25, front + 1), (42, front + 5), (55, temple), (61, max(temple, 78)), (66, 97), (72, 106), (79, 110), (86, 98), (92, 89),
-             (104, 84), (115, 90), (123, 114), (132, 124), (150, 130), (180, 131)]  # fmt: skip
+    table = [
+        (0, front),
+        (25, front + 1),
+        (42, front + 5),
+        (55, temple),
+        (61, max(temple, 78)),
+        (66, 97),
+        (72, 106),
+        (79, 110),
+        (86, 98),
+        (92, 89),
+        (104, 84),
+        (115, 90),
+        (123, 114),
+        (132, 124),
+        (150, 130),
+        (180, 131),
+    ]
     if look.hair_style in _LONG:
-        table = table[:5] + ([(68, 150), (76, 230), (180, 230)] if look.covers_ears else table[5:10] + [(108, 84), (117, 150), (123, 230), (180, 230)])
+        table = table[:5] + (
+            [(68, 150), (76, 230), (180, 230)]
+            if look.covers_ears
+            else table[5:10] + [(108, 84), (117, 150), (123, 230), (180, 230)]
+        )
     elif look.hair_style in ("bun", "afro"):
         table = table[:5] + [(66, 92), (78, 94)] + table[8:]
     knots = torch.tensor(table, dtype=torch.float32).T.contiguous()
@@ -49,7 +76,8 @@ def hairline(azimuth: Tensor, look: Look) -> Tensor:
 
 
 class _Skull:
-    """Distance from a centre to the skull as a function of direction: a smoothed table over azimuth and polar angle."""
+    """Distance from a centre to the skull as a function of direction: a smoothed table over azimuth and polar
+    angle."""
 
     def __init__(self, mesh: HeadMesh, rows: int = 37, columns: int = 72):
         self.centre = skull_centre(mesh)
@@ -57,7 +85,9 @@ class _Skull:
         radius = offset.norm(dim=1)
         theta = torch.linspace(0, 180, rows)[:, None].expand(rows, columns)
         azimuth = (torch.arange(columns) * (360 / columns) - 180).expand(rows, columns)
-        near = torch.cdist(spherical(theta, azimuth).view(-1, 3), offset / radius[:, None]).topk(4, largest=False)
+        near = torch.cdist(spherical(theta, azimuth).view(-1, 3), offset / radius[:, None]).topk(
+            4, largest=False
+        )
         weight = 1 / (near.values + 0.02)
         table = ((radius[near.indices] * weight).sum(1) / weight.sum(1)).view(rows, columns)
         self.table = _blur(torch.cat([table, table[:, :1]], 1), columns)
@@ -68,7 +98,8 @@ class _Skull:
 
 
 def spherical(theta: Tensor, azimuth: Tensor) -> Tensor:
-    """Unit directions [..., 3] from the polar angle (0 = crown) and the azimuth (0 = front, 90 = +x), in degrees."""
+    """Unit directions [..., 3] from the polar angle (0 = crown) and the azimuth (0 = front, 90 = +x), in
+    degrees."""
     t, a = torch.deg2rad(theta), torch.deg2rad(azimuth)
     return torch.stack([torch.sin(t) * torch.sin(a), torch.cos(t), torch.sin(t) * torch.cos(a)], -1)
 
@@ -100,7 +131,13 @@ def _sheet(mesh: HeadMesh, look: Look, broad: Noise, clump: Noise, strand: Noise
         point = _hang(point, skull.centre, theta, az, look, clump)
     vertices = point.reshape(-1, 3)
     colour = _strands(look, direction, theta, az, body, strand)
-    return Surface(vertices, grid_triangles(ROWS, COLUMNS), colour.reshape(-1, 3), torch.full((len(vertices),), 0.22), two_sided=long)
+    return Surface(
+        vertices,
+        grid_triangles(ROWS, COLUMNS),
+        colour.reshape(-1, 3),
+        torch.full((len(vertices),), 0.22),
+        two_sided=long,
+    )
 
 
 def _rounded(end: Tensor) -> Tensor:
@@ -109,7 +146,8 @@ def _rounded(end: Tensor) -> Tensor:
 
 
 def _border_distance(theta: Tensor, end: Tensor) -> Tensor:
-    """About 1 well inside the hair and 0 on its border: the smallest distance to the hairline of this and nearby columns."""
+    """About 1 well inside the hair and 0 on its border: the smallest distance to the hairline of this and
+    nearby columns."""
     distance = (end - theta) / 11
     for shift in range(1, 5):
         for side in (shift, -shift):
@@ -117,16 +155,26 @@ def _border_distance(theta: Tensor, end: Tensor) -> Tensor:
     return distance.clamp(-1, 1)
 
 
-def _volume(look: Look, direction: Tensor, theta: Tensor, az: Tensor, inside: Tensor, broad: Noise, clump: Noise) -> Tensor:
+def _volume(
+    look: Look, direction: Tensor, theta: Tensor, az: Tensor, inside: Tensor, broad: Noise, clump: Noise
+) -> Tensor:
     """Height of the hair above the skull in cm."""
     flat = direction.reshape(-1, 3)
     waves = {"curly": 0.30, "afro": 0.16, "buzz": 0.03}.get(look.hair_style, 0.13)
-    shape = 1 + 0.22 * broad(flat * 8).view_as(theta) + waves * clump(flat * (9 if look.hair_style in ("curly", "afro") else 4)).view_as(theta)
+    shape = (
+        1
+        + 0.22 * broad(flat * 8).view_as(theta)
+        + waves * clump(flat * (9 if look.hair_style in ("curly", "afro") else 4)).view_as(theta)
+    )
     edge = inside.clamp(0, 1).sqrt()
     if look.hair_style == "swept":
         lift = gauss(theta - 42, 16.0) * gauss(az, 45.0)
         shape = shape * (1 + 0.9 * lift)
-    part = gauss(direction[..., 0] * 9 - look.parting, 0.55) * smooth(direction[..., 2], -0.3, 0.3) * (look.hair_style not in ("afro", "curly", "buzz"))
+    part = (
+        gauss(direction[..., 0] * 9 - look.parting, 0.55)
+        * smooth(direction[..., 2], -0.3, 0.3)
+        * (look.hair_style not in ("afro", "curly", "buzz"))
+    )
     body = look.hair_thickness * shape * edge * (1 - 0.55 * part)
     if look.fringe and look.hair_style != "afro":
         body = body * (1 - 0.3 * gauss(az, 40.0) * smooth(theta, 55, 70))
@@ -141,10 +189,22 @@ def _hang(point: Tensor, centre: Tensor, theta: Tensor, az: Tensor, look: Look, 
     length = 7.5 + 3.5 * look.hair_length if look.hair_style == "bob" else 13 + 6 * look.hair_length
     out = (point - centre) * point.new_tensor([1.0, 0.0, 1.0])
     back = smooth(az.abs(), 90, 150)[..., None]
-    wave = 0.05 * clump(torch.cat([out * 0.25, below * length * 0.35], -1)[..., [0, 2, 3]].reshape(-1, 3)).view(*theta.shape, 1)
+    wave = 0.05 * clump(
+        torch.cat([out * 0.25, below * length * 0.35], -1)[..., [0, 2, 3]].reshape(-1, 3)
+    ).view(*theta.shape, 1)
     turn_in = 0.30 * below**3 if look.hair_style == "bob" else 0.10 * below**2
-    scale = 1 + (0.10 * torch.sin(math.pi * below.clamp(max=1) * 0.8) + wave) * (below > 0) - turn_in - 0.22 * back * below
-    return centre + out * scale + (point - centre) * point.new_tensor([0.0, 1.0, 0.0]) - point.new_tensor([0.0, 1.0, 0.0]) * below * length
+    scale = (
+        1
+        + (0.10 * torch.sin(math.pi * below.clamp(max=1) * 0.8) + wave) * (below > 0)
+        - turn_in
+        - 0.22 * back * below
+    )
+    return (
+        centre
+        + out * scale
+        + (point - centre) * point.new_tensor([0.0, 1.0, 0.0])
+        - point.new_tensor([0.0, 1.0, 0.0]) * below * length
+    )
 
 
 def _strands(look: Look, direction: Tensor, theta: Tensor, az: Tensor, body: Tensor, strand: Noise) -> Tensor:
@@ -162,8 +222,14 @@ def _strands(look: Look, direction: Tensor, theta: Tensor, az: Tensor, body: Ten
 
 def _bun(mesh: HeadMesh, look: Look, clump: Noise) -> Surface:
     rows, columns, radius = 22, 30, 3.0 + 1.0 * look.hair_length
-    t, a = torch.meshgrid(torch.linspace(0.05, math.pi - 0.05, rows), torch.arange(columns) * (2 * math.pi / columns), indexing="ij")
-    ball = torch.stack([torch.sin(t) * torch.sin(a), torch.cos(t), torch.sin(t) * torch.cos(a)], -1).reshape(-1, 3)
+    t, a = torch.meshgrid(
+        torch.linspace(0.05, math.pi - 0.05, rows),
+        torch.arange(columns) * (2 * math.pi / columns),
+        indexing="ij",
+    )
+    ball = torch.stack([torch.sin(t) * torch.sin(a), torch.cos(t), torch.sin(t) * torch.cos(a)], -1).reshape(
+        -1, 3
+    )
     tilt = math.radians(20 + 35 * abs(look.parting) / 4.5)
     away = torch.tensor([0.0, math.cos(tilt), -math.sin(tilt)])
     centre = skull_centre(mesh)

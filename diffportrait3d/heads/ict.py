@@ -1,8 +1,10 @@
-"""Heads from the ICT Face Model Light (USC Institute for Creative Technologies, MIT licence), quantised to int8.
+"""Heads from the ICT Face Model Light (USC Institute for Creative Technologies, MIT licence), quantised to
+int8.
 
-The file is made by the project's tools from the public model (github.com/ICT-VGL/ICT-FaceKit) and is not part of the
-repository. Arrays: V [N, 3] mean shape in cm, F [Q, 4] quads, mat [Q] and mats (material names), I [100, N, 3] int8 with
-I_scale (identity modes), E [57, N, 3] int8 with E_scale and ex (expression names, ARKit style).
+The file is made by the project's tools from the public model (github.com/ICT-VGL/ICT-FaceKit) and is not part
+of the repository. Arrays: V [N, 3] mean shape in cm, F [Q, 4] quads, mat [Q] and mats (material names), I
+[100, N, 3] int8 with I_scale (identity modes), E [57, N, 3] int8 with E_scale and ex (expression names, ARKit
+style).
 """
 
 from __future__ import annotations
@@ -17,23 +19,41 @@ from torch import Tensor
 from .mesh import SKIN, SOCKET, TEETH, HeadMesh
 
 # The 68 iBUG landmarks as vertex numbers, published with the model (FaceXModel/vertex_indices.json).
+# fmt: off
 LANDMARKS = (
     1225, 1888, 1052, 367, 1719, 1722, 2199, 1447, 966, 3661, 4390, 3927, 3924, 2608, 3272, 4088, 3443,
-    268, 493, 1914, 2044, 1401, 3615, 4240, 4114, 2734, 2509, 978, 4527, 4942, 4857, 1140, 2075, 1147, 4269, 3360,
-    1507, 1542, 1537, 1528, 1518, 1511, 3742, 3751, 3756, 3721, 3725, 3732,
-    5708, 5695, 2081, 0, 4275, 6200, 6213, 6346, 6461, 5518, 5957, 5841, 5702, 5711, 5533, 6216, 6207, 6470, 5517, 5966,
-)  # fmt: skip
+    268, 493, 1914, 2044, 1401, 3615, 4240, 4114, 2734, 2509, 978, 4527, 4942, 4857, 1140, 2075, 1147,
+    4269, 3360, 1507, 1542, 1537, 1528, 1518, 1511, 3742, 3751, 3756, 3721, 3725, 3732, 5708, 5695, 2081,
+    0, 4275, 6200, 6213, 6346, 6461, 5518, 5957, 5841, 5702, 5711, 5533, 6216, 6207, 6470, 5517, 5966,
+)
+# fmt: on
 MOUTH_CAVITY = range(11248, 13294)  # the inside of the mouth, by the model's own vertex ranges
 _NEEDED = ("V", "F", "mat", "mats", "I", "I_scale", "E", "E_scale", "ex")
 _DRAWN = ("M_Face", "M_BackHead", "M_Teeth")
 _FRONT_TEETH = 8.0  # teeth behind this z (cm) are never seen, nor is the tongue
 # A smile and a frown use both sides; these names are completed with _L and _R.
-_PAIRED = ("mouthSmile", "mouthFrown", "mouthDimple", "mouthPress", "browDown", "browOuterUp", "browInnerUp", "eyeSquint", "eyeBlink",
-           "cheekRaiser", "mouthUpperUp", "mouthLowerDown", "mouthStretch", "noseSneer", "eyeWide")  # fmt: skip
+_PAIRED = (
+    "mouthSmile",
+    "mouthFrown",
+    "mouthDimple",
+    "mouthPress",
+    "browDown",
+    "browOuterUp",
+    "browInnerUp",
+    "eyeSquint",
+    "eyeBlink",
+    "cheekRaiser",
+    "mouthUpperUp",
+    "mouthLowerDown",
+    "mouthStretch",
+    "noseSneer",
+    "eyeWide",
+)
 
 
 class IctHeads:
-    """Loads the model once; `head(generator)` draws a person. Raises ValueError naming the file if it is missing or wrong."""
+    """Loads the model once; `head(generator)` draws a person. Raises ValueError naming the file if it is
+    missing or wrong."""
 
     name = "ict"
 
@@ -49,7 +69,9 @@ class IctHeads:
         drawn &= (material != names.index("M_Teeth")) | (self.mean[quads][..., 2].amin(1) > _FRONT_TEETH)
         self.triangles, triangle_material = _split_quads(quads[drawn], material[drawn])
         self.part = self._parts(triangle_material, names)
-        self._eyes = [quads[material == names.index(f"M_Sclera{side}")].unique() for side in ("Right", "Left")]
+        self._eyes = [
+            quads[material == names.index(f"M_Sclera{side}")].unique() for side in ("Right", "Left")
+        ]
         self.skull, self._ear = self._skull()
 
     def head(self, generator: torch.Generator) -> HeadMesh:
@@ -67,7 +89,9 @@ class IctHeads:
                 raise ValueError(f"unknown expression {name!r}; known: {', '.join(self.expression_names)}")
             weights[self.expression_names.index(name)] = value
         posed = rest + (weights @ self.expression).view(-1, 3) * scale
-        low, high = (torch.stack([getattr(rest[eye], end)(0) for eye in self._eyes]) for end in ("amin", "amax"))
+        low, high = (
+            torch.stack([getattr(rest[eye], end)(0) for eye in self._eyes]) for end in ("amin", "amax")
+        )
         eye_radius = float((high - low)[:, :2].mean()) / 2
         eyes = torch.cat([(low + high)[:, :2] / 2, low[:, 2:] + eye_radius], 1)
         ears = torch.stack([rest[ear].mean(0) for ear in self._ear])
@@ -75,9 +99,16 @@ class IctHeads:
         renumber = torch.full((len(rest),), -1)
         renumber[used] = torch.arange(len(used))
         return HeadMesh(
-            vertices=posed[used], rest=rest[used], triangles=renumber[self.triangles], part=self.part[used],
-            landmarks=rest[list(LANDMARKS)], eyes=eyes, eye_radius=eye_radius, skull=renumber[self.skull], ears=ears,
-        )  # fmt: skip
+            vertices=posed[used],
+            rest=rest[used],
+            triangles=renumber[self.triangles],
+            part=self.part[used],
+            landmarks=rest[list(LANDMARKS)],
+            eyes=eyes,
+            eye_radius=eye_radius,
+            skull=renumber[self.skull],
+            ears=ears,
+        )
 
     def sample_expression(self, generator: torch.Generator) -> dict[str, float]:
         """A mild, mostly symmetric expression: a mouth shape, the brows, the eyes, each present or not."""
@@ -110,12 +141,15 @@ class IctHeads:
         p, skin = self.mean, torch.zeros(len(self.mean), dtype=torch.bool)
         skin[self.triangles.unique()] = True
         skin &= self.part == SKIN
-        ear_box = (p[:, 0].abs() > 7.0) & (p[:, 1] > -3.5) & (p[:, 1] < 7.5) & (p[:, 2] > -4.0) & (p[:, 2] < 4.2)
+        ear_box = (
+            (p[:, 0].abs() > 7.0) & (p[:, 1] > -3.5) & (p[:, 1] < 7.5) & (p[:, 2] > -4.0) & (p[:, 2] < 4.2)
+        )
         ears = [torch.nonzero(skin & ear_box & (p[:, 0] * side > 0)).squeeze(1) for side in (-1, 1)]
         return torch.nonzero(skin & ~ear_box & (p[:, 1] > -9)).squeeze(1), ears
 
     def _align(self, rest: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Bring eyes and mouth to the mean's place and half-way to its size, as a landmark-aligned crop does."""
+        """Bring eyes and mouth to the mean's place and half-way to its size, as a landmark-aligned crop
+        does."""
 
         def frame(shape: Tensor) -> tuple[Tensor, Tensor]:
             marks = shape[list(LANDMARKS)]
@@ -129,7 +163,9 @@ class IctHeads:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; the ICT heads need the quantised model (an .npz), or use the analytic heads")
+        raise ValueError(
+            f"{path}: no such file; the ICT heads need the quantised model (an .npz), or use the analytic heads"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -139,7 +175,9 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     if missing:
         raise ValueError(f"{path}: not a quantised ICT model, arrays missing: {', '.join(missing)}")
     if arrays["I"].shape[1:] != arrays["V"].shape or arrays["E"].shape[1:] != arrays["V"].shape:
-        raise ValueError(f"{path}: identity and expression modes do not match the {len(arrays['V'])} vertices")
+        raise ValueError(
+            f"{path}: identity and expression modes do not match the {len(arrays['V'])} vertices"
+        )
     return arrays
 
 

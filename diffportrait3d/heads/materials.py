@@ -1,7 +1,7 @@
 """What a person looks like besides the shape: skin, lips, brows, eyes, beard, clothes, light and background.
 
-`sample_look` draws it from a generator; `paint_head` turns it into vertex colours, anchored to the rest shape's landmarks
-so that it works for every head provider. Colours are sRGB in [0, 1].
+`sample_look` draws it from a generator; `paint_head` turns it into vertex colours, anchored to the rest
+shape's landmarks so that it works for every head provider. Colours are sRGB in [0, 1].
 """
 
 from __future__ import annotations
@@ -13,25 +13,85 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .mesh import GUMS, SKIN, SOCKET, TEETH, HeadMesh, Noise, Surface, gauss, grid_triangles, polyline_distance, smooth
+from .mesh import (
+    GUMS,
+    SKIN,
+    SOCKET,
+    TEETH,
+    HeadMesh,
+    Noise,
+    Surface,
+    gauss,
+    grid_triangles,
+    polyline_distance,
+    smooth,
+)
 from .scene import Background, Light
 
 SKIN_TONES = torch.tensor(
-    [[0.96, 0.81, 0.73], [0.93, 0.74, 0.63], [0.88, 0.68, 0.55], [0.82, 0.60, 0.46], [0.73, 0.52, 0.39],
-     [0.61, 0.42, 0.31], [0.50, 0.34, 0.25], [0.39, 0.26, 0.19], [0.31, 0.20, 0.15]]
-)  # fmt: skip
-NATURAL_HAIR = torch.tensor(
-    [[0.08, 0.07, 0.065], [0.13, 0.09, 0.07], [0.21, 0.14, 0.09], [0.33, 0.21, 0.13], [0.45, 0.31, 0.19], [0.60, 0.46, 0.29],
-     [0.78, 0.65, 0.44], [0.55, 0.26, 0.12], [0.37, 0.15, 0.10], [0.52, 0.51, 0.50], [0.80, 0.79, 0.77]]
-)  # fmt: skip
-DYED_HAIR = torch.tensor(
-    [[0.20, 0.34, 0.60], [0.80, 0.45, 0.57], [0.16, 0.46, 0.46], [0.42, 0.27, 0.57], [0.62, 0.14, 0.15], [0.28, 0.48, 0.28]]
+    [
+        [0.96, 0.81, 0.73],
+        [0.93, 0.74, 0.63],
+        [0.88, 0.68, 0.55],
+        [0.82, 0.60, 0.46],
+        [0.73, 0.52, 0.39],
+        [0.61, 0.42, 0.31],
+        [0.50, 0.34, 0.25],
+        [0.39, 0.26, 0.19],
+        [0.31, 0.20, 0.15],
+    ]
 )
-IRISES = torch.tensor([[0.30, 0.18, 0.10], [0.20, 0.12, 0.07], [0.36, 0.50, 0.64], [0.38, 0.48, 0.33], [0.46, 0.49, 0.52], [0.46, 0.33, 0.16]])
+NATURAL_HAIR = torch.tensor(
+    [
+        [0.08, 0.07, 0.065],
+        [0.13, 0.09, 0.07],
+        [0.21, 0.14, 0.09],
+        [0.33, 0.21, 0.13],
+        [0.45, 0.31, 0.19],
+        [0.60, 0.46, 0.29],
+        [0.78, 0.65, 0.44],
+        [0.55, 0.26, 0.12],
+        [0.37, 0.15, 0.10],
+        [0.52, 0.51, 0.50],
+        [0.80, 0.79, 0.77],
+    ]
+)
+DYED_HAIR = torch.tensor(
+    [
+        [0.20, 0.34, 0.60],
+        [0.80, 0.45, 0.57],
+        [0.16, 0.46, 0.46],
+        [0.42, 0.27, 0.57],
+        [0.62, 0.14, 0.15],
+        [0.28, 0.48, 0.28],
+    ]
+)
+IRISES = torch.tensor(
+    [
+        [0.30, 0.18, 0.10],
+        [0.20, 0.12, 0.07],
+        [0.36, 0.50, 0.64],
+        [0.38, 0.48, 0.33],
+        [0.46, 0.49, 0.52],
+        [0.46, 0.33, 0.16],
+    ]
+)
 CLOTH = torch.tensor(
-    [[0.13, 0.14, 0.17], [0.90, 0.89, 0.86], [0.19, 0.26, 0.42], [0.55, 0.17, 0.18], [0.24, 0.38, 0.30], [0.48, 0.50, 0.53],
-     [0.76, 0.67, 0.53], [0.80, 0.62, 0.24], [0.35, 0.25, 0.37], [0.42, 0.58, 0.68], [0.72, 0.44, 0.38], [0.30, 0.22, 0.17]]
-)  # fmt: skip
+    [
+        [0.13, 0.14, 0.17],
+        [0.90, 0.89, 0.86],
+        [0.19, 0.26, 0.42],
+        [0.55, 0.17, 0.18],
+        [0.24, 0.38, 0.30],
+        [0.48, 0.50, 0.53],
+        [0.76, 0.67, 0.53],
+        [0.80, 0.62, 0.24],
+        [0.35, 0.25, 0.37],
+        [0.42, 0.58, 0.68],
+        [0.72, 0.44, 0.38],
+        [0.30, 0.22, 0.17],
+    ]
+)
 HAIR_STYLES = ("bald", "buzz", "short", "swept", "curly", "afro", "bob", "long", "bun")
 BEARDS = ("none", "stubble", "moustache", "goatee", "full")
 
@@ -82,7 +142,11 @@ class Dice:
 
     def colour_jitter(self, spread: float) -> Tensor:
         """A common brightness change and a smaller one per channel."""
-        return 1 + torch.randn(1, generator=self.generator).clamp(-2, 2) * spread + torch.randn(3, generator=self.generator).clamp(-2, 2) * spread * 0.3
+        return (
+            1
+            + torch.randn(1, generator=self.generator).clamp(-2, 2) * spread
+            + torch.randn(3, generator=self.generator).clamp(-2, 2) * spread * 0.3
+        )
 
     def choice(self, options, weights=None):
         weights = torch.ones(len(options)) if weights is None else torch.tensor(weights)
@@ -94,26 +158,65 @@ def sample_look(generator: torch.Generator) -> Look:
     dice = Dice(generator)
     tone = dice.uniform(0, len(SKIN_TONES) - 1.001)
     low = int(tone)
-    skin = (torch.lerp(SKIN_TONES[low], SKIN_TONES[low + 1], tone - low) * dice.colour_jitter(0.03)).clamp(0.08, 0.97)
+    skin = (torch.lerp(SKIN_TONES[low], SKIN_TONES[low + 1], tone - low) * dice.colour_jitter(0.03)).clamp(
+        0.08, 0.97
+    )
     hair, brow = _hair_colour(dice, tone)
     bearded = dice.uniform() < 0.5
-    style = dice.choice(HAIR_STYLES, [1.4, 1.0, 4.0, 3.0, 2.0, 0.9, 0.5, 0.6, 0.1] if bearded else [0.15, 0.4, 1.8, 2.0, 1.6, 0.9, 2.6, 4.0, 1.6])
+    style = dice.choice(
+        HAIR_STYLES,
+        [1.4, 1.0, 4.0, 3.0, 2.0, 0.9, 0.5, 0.6, 0.1]
+        if bearded
+        else [0.15, 0.4, 1.8, 2.0, 1.6, 0.9, 2.6, 4.0, 1.6],
+    )
     beard = dice.choice(BEARDS, [3.0, 2.6, 0.8, 1.0, 2.2]) if bearded else "none"
     makeup = 0.0 if bearded else dice.uniform(0, 0.9)
-    rosy = torch.tensor([0.86, 0.60, 0.58]) if makeup < 0.4 else dice.choice(list(torch.tensor([[0.80, 0.36, 0.38], [0.70, 0.25, 0.32], [0.85, 0.50, 0.48]])))
+    rosy = (
+        torch.tensor([0.86, 0.60, 0.58])
+        if makeup < 0.4
+        else dice.choice(list(torch.tensor([[0.80, 0.36, 0.38], [0.70, 0.25, 0.32], [0.85, 0.50, 0.48]])))
+    )
     lip = skin * torch.lerp(torch.tensor([0.90, 0.70, 0.68]), rosy, 0.5 + 0.5 * makeup)
     gaze = normalize(torch.tensor([dice.normal(0.08), dice.normal(0.05), 1.0]), dim=0)
-    thickness = {"bald": 0.0, "buzz": 0.25, "short": 1.1, "swept": 1.5, "curly": 2.0, "afro": 3.3, "bob": 1.3, "long": 1.1, "bun": 0.7}[style]
+    thickness = {
+        "bald": 0.0,
+        "buzz": 0.25,
+        "short": 1.1,
+        "swept": 1.5,
+        "curly": 2.0,
+        "afro": 3.3,
+        "bob": 1.3,
+        "long": 1.1,
+        "bun": 0.7,
+    }[style]
     return Look(
-        skin=skin, lip=lip, hair=hair, brow=brow, iris=dice.choice(list(IRISES), _iris_weights(tone)) * dice.colour_jitter(0.1), gaze=gaze,
-        hair_style=style, hair_thickness=thickness * dice.uniform(0.75, 1.3), hair_length=dice.uniform(), hairline=dice.normal(3.0),
-        fringe=dice.uniform(0.6, 1.0) if dice.uniform() < 0.3 else 0.0, parting=dice.uniform(-4.5, 4.5), covers_ears=dice.uniform() < 0.6,
-        beard=beard, beard_strength=dice.uniform(0.6, 1.0), brow_width=dice.uniform(0.75, 1.3) * (1.15 if bearded else 0.85),
-        freckles=max(0.0, dice.uniform(-1.5, 1.0)) * (tone < 4), blush=dice.uniform(0.2, 1.0), makeup=makeup, age=max(0.0, dice.uniform(-0.8, 1.0)),
-        cloth=dice.choice(list(CLOTH)) * dice.colour_jitter(0.08), cloth_second=dice.choice(list(CLOTH)),
-        pattern=dice.choice(("plain", "stripes", "zip", "knit"), [4.0, 1.5, 1.0, 1.5]), collar=dice.uniform(),
-        light=_sample_light(dice), background=_sample_background(dice),
-    )  # fmt: skip
+        skin=skin,
+        lip=lip,
+        hair=hair,
+        brow=brow,
+        iris=dice.choice(list(IRISES), _iris_weights(tone)) * dice.colour_jitter(0.1),
+        gaze=gaze,
+        hair_style=style,
+        hair_thickness=thickness * dice.uniform(0.75, 1.3),
+        hair_length=dice.uniform(),
+        hairline=dice.normal(3.0),
+        fringe=dice.uniform(0.6, 1.0) if dice.uniform() < 0.3 else 0.0,
+        parting=dice.uniform(-4.5, 4.5),
+        covers_ears=dice.uniform() < 0.6,
+        beard=beard,
+        beard_strength=dice.uniform(0.6, 1.0),
+        brow_width=dice.uniform(0.75, 1.3) * (1.15 if bearded else 0.85),
+        freckles=max(0.0, dice.uniform(-1.5, 1.0)) * (tone < 4),
+        blush=dice.uniform(0.2, 1.0),
+        makeup=makeup,
+        age=max(0.0, dice.uniform(-0.8, 1.0)),
+        cloth=dice.choice(list(CLOTH)) * dice.colour_jitter(0.08),
+        cloth_second=dice.choice(list(CLOTH)),
+        pattern=dice.choice(("plain", "stripes", "zip", "knit"), [4.0, 1.5, 1.0, 1.5]),
+        collar=dice.uniform(),
+        light=_sample_light(dice),
+        background=_sample_background(dice),
+    )
 
 
 def paint_head(mesh: HeadMesh, look: Look, generator: torch.Generator) -> Surface:
@@ -121,8 +224,12 @@ def paint_head(mesh: HeadMesh, look: Look, generator: torch.Generator) -> Surfac
     p, marks = mesh.rest, mesh.landmarks
     front = smooth(p[:, 2], 3.0, 6.0)
     albedo = look.skin * (1 + 0.035 * Noise(generator, 0.5)(p)[:, None] * torch.tensor([0.6, 1.0, 1.1]))
-    albedo = albedo * (1 + _blush(p, marks, front)[:, None] * torch.tensor([0.03, -0.085, -0.07]) * (0.3 + look.blush))
-    spots = smooth(Noise(generator, 4.0)(p), 0.5, 0.8) * gauss((p - marks[29]).norm(dim=1), 4.0) * look.freckles
+    albedo = albedo * (
+        1 + _blush(p, marks, front)[:, None] * torch.tensor([0.03, -0.085, -0.07]) * (0.3 + look.blush)
+    )
+    spots = (
+        smooth(Noise(generator, 4.0)(p), 0.5, 0.8) * gauss((p - marks[29]).norm(dim=1), 4.0) * look.freckles
+    )
     albedo = albedo * (1 - 0.3 * spots[:, None] * torch.tensor([0.6, 1.0, 1.2]))
     albedo = albedo * (1 - _eye_rings(p, mesh)[:, None] * torch.tensor([0.10, 0.17, 0.15]) * (0.5 + look.age))
     lips = _lips(p, marks)
@@ -134,7 +241,11 @@ def paint_head(mesh: HeadMesh, look: Look, generator: torch.Generator) -> Surfac
     albedo = _mix(albedo, look.brow, brows)
     albedo = _mix(albedo, torch.tensor([0.06, 0.045, 0.04]), _lashes(p, marks) * (0.6 + 0.4 * look.makeup))
     skin = mesh.part == SKIN
-    for part, colour, shine in ((TEETH, [0.90, 0.87, 0.80], 0.6), (GUMS, [0.58, 0.27, 0.26], 0.4), (SOCKET, [0.36, 0.14, 0.13], 0.1)):
+    for part, colour, shine in (
+        (TEETH, [0.90, 0.87, 0.80], 0.6),
+        (GUMS, [0.58, 0.27, 0.26], 0.4),
+        (SOCKET, [0.36, 0.14, 0.13], 0.1),
+    ):
         albedo[mesh.part == part] = torch.tensor(colour)
         specular[mesh.part == part] = shine
     specular = specular * (1 - 0.6 * beard * skin)
@@ -156,16 +267,36 @@ def eyeballs(mesh: HeadMesh, look: Look) -> Surface:
     white = torch.tensor([0.86, 0.84, 0.82]) * (1 - 0.12 * smooth(a, 0.7, 1.2))[:, None]
     albedo = _mix(white, iris, 1 - smooth(a, 0.385, 0.425))
     albedo = _mix(albedo, torch.tensor([0.02, 0.02, 0.02]), 1 - smooth(a, 0.15, 0.18))
-    albedo = albedo * (1 - 0.4 * smooth((cap @ turn.T)[:, 1] / mesh.eye_radius, 0.12, 0.42))[:, None]  # shade of the upper lid
+    albedo = (
+        albedo * (1 - 0.4 * smooth((cap @ turn.T)[:, 1] / mesh.eye_radius, 0.12, 0.42))[:, None]
+    )  # shade of the upper lid
     vertices = torch.cat([cap @ turn.T + centre for centre in mesh.eyes])
     triangles = grid_triangles(rows, columns)
-    return Surface(vertices, torch.cat([triangles, triangles + len(cap)]), albedo.repeat(2, 1), torch.full((2 * len(cap),), 0.9))
+    return Surface(
+        vertices,
+        torch.cat([triangles, triangles + len(cap)]),
+        albedo.repeat(2, 1),
+        torch.full((2 * len(cap),), 0.9),
+    )
 
 
 def _hair_colour(dice: Dice, tone: float) -> tuple[Tensor, Tensor]:
-    """Colour of the hair and of brows and beard; dark skin mostly has dark hair, dyed hair keeps natural brows."""
+    """Colour of the hair and of brows and beard; dark skin mostly has dark hair, dyed hair keeps natural
+    brows."""
     fair = max(0.04, 1 - tone / 5)
-    weights = [1.2, 1.5, 2.0, 2.2 * fair, 2.2 * fair, 2.2 * fair, 2.2 * fair, 1.1 * fair, 1.0 * fair, 0.6, 0.5]
+    weights = [
+        1.2,
+        1.5,
+        2.0,
+        2.2 * fair,
+        2.2 * fair,
+        2.2 * fair,
+        2.2 * fair,
+        1.1 * fair,
+        1.0 * fair,
+        0.6,
+        0.5,
+    ]
     natural = dice.choice(list(NATURAL_HAIR), weights) * dice.colour_jitter(0.1)
     dyed = dice.uniform() < 0.08
     hair = dice.choice(list(DYED_HAIR)) * dice.colour_jitter(0.1) if dyed else natural
@@ -179,7 +310,9 @@ def _iris_weights(tone: float) -> list[float]:
 
 def _sample_light(dice: Dice) -> Light:
     yaw, pitch = math.radians(dice.uniform(-65, 65)), math.radians(dice.uniform(12, 55))
-    direction = torch.tensor([math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)])
+    direction = torch.tensor(
+        [math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)]
+    )
     warm = dice.normal(0.06)
     key = torch.tensor([1 + warm, 1.0, 1 - warm]) * dice.uniform(0.55, 0.95)
     sky = torch.tensor([1 - 0.6 * warm, 1.0, 1 + 0.8 * warm]) * dice.uniform(0.50, 0.72)
@@ -192,7 +325,9 @@ def _sample_background(dice: Dice) -> Background:
     first = torch.lerp(grey, hue, dice.uniform(0.05, 0.40))
     other = torch.lerp(first, torch.rand(3, generator=dice.generator), dice.uniform(0.12, 0.5))
     noise = Noise(dice.generator, dice.choice((2.0, 4.0, 7.0)), octaves=2)
-    return Background(torch.stack([first, other, first * dice.uniform(0.5, 1.0)]), noise, dice.choice((0.6, 1.5, 4.0)))
+    return Background(
+        torch.stack([first, other, first * dice.uniform(0.5, 1.0)]), noise, dice.choice((0.6, 1.5, 4.0))
+    )
 
 
 def _mix(base: Tensor, colour: Tensor, amount: Tensor) -> Tensor:
@@ -203,11 +338,15 @@ def _mix(base: Tensor, colour: Tensor, amount: Tensor) -> Tensor:
 def _blush(p: Tensor, marks: Tensor, front: Tensor) -> Tensor:
     cheeks = [marks[31] + p.new_tensor([-2.6, 0.8, -1.0]), marks[35] + p.new_tensor([2.6, 0.8, -1.0])]
     spots = sum(gauss((p - cheek).norm(dim=1), 1.7) for cheek in cheeks)
-    return (spots + 0.8 * gauss((p - marks[30]).norm(dim=1), 1.1) + 0.4 * gauss((p - marks[8]).norm(dim=1), 1.5)) * front
+    return (
+        spots + 0.8 * gauss((p - marks[30]).norm(dim=1), 1.1) + 0.4 * gauss((p - marks[8]).norm(dim=1), 1.5)
+    ) * front
 
 
 def _eye_rings(p: Tensor, mesh: HeadMesh) -> Tensor:
-    reach = [(p - eye - p.new_tensor([0.0, -0.5, 1.2])) * p.new_tensor([0.75, 1.15, 1.0]) for eye in mesh.eyes]
+    reach = [
+        (p - eye - p.new_tensor([0.0, -0.5, 1.2])) * p.new_tensor([0.75, 1.15, 1.0]) for eye in mesh.eyes
+    ]
     return sum(gauss(offset.norm(dim=1), 1.05) for offset in reach).clamp(max=1)
 
 
@@ -228,21 +367,38 @@ def _brows(p: Tensor, marks: Tensor, width: float) -> Tensor:
 
 def _lashes(p: Tensor, marks: Tensor) -> Tensor:
     upper = torch.minimum(polyline_distance(p, marks[36:40]), polyline_distance(p, marks[42:46]))
-    lower = torch.minimum(polyline_distance(p, marks[[36, 41, 40, 39]]), polyline_distance(p, marks[[42, 47, 46, 45]]))
+    lower = torch.minimum(
+        polyline_distance(p, marks[[36, 41, 40, 39]]), polyline_distance(p, marks[[42, 47, 46, 45]])
+    )
     return torch.maximum(gauss(upper, 0.13), 0.35 * gauss(lower, 0.10))
 
 
 def _beard(p: Tensor, marks: Tensor, look: Look, noise: Noise) -> Tensor:
-    """Coverage 0..1 of facial hair: jaw and chin below a line from mouth corner to sideburn, upper lip, or parts of them."""
+    """Coverage 0..1 of facial hair: jaw and chin below a line from mouth corner to sideburn, upper lip, or
+    parts of them."""
     if look.beard == "none":
         return torch.zeros(len(p))
     x, y, z = p.unbind(1)
     mouth, nose, chin = marks[[48, 54]].mean(0), marks[33], marks[8]
     side = smooth(x.abs(), 1.5, 7.0)
     line = mouth[1] + 0.4 + side * 4.2  # upper border rises towards the sideburns
-    jaw = smooth(line - y, -0.3, 0.9) * smooth(y - (chin[1] - 1.8 + 1.5 * side), -0.8, 0.8) * smooth(z, marks[0, 2] - 3.2, marks[0, 2] - 1.2)
-    lip = smooth(nose[1] - 0.35 - y, -0.1, 0.4) * smooth(y - mouth[1], -0.6, 0.2) * smooth(3.4 - x.abs(), 0, 0.8) * smooth(z, 8, 9)
+    jaw = (
+        smooth(line - y, -0.3, 0.9)
+        * smooth(y - (chin[1] - 1.8 + 1.5 * side), -0.8, 0.8)
+        * smooth(z, marks[0, 2] - 3.2, marks[0, 2] - 1.2)
+    )
+    lip = (
+        smooth(nose[1] - 0.35 - y, -0.1, 0.4)
+        * smooth(y - mouth[1], -0.6, 0.2)
+        * smooth(3.4 - x.abs(), 0, 0.8)
+        * smooth(z, 8, 9)
+    )
     ring = smooth(3.2 - x.abs() - 0.15 * (mouth[1] - y), 0, 0.8)
-    cover = {"stubble": torch.maximum(jaw, lip), "full": torch.maximum(jaw, lip), "moustache": lip, "goatee": torch.maximum(jaw * ring, lip)}[look.beard]
+    cover = {
+        "stubble": torch.maximum(jaw, lip),
+        "full": torch.maximum(jaw, lip),
+        "moustache": lip,
+        "goatee": torch.maximum(jaw * ring, lip),
+    }[look.beard]
     strength = 0.38 if look.beard == "stubble" else look.beard_strength
     return (cover * strength * (0.92 + 0.10 * noise(p))).clamp(0, 1)

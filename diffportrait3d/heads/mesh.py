@@ -1,7 +1,8 @@
 """Meshes in the head frame, and the few mesh operations that the head providers share.
 
-Head frame: centimetres, x to the right of the frontal picture, y up, z out of the face; the eyes are near (+-3.1, 3.5, 9),
-the chin near (0, -7.5, 10), the crown near (0, 14.5, 2). `to_world` places it the way EG3D's crops place a face.
+Head frame: centimetres, x to the right of the frontal picture, y up, z out of the face; the eyes are near
+(+-3.1, 3.5, 9), the chin near (0, -7.5, 10), the crown near (0, 14.5, 2). `to_world` places it the way EG3D's
+crops place a face.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from torch.nn.functional import normalize
 
 from ..cameras import PIVOT
 
-UNIT = 0.0185  # world units per centimetre: a bald head takes about 70 % of the frame's height at focal 4.2647, radius 2.7
+# World units per centimetre: a bald head takes about 70 % of the frame's height at focal 4.2647 and radius 2.7.
+UNIT = 0.0185
 HEAD_ORIGIN = (0.0, 3.0, 3.5)  # the point of the head frame that sits at the cameras' pivot
 
 SKIN, TEETH, GUMS, SOCKET = range(4)
 
 
 class Surface(NamedTuple):
-    """A coloured piece: vertices [V, 3] (head frame), triangles [T, 3], albedo [V, 3] (sRGB, 0..1), specular [V] (0..1),
-    two_sided: open sheets are drawn from both sides, closed bodies only from outside (counter-clockwise corners)."""
+    """A coloured piece: vertices [V, 3] (head frame), triangles [T, 3], albedo [V, 3] (sRGB, 0..1), specular
+    [V] (0..1). two_sided: open sheets are drawn from both sides, closed bodies only from outside
+    (counter-clockwise corners)."""
 
     vertices: Tensor
     triangles: Tensor
@@ -37,9 +40,10 @@ class Surface(NamedTuple):
 class HeadMesh:
     """What a provider delivers, everything in the head frame.
 
-    vertices, rest: [V, 3] with and without the expression (`rest` anchors the colours); triangles [T, 3]; part [V] one of
-    SKIN, TEETH, GUMS, SOCKET; landmarks [68, 3] of the rest shape (iBUG order); eyes [2, 3] eyeball centres (subject's right
-    eye, at -x, first); eye_radius in cm; skull [S] vertices that hair lies on; ears [2, 3] centres of the ears.
+    vertices, rest: [V, 3] with and without the expression (`rest` anchors the colours); triangles [T, 3];
+    part [V] one of SKIN, TEETH, GUMS, SOCKET; landmarks [68, 3] of the rest shape (iBUG order); eyes [2, 3]
+    eyeball centres (subject's right eye, at -x, first); eye_radius in cm; skull [S] vertices that hair lies
+    on; ears [2, 3] centres of the ears.
     """
 
     vertices: Tensor
@@ -104,13 +108,23 @@ def interpolate_table(x: Tensor, at: Tensor, value: Tensor) -> Tensor:
 
 
 class Noise:
-    """Smooth band-limited noise in 3D: a sum of plane waves with random directions and phases, about -1..1."""
+    """Smooth band-limited noise in 3D: a sum of plane waves with random directions and phases, about
+    -1..1."""
 
-    def __init__(self, generator: torch.Generator, frequency: float, octaves: int = 3, waves: int = 6, gain: float = 0.6):
+    def __init__(
+        self,
+        generator: torch.Generator,
+        frequency: float,
+        octaves: int = 3,
+        waves: int = 6,
+        gain: float = 0.6,
+    ):
         scale = torch.tensor([2.0**k for k in range(octaves)]).repeat_interleave(waves) * frequency
         self.wave = torch.randn(octaves * waves, 3, generator=generator) * scale[:, None]
         self.phase = torch.rand(octaves * waves, generator=generator) * 2 * math.pi
-        self.weight = torch.tensor([gain**k for k in range(octaves)]).repeat_interleave(waves) / math.sqrt(waves)
+        self.weight = torch.tensor([gain**k for k in range(octaves)]).repeat_interleave(waves) / math.sqrt(
+            waves
+        )
 
     def __call__(self, points: Tensor) -> Tensor:
         return torch.sin(points @ self.wave.T + self.phase) @ self.weight

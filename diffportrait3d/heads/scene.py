@@ -1,8 +1,8 @@
 """A scene fixed in the world (surfaces, light, background) and its picture from any camera label.
 
-Nothing but highlights depends on the camera: diffuse light with ambient occlusion and a soft key shadow is baked into
-the vertices once, and the background is a function of the viewing direction. Views of one scene are therefore
-consistent with each other wherever they see the same point.
+Nothing but highlights depends on the camera: diffuse light with ambient occlusion and a soft key shadow is
+baked into the vertices once, and the background is a function of the viewing direction. Views of one scene
+are therefore consistent with each other wherever they see the same point.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ GAMMA = 2.2
 
 
 class View(NamedTuple):
-    """image [3, H, W] in [0, 1] (sRGB), depth [H, W] camera z in world units (0 = background), mask [H, W] bool.
-    From `render_views` each has a leading dimension V."""
+    """image [3, H, W] in [0, 1] (sRGB), depth [H, W] camera z in world units (0 = background), mask [H, W]
+    bool. From `render_views` each has a leading dimension V."""
 
     image: Tensor
     depth: Tensor
@@ -34,7 +34,8 @@ class View(NamedTuple):
 
 @dataclass
 class Light:
-    """A key light (unit direction towards it, linear colour) and a sky that shades from `ground` to `sky` colour."""
+    """A key light (unit direction towards it, linear colour) and a sky that shades from `ground` to `sky`
+    colour."""
 
     direction: Tensor
     key: Tensor
@@ -60,8 +61,8 @@ class Background:
 
 @dataclass
 class Scene:
-    """World-space mesh with baked radiance. vertices, normals, radiance (linear) [V, 3]; specular [V]; triangles [T, 3];
-    two_sided [T] bool."""
+    """World-space mesh with baked radiance. vertices, normals, radiance (linear) [V, 3]; specular [V];
+    triangles [T, 3]; two_sided [T] bool."""
 
     vertices: Tensor
     normals: Tensor
@@ -86,14 +87,21 @@ def build_scene(surfaces: list[Surface], light: Light, background: Background) -
     albedo = torch.cat([s.albedo for s in surfaces]).clamp(0, 1) ** GAMMA
     irradiance = bake_light(vertices, normals, triangles, light)
     specular = torch.cat([s.specular for s in surfaces]) * (irradiance.mean(1) / 0.8).clamp(max=1)
-    return Scene(vertices, normals, albedo * irradiance, specular, triangles, torch.cat(two_sided), light, background)
+    return Scene(
+        vertices, normals, albedo * irradiance, specular, triangles, torch.cat(two_sided), light, background
+    )
 
 
-def bake_light(vertices: Tensor, normals: Tensor, triangles: Tensor, light: Light, directions: int = 32) -> Tensor:
-    """Diffuse irradiance [V, 3]: the sky over `directions` directions and the key light, both with visibility."""
+def bake_light(
+    vertices: Tensor, normals: Tensor, triangles: Tensor, light: Light, directions: int = 32
+) -> Tensor:
+    """Diffuse irradiance [V, 3]: the sky over `directions` directions and the key light, both with
+    visibility."""
     sky = fibonacci_sphere(directions)
     corners = vertices[triangles]
-    long = (corners - corners.roll(1, 1)).square().sum(-1).amax(1) > 0.008**2  # fill the gaps between sparse vertices
+    long = (corners - corners.roll(1, 1)).square().sum(-1).amax(
+        1
+    ) > 0.008**2  # fill the gaps between sparse vertices
     occluders = torch.cat([vertices, corners[long].mean(1)])
     total = torch.zeros_like(vertices)
     for way in sky:
@@ -112,7 +120,8 @@ def bake_light(vertices: Tensor, normals: Tensor, triangles: Tensor, light: Ligh
 
 
 def render(scene: Scene, label: Tensor, resolution: int, supersample: int = 2) -> View:
-    """The scene from one camera label [25]: a square picture of `resolution` pixels, averaged over supersample^2 samples."""
+    """The scene from one camera label [25]: a square picture of `resolution` pixels, averaged over
+    supersample^2 samples."""
     labels = validate_labels(label)
     if len(labels) != 1:
         raise ValueError(f"render takes one label [25], got {tuple(label.shape)}; use render_views")
@@ -150,14 +159,20 @@ def fibonacci_sphere(count: int) -> Tensor:
 
 
 def _around(direction: Tensor, spread: float) -> list[Tensor]:
-    helper = torch.tensor([0.0, 1.0, 0.0]) if abs(float(direction[1])) < 0.9 else torch.tensor([1.0, 0.0, 0.0])
+    helper = (
+        torch.tensor([0.0, 1.0, 0.0]) if abs(float(direction[1])) < 0.9 else torch.tensor([1.0, 0.0, 0.0])
+    )
     u = normalize(torch.linalg.cross(direction, helper), dim=0)
     v = torch.linalg.cross(direction, u)
-    return [normalize(direction + spread * (a * u + b * v), dim=0) for a, b in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
+    return [
+        normalize(direction + spread * (a * u + b * v), dim=0)
+        for a, b in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+    ]
 
 
 def _visibility(occluders: Tensor, vertices: Tensor, normals: Tensor, way: Tensor, grid: int) -> Tensor:
-    """Soft visibility [V] towards `way`: the occluders' height splatted into a grid across `way`, compared at 3 places."""
+    """Soft visibility [V] towards `way`: the occluders' height splatted into a grid across `way`, compared at
+    3 places."""
     helper = torch.tensor([0.0, 1.0, 0.0]) if abs(float(way[1])) < 0.9 else torch.tensor([1.0, 0.0, 0.0])
     u = normalize(torch.linalg.cross(way, helper), dim=0)
     frame = torch.stack([u, torch.linalg.cross(way, u), way], 1)  # [3, 3]
