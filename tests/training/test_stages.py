@@ -178,3 +178,26 @@ def test_unknown_keys_are_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="optimizer.learning_rate"):
         load_config(BaseConfig, None, ["optimizer.learning_rate=1"])
+
+
+def test_decoder_only_training_keeps_every_latent(dataset, networks, tmp_path):
+    more = ["decoder_only=true", f"inputs.autoencoder={networks['autoencoder']}"]
+    module, config = stage_config("autoencoder", dataset, networks, tmp_path, *more)
+    run_stage(module.build, config)
+    before, _ = load_network(networks["autoencoder"])
+    after, _ = load_network(tmp_path / "autoencoder.safetensors")
+    images = to_network(MultiViewDataset(dataset, "val", conditions=False).images)
+    assert torch.equal(before.encode(images), after.encode(images))
+    assert not torch.equal(before.decode(torch.zeros(1, 4, 8, 8)), after.decode(torch.zeros(1, 4, 8, 8)))
+
+
+def test_unconditional_batches_see_neither_reference_nor_camera(dataset, networks, tmp_path):
+    stage = trainer_of("view_consistency", dataset, networks, tmp_path, "unconditional=1.0").stage
+    batch, t, x = next(stage.sampler), stage.draw_timesteps(8), torch.randn(8, 4, 8, 8)
+    with torch.no_grad():
+        got = stage.predict(x, t, batch, stage.data, stage.latents)
+        want = stage.denoiser.unet(x, t, torch.zeros(8, 1, 32))  # the modules' output layers still are zero
+        stage.trainable.eval()
+        conditional = stage.predict(x, t, batch, stage.data, stage.latents)  # validation always shows the condition
+    assert torch.allclose(got, want, atol=1e-5)
+    assert not torch.allclose(conditional, want, atol=1e-3)
