@@ -67,15 +67,20 @@ def save_network(
         raise ValueError(f"Unknown network kind {kind!r}; the kinds are {', '.join(NETWORK_KINDS)}.")
     path = Path(path)
     tensors = {k: _stored(v, dtype) for k, v in module.state_dict().items()}
-    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "network": kind}
-    header |= {"config": module.config.to_dict(), **metadata}
+    header = network_metadata(kind, module.config.to_dict(), metadata)
     shards = list(_shards(tensors, max_shard_bytes))
     names = [path] if len(shards) == 1 else [_shard_path(path, i, len(shards)) for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        _write_atomically(name, shard, {k: json.dumps(v) for k, v in header.items()})
+        _write_atomically(name, shard, header)
     for stale in set(shard_files(path)) - set(names):
         stale.unlink()
     return names
+
+
+def network_metadata(kind: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a network file as safetensors stores it: JSON per entry."""
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "network": kind, "config": config, **facts}
+    return {name: json.dumps(value) for name, value in header.items()}
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -153,7 +158,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         message = f"{file} is not a readable safetensors file ({error}); download or convert it again."
         raise CheckpointError(message) from error
-    if "format" not in raw or json.loads(raw["format"]) != FORMAT:
+    if raw.get("format") != json.dumps(FORMAT):  # other programs' "format" is no JSON
         raise CheckpointError(
             f"{file} was not written by DiffPortrait3D (its metadata lacks format={FORMAT}); "
             "train one with training/ or convert the authors' checkpoint."
