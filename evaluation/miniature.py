@@ -195,9 +195,9 @@ def save_page(path: Path, subject: Subject, views: dict[str, Tensor]) -> None:
     save_png(picture_rows(rows), path)
 
 
-def measure_all(options: argparse.Namespace, system: Miniature, expected: dict) -> list[dict]:
+def measure_all(options: argparse.Namespace, system: Miniature, regressor: PoseRegressor, expected: dict) -> list[dict]:
     """The records of all identities asked for; those of an earlier run are reused, new ones written down at once."""
-    regressor, journal = load_pose_regressor(options.pose_regressor), options.out.with_suffix(".identities.jsonl")
+    journal = options.out.with_suffix(".identities.jsonl")
     records = read_journal(journal, expected, options.data)[: options.identities]
     subjects = held_out_subjects(options.data, options.identities, options.views, start=len(records))
     bar = tqdm(subjects, total=options.identities, initial=len(records), desc="identities", unit="id")
@@ -218,10 +218,11 @@ def measure_all(options: argparse.Namespace, system: Miniature, expected: dict) 
 
 def run(options: argparse.Namespace) -> dict:
     """Measure what is not measured yet; print the tables, write JSON and picture, return the results."""
-    started, system = time.perf_counter(), Miniature(options.weights)
+    started = time.perf_counter()
+    system, regressor = Miniature(options.weights), load_pose_regressor(options.pose_regressor)
     options.data = test_data(options, system.resolution)
     expected = conditions(options, system)
-    records = measure_all(options, system, expected)
+    records = measure_all(options, system, regressor, expected)
     shown = [page_file(options, index) for index in range(min(options.pictures, len(records)))]
     if shown := [page for page in shown if page.is_file()]:
         stack_pages(shown, options.out.with_suffix(".png"))
