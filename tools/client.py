@@ -15,6 +15,8 @@ from tqdm import tqdm
 from tools.server import Server
 
 POLL_SECONDS = 2.0
+_MISSING_FILE = (". Is the file where the node looks? The miniature's lie in weights/miniature/ and are trained by"
+                 " `make miniature`.")
 
 
 class RunError(RuntimeError):
@@ -83,7 +85,8 @@ async def _submit(session: aiohttp.ClientSession, prompt: dict, client_id: str) 
 def _refusal(answer: dict, prompt: dict) -> str:
     for node_id, problem in (answer.get("node_errors") or {}).items():
         reason = problem["errors"][0]
-        return f"ComfyUI refused {title(prompt, node_id)}: {reason['message']}: {reason['details']}"
+        sentence = f"ComfyUI refused {title(prompt, node_id)}: {reason['message']}: {reason['details']}"
+        return sentence + (_MISSING_FILE if reason.get("type") == "value_not_in_list" else "")
     error = answer.get("error") or answer
     if not isinstance(error, dict):
         return f"ComfyUI refused the workflow: {error}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tools.host import PACK, PACK_NAME, find_host, link_pack
 
-READY_SECONDS = 180
+READY_SECONDS = 300
 STOP_SECONDS = 10
 
 

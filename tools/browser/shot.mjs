@@ -7,6 +7,8 @@ import { chromium } from 'playwright-core';
 
 const START_MS = 180_000;
 const SETTLE_MS = 1500;
+const PICTURE_NODES = ['LoadImage', 'SaveImage', 'PreviewImage'];
+const PICTURE_SIZE = [320, 360];
 const options = JSON.parse(process.argv[2]);
 
 function writeJson(file, value) {
@@ -27,7 +29,7 @@ async function openFrontend(context, url) {
 }
 
 async function loadWorkflow(page, workflow) {
-  await page.evaluate(async (workflow) => {
+  await page.evaluate(async ([workflow, pictureNodes, pictureSize]) => {
     const isUiFormat = Array.isArray(workflow.nodes);
     if (isUiFormat) return window.app.loadGraphData(workflow, true, true, 'workflow');
     await window.app.loadApiJson(workflow, 'workflow');
@@ -36,9 +38,10 @@ async function loadWorkflow(page, workflow) {
       const title = workflow[node.id]?._meta?.title;
       if (title) node.title = title;
       for (const widget of node.widgets ?? []) if (widget.name === 'control_after_generate') widget.value = 'fixed';
+      if (pictureNodes.includes(node.comfyClass)) node.setSize(pictureSize); // room for the picture itself
     }
     window.app.graph.arrange(80);
-  }, workflow);
+  }, [workflow, PICTURE_NODES, PICTURE_SIZE]);
   await page.waitForTimeout(SETTLE_MS);
   const unknown = await page.evaluate(() => window.app.graph.nodes.filter((node) => !node.comfyClass).map((node) => node.type));
   if (unknown.length) throw new Error(`the frontend does not know: ${unknown.join(', ')}`);
