@@ -6,10 +6,13 @@ imports no ComfyUI; `host_outputs` wants a booted one (see `tools.embedded`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from diffportrait3d.networks import UNetConfig
 
 from .core_golden import NETWORKS
 from .golden_data import GOLDEN_CONFIG, PREFIXES, Golden, deterministic_weights
@@ -32,26 +35,28 @@ SINGLE_PASSES = {
 TRAJECTORIES = {"ddim_eta0": 0.0, "ddim_eta05": 0.5}
 
 
-def golden_weights() -> dict[str, dict[str, Tensor]]:
-    """State dict per network, the same numbers that `core_golden.golden_denoiser` holds."""
-    return {name: deterministic_weights(kind(GOLDEN_CONFIG), PREFIXES[name]) for name, kind in NETWORKS.items()}
+def known_weights(config: UNetConfig) -> dict[str, dict[str, Tensor]]:
+    """Deterministic state dict per network; at GOLDEN_CONFIG the numbers of `core_golden.golden_denoiser`."""
+    return {name: deterministic_weights(kind(config), PREFIXES[name]) for name, kind in NETWORKS.items()}
 
 
 class HostPath:
-    """The networks with golden weights inside a booted host.
+    """The networks with known weights inside a booted host.
 
     Args:
         pack: this pack as the host has loaded it.
         comfy: the host's `comfy` package.
+        config: width of the networks.
+        metadata: facts as a network file has them, e.g. reference_timestep.
     """
 
-    def __init__(self, pack: ModuleType, comfy: ModuleType):
+    def __init__(self, pack: ModuleType, comfy: ModuleType, config: UNetConfig = GOLDEN_CONFIG, **metadata):
         self.comfy, self.patches = comfy, pack.patches
-        weights, loading = golden_weights(), pack.patches.loading
-        config = pack.diffportrait3d.networks.UNetConfig.from_dict(GOLDEN_CONFIG.to_dict())
-        self.model = loading.build_model(weights["unet"], config, {})
-        self.encoder = loading.build_reference_encoder(weights["reference_encoder"], config, {})
-        self.views = loading.build_view_consistency(weights["view_consistency"], config, {})
+        weights, loading = known_weights(config), pack.patches.loading
+        config = pack.diffportrait3d.networks.UNetConfig.from_dict(config.to_dict())
+        self.model = loading.build_model(weights["unet"], config, metadata)
+        self.encoder = loading.build_reference_encoder(weights["reference_encoder"], config, metadata)
+        self.views = loading.build_view_consistency(weights["view_consistency"], config, metadata)
         self.control_net = pack.patches.view_controlnet.build_view_controlnet(weights["view_controlnet"], config)
 
     def prepare(self, inputs: Mapping[str, Tensor], references: int, control: bool, views: bool):
@@ -130,10 +135,16 @@ class GivenNoise:
         return self.tensor.clone()
 
 
+@lru_cache(maxsize=4)
+def host_path(pack: ModuleType, comfy: ModuleType, config: UNetConfig = GOLDEN_CONFIG) -> HostPath:
+    """The same HostPath for every caller: its networks are only read."""
+    return HostPath(pack, comfy, config)
+
+
 @torch.inference_mode()
 def host_outputs(pack: ModuleType, comfy: ModuleType, golden: Golden) -> dict[str, Tensor]:
     """Every golden output computed through the host, under its golden name."""
-    path = HostPath(pack, comfy)
+    path = host_path(pack, comfy)
     outputs = {name: path.predict(golden.inputs, *parts) for name, parts in SINGLE_PASSES.items()}
     for name, eta in TRAJECTORIES.items():
         outputs |= {f"{name}.{part}": tensor for part, tensor in path.trajectory(golden.inputs, eta).items()}

@@ -1,0 +1,165 @@
+"""Weight files to host objects."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffportrait3d.checkpoints import save_network
+from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL, UNetConfig
+from diffportrait3d.networks.novel_view import NovelViewConfig, NovelViewModel
+from evaluation.core_golden import NETWORKS
+from evaluation.host_golden import known_weights
+
+NARROW = UNetConfig(model_channels=32, context_dim=32)
+CONVENTIONS = {"linear_end": 0.00489, "reference_timestep": "zero", "middle_view_attention": "never"}
+
+
+def write_set(folder: Path, max_shard_bytes: int | None = None) -> None:
+    """A complete narrow set of network files with known weights."""
+    for kind, weights in known_weights(NARROW).items():
+        network = NETWORKS[kind](NARROW)
+        network.load_state_dict(weights)
+        save_network(folder / f"{kind}.safetensors", network, kind, torch.float16, max_shard_bytes, **CONVENTIONS)
+    torch.manual_seed(0)
+    vae = AutoencoderKL(AutoencoderConfig(ch=32))
+    save_network(folder / "autoencoder.safetensors", vae, "autoencoder")
+    small = NovelViewConfig(
+        image_size=32, render_size=8, base_channels=32, feature_channels=8, volume_size=4, volume_channels=8,
+        prior_channels=4, samples_per_ray=4,
+    )
+    save_network(folder / "novel_view.safetensors", NovelViewModel(small), "novel_view")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights")
+    write_set(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loading(pack):
+    return pack.patches.loading
+
+
+def test_model(host, loading, folder):
+    model = loading.load_model(folder / "unet.safetensors")
+    weights = {k.removeprefix("diffusion_model."): v for k, v in model.model.state_dict().items()}
+    expected = known_weights(NARROW)["unet"]
+    assert set(expected) <= set(weights) and all(torch.equal(weights[k], v) for k, v in expected.items())
+    sigmas = model.get_model_object("model_sampling").sigmas
+    betas = torch.linspace(0.00085**0.5, 0.00489**0.5, 1000, dtype=torch.float64) ** 2
+    last = torch.cumprod(1 - betas, 0)[-1]
+    assert sigmas[-1].item() == pytest.approx(((1 - last) / last).sqrt().item(), rel=1e-5)
+    assert isinstance(model.model.latent_format, host.comfy.latent_formats.SD15)
+    again = model.cached_patcher_init[0](*model.cached_patcher_init[1], disable_dynamic=True)
+    assert type(again) is host.comfy.model_patcher.ModelPatcher
+
+
+def test_vae_equals_the_core_s(loading, folder):
+    from diffportrait3d.checkpoints import load_network
+
+    vae = loading.load_vae(folder / "autoencoder.safetensors")
+    core, _ = load_network(folder / "autoencoder.safetensors")
+    images = torch.rand(2, 64, 64, 3)
+    with torch.no_grad():
+        latents = core.encode(images.movedim(-1, 1) * 2 - 1)
+        decoded = (core.decode(latents).clamp(-1, 1) + 1) / 2
+    assert torch.allclose(0.18215 * vae.encode(images), latents, atol=1e-5)
+    assert torch.allclose(vae.decode(latents / 0.18215), decoded.movedim(1, -1), atol=1e-4)
+    assert vae.spacial_compression_encode() == 8
+
+
+def test_novel_view_equals_the_core_s(pack, loading, folder):
+    from diffportrait3d.cameras import orbit_camera
+    from diffportrait3d.checkpoints import load_network
+
+    network = loading.load_novel_view(folder / "novel_view.safetensors")
+    core, _ = load_network(folder / "novel_view.safetensors")
+    labels = orbit_camera([-30.0, 0.0, 10.0, 20.0, 30.0], [0.0] * 5)
+    portrait = torch.rand(1, 32, 32, 3)
+    with torch.inference_mode():
+        proxies = pack.patches.novel_view.render_proxies(network, portrait, orbit_camera(0.0, 0.0), labels)
+        source = (portrait.movedim(-1, 1) * 2 - 1).expand(5, -1, -1, -1)
+        expected = core(source, orbit_camera(0.0, 0.0).expand(5, -1), labels)
+    assert torch.allclose(proxies, (expected.movedim(1, -1) + 1) / 2, atol=1e-5)
+
+
+def test_shards_make_one_network(pack, loading, tmp_path, folder):
+    network = NETWORKS["view_consistency"](NARROW)
+    network.load_state_dict(known_weights(NARROW)["view_consistency"])
+    files = save_network(tmp_path / "views.safetensors", network, "view_consistency", max_shard_bytes=2**22)
+    assert len(files) > 1
+    loaded = loading.load_view_consistency(tmp_path / "views.safetensors")
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in loaded.patcher.model.state_dict().items())
+    files[-1].unlink()
+    with pytest.raises(ValueError, match="parts of views.safetensors"):
+        loading.load_view_consistency(tmp_path / "views.safetensors")
+
+
+def test_conventions_come_from_the_file(pack, loading, folder):
+    encoder = loading.load_reference_encoder(folder / "reference_encoder.safetensors")
+    assert encoder.metadata["reference_timestep"] == "zero"
+    model = loading.load_model(folder / "unet.safetensors")
+    views = loading.load_view_consistency(folder / "view_consistency.safetensors")
+    patched = pack.patches.view_consistency.apply_view_consistency(model, views)
+    handlers = patched.model_options["transformer_options"]["patches"]["forward_timestep_embed_patch"]
+    assert len(handlers) == 1, "no handler for the middle block where the file says never"
+
+
+@pytest.mark.parametrize("loader, file, message", [
+    ("load_reference_encoder", "view_controlnet", "holds a view ControlNet, but a reference encoder is needed"),
+    ("load_view_consistency", "unet", "holds a UNet, but a view consistency is needed"),
+    ("load_model", "autoencoder", "holds a autoencoder, but a UNet is needed"),
+    ("load_vae", "unet", "holds a UNet, but a autoencoder is needed"),
+    ("load_novel_view", "unet", "holds a unet network; expected novel_view"),
+])
+def test_wrong_kind(loading, folder, loader, file, message):
+    with pytest.raises(ValueError, match=message) as error:
+        getattr(loading, loader)(folder / f"{file}.safetensors")
+    assert f"{file}.safetensors" in str(error.value)
+
+
+def test_damaged_and_foreign_files(loading, tmp_path):
+    from safetensors.torch import save_file
+
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
+    save_file({"a": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match="not a readable safetensors"):
+        loading.load_model(tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match="not written by DiffPortrait3D"):
+        loading.load_model(tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match="There is no file"):
+        loading.load_model(tmp_path / "missing.safetensors")
+
+
+def test_files_are_found_by_what_they_hold(host, pack, tmp_path, folder):
+    files = pack.patches.model_files
+    paths = host.folder_paths.get_folder_paths("diffportrait3d")
+    assert paths[0] == str(Path(host.folder_paths.models_dir) / "diffportrait3d")
+    assert paths[-1].endswith("weights"), "the pack's own weights are the last resort"
+    host.folder_paths.add_model_folder_path("diffportrait3d", str(tmp_path))
+    try:
+        (tmp_path / "deep").mkdir()
+        target = tmp_path / "deep" / "any name.safetensors"
+        target.write_bytes((folder / "view_consistency.safetensors").read_bytes())
+        assert "deep/any name.safetensors" in files.network_names("view_consistency")
+        assert "deep/any name.safetensors" not in files.network_names("unet")
+        assert files.network_path("deep/any name.safetensors", "view_consistency") == target
+    finally:
+        host.folder_paths.folder_names_and_paths["diffportrait3d"][0].remove(str(tmp_path))
+    with pytest.raises(ValueError, match="is in none of .*models/diffportrait3d"):
+        files.network_path("deep/any name.safetensors", "view_consistency")
+
+
+def test_view_controlnets_also_in_models_controlnet(host, pack, folder):
+    target = Path(host.folder_paths.models_dir) / "controlnet" / "camera.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes((folder / "view_controlnet.safetensors").read_bytes())
+    try:
+        assert "camera.safetensors" in pack.patches.model_files.network_names("view_controlnet")
+        assert pack.patches.model_files.network_path("camera.safetensors", "view_controlnet") == target
+    finally:
+        target.unlink()
