@@ -63,7 +63,8 @@ def check_portrait(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
-        raise DemoError(f"There is no portrait {path}.") from None
+        raise DemoError(f"There is no portrait {path}. Give one with PORTRAIT=file; the default one comes with the"
+                        " miniature's weights (`make miniature`).") from None
     except (UnidentifiedImageError, OSError) as error:
         raise DemoError(f"The portrait {path} is not a readable image: {error}.") from None
 

@@ -19,6 +19,8 @@ from tools.host import PACK, HostError
 from tools.server import Server, ServerError
 
 BROWSER_TOOLS = PACK / "tools/browser"
+# No tutorial over the canvas, no map in its corner, text at every zoom.
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -62,7 +64,7 @@ def prepare(server: Server) -> None:
     """Settings that keep dialogs off the canvas, and the default portrait as an input image."""
     settings = server.base_directory / "user/default/comfy.settings.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), encoding="utf-8")
+    settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
     if PORTRAIT.is_file():
         (server.base_directory / "input").mkdir(exist_ok=True)
         shutil.copy(PORTRAIT, server.base_directory / "input" / PORTRAIT.name)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tools.host import PACK, PACK_NAME, find_host, link_pack
 
-READY_SECONDS = 300
+READY_SECONDS = 600  # a dead server is noticed at once; this is for a busy machine
 STOP_SECONDS = 10
 
 

@@ -67,6 +67,18 @@ def test_pack_is_there_over_http(server):
     assert modules == {"custom_nodes.ComfyUI-DiffPortrait3D"}
 
 
+def test_shipped_workflow_with_the_shipped_miniature(server):
+    """Two steps instead of fifty; everything else is what `make demo` runs."""
+    prompt = demo.load_workflow(demo.WORKFLOW)
+    [sampler] = [node for node in prompt.values() if node["class_type"] == "DP3D_ViewConsistencySampler"]
+    sampler["inputs"]["steps"] = 2
+    run = asyncio.run(run_workflow(server, prompt, {demo.portrait_node(prompt): demo.PORTRAIT}))
+    views = [np.asarray(Image.open(io.BytesIO(data))) for data in run.images[demo.choose_views(prompt, run)]]
+    assert len(views) == 16 and {view.shape for view in views} == {(128, 128, 3)}
+    assert all(view.std() > 5 for view in views), "a view is flat"
+    assert len({view.tobytes() for view in views}) == 16
+
+
 @pytest.mark.parametrize(("workflow", "message"), [
     (_changed(**{"2": {"class_type": "NoSuchNode", "inputs": {}}}), "NoSuchNode"),
     (_changed(**{"4": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}),
