@@ -9,7 +9,6 @@ Time and peak memory of every stage are printed. `--model-channels 64 --context-
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import mmap
 import os
@@ -38,7 +37,8 @@ REMAP_BYTES = 2**30
 def release_weights(config: UNetConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
     """Shapes of all keys of the release at a width, and the values of those that are no network's (the schedule)."""
     full_size = config == UNetConfig()
-    text = TextEncoderSizes() if full_size else TextEncoderSizes(1000, config.context_dim, 77, 4 * config.context_dim, 2)
+    width = config.context_dim
+    text = TextEncoderSizes() if full_size else TextEncoderSizes(1000, width, 77, hidden=4 * width, layers=2)
     autoencoder = SD15_AUTOENCODER if full_size else replace(SD15_AUTOENCODER, ch=32, num_res_blocks=1)
     groups = release_shapes(config, autoencoder, text)
     shapes = {name: shape for names in groups.values() for name, shape in names.items()}
@@ -52,7 +52,8 @@ def schedule_buffers() -> Iterator[Tensor]:
     bar = torch.cumprod(alphas, 0)
     previous = torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
     variance = betas * (1 - previous) / (1 - bar)
-    yield from (betas, bar, previous, bar.sqrt(), (1 - bar).sqrt(), (1 - bar).log(), (1 / bar).sqrt(), (1 / bar - 1).sqrt())
+    yield from (betas, bar, previous, bar.sqrt(), (1 - bar).sqrt())
+    yield from ((1 - bar).log(), (1 / bar).sqrt(), (1 / bar - 1).sqrt())
     yield from (variance, variance.clamp(min=1e-20).log())
     yield from (betas * previous.sqrt() / (1 - bar), (1 - previous) * alphas.sqrt() / (1 - bar))
     yield torch.zeros_like(betas)
@@ -104,7 +105,7 @@ def run(*command: str) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.full_size_rehearsal", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="where the checkpoint and the results go: 23 GB in fp32, 11.5 in fp16")
+    parser.add_argument("folder", type=Path, help="for checkpoint and results: 23 GB in fp32, 11.5 in fp16")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="of the checkpoint")
     parser.add_argument("--model-channels", type=int, default=UNetConfig.model_channels)
     parser.add_argument("--context-dim", type=int, default=UNetConfig.context_dim)

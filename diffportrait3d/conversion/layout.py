@@ -152,7 +152,7 @@ def inspect(shapes: Shapes, path: object, drop_surplus: bool = False) -> Inspect
 def _raise_not_the_release(shapes: Shapes, found: Mapping[Group, list[str]], path: object) -> None:
     needed = "the authors' checkpoint (model_state-540000-001.th) holds the base model and three networks beside it"
     stranger = describe_stranger(shapes)
-    if stranger:
+    if stranger and sum(bool(names) for names in found.values()) < 2:
         raise CheckpointError(f"{path} is {stranger}; {needed}.")
     lacking = ", ".join(f"{g.title} ({_key_pattern(g)})" for g, names in found.items() if not names)
     raise CheckpointError(

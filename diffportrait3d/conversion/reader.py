@@ -32,7 +32,8 @@ HARMLESS_GLOBALS = (
     "argparse.Namespace",
 )
 # Pages of a mapped file count as memory once they were read; mapping the file anew after so many bytes lets them go.
-REMAP_BYTES = 2**30
+REMAP_BYTES = 2**29
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 SAMPLES, SAMPLE_BYTES, END_BYTES = 256, 2**16, 2**20
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -212,12 +213,13 @@ def open_source(path: str | os.PathLike) -> Source:
         raise CheckpointError(f"There is no file {path}; check the path.")
     with open(path, "rb") as file:
         start = file.read(16)
+    # Safetensors first: the length of its header may begin with any byte, that of a pickle's included.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES:
+        return SafetensorsSource(path)
     if start.startswith(b"PK\x03\x04"):
         return PickleSource(path, mapped=True)
     if start[:1] == b"\x80":
         return PickleSource(path, mapped=False)
-    if len(start) > 8 and start[8:9] == b"{":
-        return SafetensorsSource(path)
     if start.startswith(b"version https://"):
         raise CheckpointError(f"{path} is a pointer of Git LFS, not the checkpoint; fetch that with `git lfs pull`.")
     raise CheckpointError(f"{path} is neither a torch checkpoint nor safetensors (it begins with {start[:8]!r}).")

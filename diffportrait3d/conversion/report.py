@@ -98,7 +98,25 @@ def _key_differences(conversion: Conversion) -> list[str]:
     unknown = [name for name in surplus if surplus_reason(name) is None]
     if unknown:
         lines.append(f"left out as asked: {len(unknown)} keys that do not belong to the release, {unknown[0]} first")
-    return lines
+    return [*lines, _accounting(conversion)]
+
+
+def _accounting(conversion: Conversion) -> str:
+    """Where every value of the checkpoint went."""
+    parts = conversion.inspection.parts
+    written = {key for output in conversion.outputs for key in output.keys.values()}
+    dead = [name for part in parts.values() for name in part.dead]
+    equal = [n for g in BASE_GROUPS for n in parts[g].present if n not in written]
+    destinations = {
+        "in the files": list(written),
+        "equal to --base": equal,
+        "without influence": dead,
+        "noise schedule": parts[SCHEDULE].present,
+        "surplus": conversion.inspection.surplus(),
+    }
+    shares = [f"{_values(conversion, n) / 1e6:.6f} {where}" for where, n in destinations.items() if n]
+    total = _values(conversion, list(conversion.source.entries))
+    return f"{total / 1e6:.6f} M values in the checkpoint = {' + '.join(shares)}"
 
 
 def _base_findings(conversion: Conversion) -> list[str]:
