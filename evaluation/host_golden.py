@@ -18,6 +18,8 @@ from .core_golden import NETWORKS
 from .golden_data import GOLDEN_CONFIG, PREFIXES, Golden, deterministic_weights
 
 LATENT_SCALE = 0.18215
+# For tests of the mechanics: all blocks of SD1.5, a hundredth of its weights, a short positional table.
+NARROW_CONFIG = UNetConfig(model_channels=32, context_dim=32, max_views=6)
 # name -> (reference images, camera conditions, view consistency, guidance scale); scale 0 is the unconditional pass.
 SINGLE_PASSES = {
     "eps_base": (0, False, False, 1.0),
@@ -35,6 +37,7 @@ SINGLE_PASSES = {
 TRAJECTORIES = {"ddim_eta0": 0.0, "ddim_eta05": 0.5}
 
 
+@lru_cache(maxsize=2)
 def known_weights(config: UNetConfig) -> dict[str, dict[str, Tensor]]:
     """Deterministic state dict per network; at GOLDEN_CONFIG the numbers of `core_golden.golden_denoiser`."""
     return {name: deterministic_weights(kind(config), PREFIXES[name]) for name, kind in NETWORKS.items()}

@@ -130,6 +130,9 @@ def load_vae(path: Path | str):
         config={"params": {"ddconfig": settings, "embed_dim": config.z_channels}},
     )
     _check_keys(set(vae.first_stage_model.state_dict()), set(tensors), path)
+    for module in vae.first_stage_model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = config.norm_groups
     if config.patch_size > 1:
         _see_patches(vae.first_stage_model, config.patch_size)
     return vae

@@ -88,6 +88,9 @@ def build_view_controlnet(tensors: dict[str, Tensor], config: UNetConfig) -> Vie
 def load_view_controlnet(path: Path | str) -> ViewControlNet:
     """CONTROL_NET from a file of kind `view_controlnet`."""
     tensors, metadata = read_network(path, "view_controlnet")
+    hint_range = list(metadata.get("hint_range", [-1, 1]))
+    if hint_range != [-1, 1]:
+        raise ValueError(f"{path} wants hints in {hint_range}, this pack gives them in [-1, 1]; update the pack.")
     return build_view_controlnet(tensors, UNetConfig.from_dict(metadata["config"]))
 
 

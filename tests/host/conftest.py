@@ -7,6 +7,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from diffportrait3d.checkpoints import save_network
+from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
+from diffportrait3d.networks.novel_view import NovelViewConfig, NovelViewModel
+from evaluation.core_golden import NETWORKS
+from evaluation.host_golden import NARROW_CONFIG, known_weights
 from tools.embedded import EmbeddedHost, boot
 
 
@@ -29,6 +34,24 @@ def pack(host):
 def run_workflow(host, pack):
     """run_workflow(prompt in API format) -> WorkflowResult; see tools.embedded.EmbeddedHost.run_workflow."""
     return host.run_workflow
+
+
+@pytest.fixture(scope="session")
+def write_networks():
+    """write_networks(folder, **metadata): a complete set of narrow network files, as training leaves it."""
+
+    def write(folder, **metadata):
+        for kind, weights in known_weights(NARROW_CONFIG).items():
+            network = NETWORKS[kind](NARROW_CONFIG)
+            network.load_state_dict(weights)
+            save_network(folder / f"{kind}.safetensors", network, kind, torch.float16, **metadata)
+        torch.manual_seed(0)
+        save_network(folder / "autoencoder.safetensors", AutoencoderKL(AutoencoderConfig(ch=32)), "autoencoder")
+        small = NovelViewConfig(image_size=32, render_size=8, base_channels=32, feature_channels=8, volume_size=4,
+                                volume_channels=8, prior_channels=4, samples_per_ray=4)
+        save_network(folder / "novel_view.safetensors", NovelViewModel(small), "novel_view")
+
+    return write
 
 
 @pytest.fixture

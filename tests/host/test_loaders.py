@@ -7,35 +7,16 @@ import pytest
 import torch
 
 from diffportrait3d.checkpoints import save_network
-from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL, UNetConfig
-from diffportrait3d.networks.novel_view import NovelViewConfig, NovelViewModel
 from evaluation.core_golden import NETWORKS
-from evaluation.host_golden import known_weights
+from evaluation.host_golden import NARROW_CONFIG, known_weights
 
-NARROW = UNetConfig(model_channels=32, context_dim=32)
 CONVENTIONS = {"linear_end": 0.00489, "reference_timestep": "zero", "middle_view_attention": "never"}
 
 
-def write_set(folder: Path, max_shard_bytes: int | None = None) -> None:
-    """A complete narrow set of network files with known weights."""
-    for kind, weights in known_weights(NARROW).items():
-        network = NETWORKS[kind](NARROW)
-        network.load_state_dict(weights)
-        save_network(folder / f"{kind}.safetensors", network, kind, torch.float16, max_shard_bytes, **CONVENTIONS)
-    torch.manual_seed(0)
-    vae = AutoencoderKL(AutoencoderConfig(ch=32))
-    save_network(folder / "autoencoder.safetensors", vae, "autoencoder")
-    small = NovelViewConfig(
-        image_size=32, render_size=8, base_channels=32, feature_channels=8, volume_size=4, volume_channels=8,
-        prior_channels=4, samples_per_ray=4,
-    )
-    save_network(folder / "novel_view.safetensors", NovelViewModel(small), "novel_view")
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, write_networks) -> Path:
     path = tmp_path_factory.mktemp("weights")
-    write_set(path)
+    write_networks(path, **CONVENTIONS)
     return path
 
 
@@ -47,7 +28,7 @@ def loading(pack):
 def test_model(host, loading, folder):
     model = loading.load_model(folder / "unet.safetensors")
     weights = {k.removeprefix("diffusion_model."): v for k, v in model.model.state_dict().items()}
-    expected = known_weights(NARROW)["unet"]
+    expected = known_weights(NARROW_CONFIG)["unet"]
     assert set(expected) <= set(weights) and all(torch.equal(weights[k], v) for k, v in expected.items())
     sigmas = model.get_model_object("model_sampling").sigmas
     betas = torch.linspace(0.00085**0.5, 0.00489**0.5, 1000, dtype=torch.float64) ** 2
@@ -88,8 +69,8 @@ def test_novel_view_equals_the_core_s(pack, loading, folder):
 
 
 def test_shards_make_one_network(pack, loading, tmp_path, folder):
-    network = NETWORKS["view_consistency"](NARROW)
-    network.load_state_dict(known_weights(NARROW)["view_consistency"])
+    network = NETWORKS["view_consistency"](NARROW_CONFIG)
+    network.load_state_dict(known_weights(NARROW_CONFIG)["view_consistency"])
     files = save_network(tmp_path / "views.safetensors", network, "view_consistency", max_shard_bytes=2**22)
     assert len(files) > 1
     loaded = loading.load_view_consistency(tmp_path / "views.safetensors")

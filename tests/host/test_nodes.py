@@ -10,12 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.checkpoints import save_network
-from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL, UNetConfig
-from diffportrait3d.networks.novel_view import NovelViewConfig, NovelViewModel
-from evaluation.core_golden import NETWORKS
-from evaluation.host_golden import known_weights
-
 NAMES = {  # ids are frozen: shared workflows refer to them
     "DP3D_LoadMiniature": "Load Miniature",
     "DP3D_LoadReferenceEncoder": "Load Reference Encoder",
@@ -32,7 +26,6 @@ NAMES = {  # ids are frozen: shared workflows refer to them
     "DP3D_3DAwareNoise": "3D-Aware Noise",
     "DP3D_ViewGrid": "View Grid",
 }
-NARROW = UNetConfig(model_channels=32, context_dim=32)
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +34,10 @@ def nodes(host, pack):
 
 
 @pytest.fixture(scope="module")
-def tiny(host, pack):
+def tiny(host, pack, write_networks):
     """A narrow set of networks with known weights in models/diffportrait3d/tiny, and a portrait in input/."""
     folder = Path(host.folder_paths.models_dir) / "diffportrait3d" / "tiny"
-    for kind, weights in known_weights(NARROW).items():
-        network = NETWORKS[kind](NARROW)
-        network.load_state_dict(weights)
-        save_network(folder / f"{kind}.safetensors", network, kind, torch.float16)
-    torch.manual_seed(0)
-    vae = AutoencoderKL(AutoencoderConfig(ch=32))
-    save_network(folder / "autoencoder.safetensors", vae, "autoencoder")
-    small = NovelViewConfig(
-        image_size=32, render_size=8, base_channels=32, feature_channels=8, volume_size=4, volume_channels=8,
-        prior_channels=4, samples_per_ray=4,
-    )
-    save_network(folder / "novel_view.safetensors", NovelViewModel(small), "novel_view")
+    write_networks(folder)
     pixels = np.random.default_rng(0).integers(0, 255, (80, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(Path(host.folder_paths.get_input_directory()) / "portrait.png")
     yield
@@ -88,6 +70,23 @@ def test_everything_is_explained(nodes):
         assert schema.description, name
         for socket in [*schema.inputs, *schema.outputs]:
             assert socket.tooltip, f"{name}: {socket.id or socket.display_name} has no tooltip"
+
+
+def test_editor_form_says_the_same_as_the_api_form(repository):
+    """The frontend wrote both: same nodes, same widget values, same links."""
+    editor = json.loads((repository / "workflows/turntable.json").read_text(encoding="utf-8"))
+    prompt = json.loads((repository / "workflows/api/turntable.json").read_text(encoding="utf-8"))
+    sources = {link[0]: [str(link[1]), link[2]] for link in editor["links"]}
+    assert {str(node["id"]): node["type"] for node in editor["nodes"]} == {
+        node_id: node["class_type"] for node_id, node in prompt.items()
+    }
+    for node in editor["nodes"]:
+        inputs = prompt[str(node["id"])]["inputs"]
+        linked = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot.get("link") is not None}
+        assert linked == {name: value for name, value in inputs.items() if isinstance(value, list)}
+        widgets = [value for value in inputs.values() if not isinstance(value, list)]
+        extras = ("image", "fixed")  # the upload button, what happens to the seed
+        assert [value for value in (node.get("widgets_values") or ()) if value not in extras] == widgets, node["type"]
 
 
 def test_turntable(host, run_workflow, turntable):
@@ -131,7 +130,7 @@ def test_proxies_of_one_s_own(run_workflow, turntable):
     (("DP3D_3DAwareNoise", "proxies", ["2", 0]), "connect one of them"),
     (("DP3D_CameraTrajectory", "views", 1), "at least 2 views in one batch, got 1"),
     (("DP3D_RenderCameraConditions", "cameras", "three views"), "3 condition images for 4 views"),
-    (("DP3D_CameraTrajectory", "views", 33), "reaches 32 views at once .* got 33"),
+    (("DP3D_CameraTrajectory", "views", 7), "reaches 6 views at once .* got 7"),
 ])
 def test_errors_name_the_cause(run_workflow, turntable, change, message):
     kind, name, value = change

@@ -5,17 +5,15 @@ import pytest
 import torch
 
 from diffportrait3d.diffusion import Schedule, ddim_sample, start_noise
-from diffportrait3d.networks import UNetConfig
 from evaluation.golden_data import load_golden
-from evaluation.host_golden import GivenNoise, HostPath, host_path
+from evaluation.host_golden import NARROW_CONFIG, GivenNoise, HostPath, host_path
 
-NARROW = UNetConfig(model_channels=32, context_dim=32)
 VIEWS = 3
 
 
 @pytest.fixture(scope="module")
 def path(pack, host) -> HostPath:
-    return host_path(pack, host.comfy, NARROW)
+    return host_path(pack, host.comfy, NARROW_CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +82,8 @@ def test_host_s_loop_equals_the_core_s(path, prompt, latent, eta):
     from diffportrait3d.networks import UNet
     from evaluation.host_golden import known_weights
 
-    unet = UNet(NARROW)
-    unet.load_state_dict(known_weights(NARROW)["unet"])
+    unet = UNet(NARROW_CONFIG)
+    unet.load_state_dict(known_weights(NARROW_CONFIG)["unet"])
     generator = torch.Generator().manual_seed(11)
     noise = torch.randn(VIEWS, 4, 8, 8, generator=generator)
     steps = [torch.randn(VIEWS, 4, 8, 8, generator=generator) for _ in range(4)]

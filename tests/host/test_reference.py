@@ -4,17 +4,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffportrait3d.networks import UNetConfig
 from evaluation.golden_data import load_golden
-from evaluation.host_golden import SINGLE_PASSES, HostPath, host_path
+from evaluation.host_golden import NARROW_CONFIG, SINGLE_PASSES, HostPath, host_path
 
-NARROW = UNetConfig(model_channels=32, context_dim=32)
 VIEWS, STEPS = 4, 3
 
 
 @pytest.fixture(scope="module")
 def path(pack, host) -> HostPath:
-    return host_path(pack, host.comfy, NARROW)
+    return host_path(pack, host.comfy, NARROW_CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +150,19 @@ def test_two_positive_prompts(path, references):
         views = run(path, model, positive=both)
     assert batches == [1] * STEPS
     assert difference(views, run(path, path.model, positive=both)) > 0.01
+
+
+def test_encoder_runs_once_a_step_for_all_windows_of_the_host(host, path, references):
+    windows = host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
+    model = windows.execute(
+        apply(path, references[:1]), context_length=2, context_overlap=1, context_schedule="standard_static",
+        context_stride=1, closed_loop=False, fuse_method="pyramid", dim=0, freenoise=False, causal_window_fix=False,
+    ).args[0]
+    seen = lengthened(model)
+    with Counter(path.encoder.patcher.model) as batches:
+        run(path, model)
+    assert batches == [1] * STEPS
+    assert len(seen) == 16
 
 
 def test_strength(path, references):

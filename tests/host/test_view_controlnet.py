@@ -4,17 +4,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffportrait3d.networks import UNetConfig
 from evaluation.golden_data import load_golden
-from evaluation.host_golden import SINGLE_PASSES, HostPath, host_path
+from evaluation.host_golden import NARROW_CONFIG, SINGLE_PASSES, HostPath, host_path
 
-NARROW = UNetConfig(model_channels=32, context_dim=32)
 VIEWS, STEPS = 4, 2
 
 
 @pytest.fixture(scope="module")
 def path(pack, host) -> HostPath:
-    return host_path(pack, host.comfy, NARROW)
+    return host_path(pack, host.comfy, NARROW_CONFIG)
 
 
 @pytest.fixture(scope="module")
