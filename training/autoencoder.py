@@ -1,11 +1,10 @@
 """Stage 0a, miniature only: a small KL-f8 autoencoder (SD1.5 brings its own).
 
-L1 + multi-scale gradients + colours of whole latent cells + a little KL. For the first part of the run three latent
-channels are drawn towards the cells' mean colours: narrow norms hide absolute colour, and small runs that are not told
-settle without some hues. Most of the run sees random crops, which cost a quarter or less; the last part sees whole
-images, since the norms average over the picture. At the end the latents' statistics are folded into the quantisation
-convolutions: 0.18215 * mode has zero mean and unit std per channel, and the log-variance is a constant -30, so that
-hosts which sample the posterior get the mode.
+L1 + multi-scale gradients + colours of whole latent cells + a little KL, from start values that already carry colour
+(``training.autoencoder_start``). Most of the run sees random crops, which cost a quarter or less; the last part sees
+whole images, since the norms average over the picture. At the end the latents' statistics are folded into the
+quantisation convolutions: 0.18215 * mode has zero mean and unit std per channel, and the log-variance is a constant
+-30, so that hosts which sample the posterior get the mode.
 
 With ``decoder_only`` a finished autoencoder's decoder is trained on, alone: its latents, and all that was trained on
 them, stay valid. That can run beside the later stages.
@@ -26,6 +25,7 @@ from diffportrait3d.checkpoints import save_network
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.networks.autoencoder import LATENT_SCALE
 
+from .autoencoder_start import carry_colours
 from .config import StageConfig, parse_arguments, to_dict
 from .data import Batch, MultiViewDataset, SingleImages, encode_all, pick, to_network
 from .denoising import InputsConfig, frozen
@@ -43,8 +43,6 @@ class AutoencoderStageConfig(StageConfig):
     whole_from: float = 0.7  # progress from which whole images are seen
     whole_batch_size: int = 4
     colour_weight: float = 1.0  # of the error after averaging over latent cells; without it small runs lose hues
-    anchor_weight: float = 1.0  # draws latents 0..2 to twice the cells' mean colours, fading until anchor_until
-    anchor_until: float = 0.5  # progress
     decoder_only: bool = False  # the encoder of inputs.autoencoder, so every latent, stays bit-identical
     latent_noise: float = 0.03  # decoder_only: noise on the unit-std latents; sampled ones carry about as much
     inputs: InputsConfig = field(default_factory=InputsConfig)  # autoencoder: go on with this one
@@ -96,15 +94,8 @@ class AutoencoderStage(Stage):
         mean, logvar = self.autoencoder.moments(images)  # [N, 4, h, w]
         latents = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         losses = self.reconstruction(self.autoencoder.decode(LATENT_SCALE * latents), images)
-        kl, anchor = kl_loss(mean, logvar), self.colour_anchor(mean, images)
-        weight = self.config.anchor_weight * max(0.0, 1.0 - progress / max(1e-9, self.config.anchor_until))
-        total = losses["loss"] + self.config.kl_weight * kl + weight * anchor
-        return {**losses, "loss": total, "kl": kl, "anchor": anchor}
-
-    def colour_anchor(self, mean: Tensor, images: Tensor) -> Tensor:
-        """Squared distance of the first three scaled latents from twice their cells' mean colours (about unit std)."""
-        colours = F.avg_pool2d(images, self.autoencoder.config.downscale)  # [N, 3, h, w]
-        return F.mse_loss(LATENT_SCALE * mean[:, :3], 2 * colours)
+        kl = kl_loss(mean, logvar)
+        return {**losses, "loss": losses["loss"] + self.config.kl_weight * kl, "kl": kl}
 
     def reconstruction(self, output: Tensor, images: Tensor) -> dict[str, Tensor]:
         """L1, gradient and colour losses and their weighted sum."""
@@ -182,6 +173,7 @@ def well_started(autoencoder: AutoencoderKL) -> AutoencoderKL:
             nn.init.zeros_(layer.bias)
     channels = autoencoder.config.z_channels
     nn.init.constant_(autoencoder.quant_conv.bias[channels:], -6.0)
+    carry_colours(autoencoder)
     return autoencoder
 
 

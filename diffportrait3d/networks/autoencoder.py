@@ -11,16 +11,16 @@ from .config import AutoencoderConfig
 LATENT_SCALE = 0.18215  # SD1.5's latents are multiplied by this
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
-    def __init__(self, channels: int, out_channels: int):
+    def __init__(self, channels: int, out_channels: int, norm_groups: int):
         super().__init__()
-        self.norm1 = _norm(channels)
+        self.norm1 = _norm(channels, norm_groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(out_channels, norm_groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
@@ -34,9 +34,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head attention over the pixels of the lowest resolution."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, norm_groups: int):
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, norm_groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -67,11 +67,11 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-def _middle(channels: int) -> nn.Module:
+def _middle(channels: int, norm_groups: int) -> nn.Module:
     middle = nn.Module()
-    middle.block_1 = ResnetBlock(channels, channels)
-    middle.attn_1 = AttnBlock(channels)
-    middle.block_2 = ResnetBlock(channels, channels)
+    middle.block_1 = ResnetBlock(channels, channels, norm_groups)
+    middle.attn_1 = AttnBlock(channels, norm_groups)
+    middle.block_2 = ResnetBlock(channels, channels, norm_groups)
     return middle
 
 
@@ -86,13 +86,13 @@ class Encoder(nn.Module):
             stage = nn.Module()
             stage.block = nn.ModuleList()
             for _ in range(config.num_res_blocks):
-                stage.block.append(ResnetBlock(channels, mult * config.ch))
+                stage.block.append(ResnetBlock(channels, mult * config.ch, config.norm_groups))
                 channels = mult * config.ch
             if level < len(config.ch_mult) - 1:
                 stage.downsample = Downsample(channels)
             self.down.append(stage)
-        self.mid = _middle(channels)
-        self.norm_out = _norm(channels)
+        self.mid = _middle(channels, config.norm_groups)
+        self.norm_out = _norm(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, 2 * config.z_channels, 3, padding=1)
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -116,19 +116,19 @@ class Decoder(nn.Module):
         super().__init__()
         channels = config.ch_mult[-1] * config.ch
         self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
-        self.mid = _middle(channels)
+        self.mid = _middle(channels, config.norm_groups)
         stages = []
         for level, mult in reversed(list(enumerate(config.ch_mult))):
             stage = nn.Module()
             stage.block = nn.ModuleList()
             for _ in range(config.num_res_blocks + 1):
-                stage.block.append(ResnetBlock(channels, mult * config.ch))
+                stage.block.append(ResnetBlock(channels, mult * config.ch, config.norm_groups))
                 channels = mult * config.ch
             if level:
                 stage.upsample = Upsample(channels)
             stages.insert(0, stage)  # the LDM numbers them from the finest level
         self.up = nn.ModuleList(stages)
-        self.norm_out = _norm(channels)
+        self.norm_out = _norm(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, config.patch_channels, 3, padding=1)
         self.patch_size = config.patch_size
 

@@ -77,8 +77,9 @@ class UNetConfig(NetworkConfig):
 class AutoencoderConfig(NetworkConfig):
     """Topology of the KL autoencoder, 8 times smaller latents.
 
-    SD1.5's is ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, patch_size=1. The defaults are the miniature's: it sees
-    patches of 4x4 pixels as channels (pixel unshuffle), which spares a small CPU the layers at full resolution.
+    SD1.5's is ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, patch_size=1, norm_groups=32. The defaults are the
+    miniature's: it sees patches of 4x4 pixels as channels (pixel unshuffle), which spares a small CPU the layers at
+    full resolution, and has few norm groups, because norms over one or two channels forget the colour of even areas.
     """
 
     ch: int = 64
@@ -87,10 +88,11 @@ class AutoencoderConfig(NetworkConfig):
     z_channels: int = 4
     in_channels: int = 3
     patch_size: int = 4
+    norm_groups: int = 4
 
     def __post_init__(self):
-        if self.ch % 32:
-            raise ValueError(f"ch must be a multiple of 32 (the norms have 32 groups), not {self.ch}.")
+        if self.ch % 32 or self.ch % self.norm_groups:
+            raise ValueError(f"ch must be a multiple of 32 and of norm_groups ({self.norm_groups}), not {self.ch}.")
 
     @property
     def downscale(self) -> int:

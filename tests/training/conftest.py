@@ -20,7 +20,7 @@ TINY_UNET = {
     "num_res_blocks": 1,
     "attention_levels": [0],
 }
-TINY_AUTOENCODER = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "patch_size": 4}
+TINY_AUTOENCODER = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "patch_size": 4}
 
 
 def label(yaw: float) -> list[float]:
