@@ -109,6 +109,9 @@ def _write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata)
+        umask = os.umask(0)  # there is no way to read it but to set it
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # save_file makes files that only their owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
