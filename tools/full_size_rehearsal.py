@@ -20,27 +20,36 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from diffportrait3d.conversion.layout import SCHEDULE, SD15_AUTOENCODER, TextEncoderSizes, release_shapes
+from diffportrait3d.checkpoints import save_network
+from diffportrait3d.conversion.layout import SCHEDULE, SD15_AUTOENCODER, UNET, VAE, TextEncoderSizes, release_shapes
+from diffportrait3d.conversion.split import BASE_FILE
 from diffportrait3d.diffusion import Schedule
-from diffportrait3d.networks import UNetConfig
+from diffportrait3d.networks import AutoencoderKL, UNet, UNetConfig
 from evaluation.golden_data import deterministic_tensor
 
 CHECKPOINT = "rehearsal.th"
 STAGES = ("build", "convert", "host")
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 REMAP_BYTES = 2**30
+NARROW_AUTOENCODER = replace(SD15_AUTOENCODER, ch=32, num_res_blocks=1)
+VIEWS, PIXELS = 8, 64
+NARROW_BASE = "rehearsal"
+
+
+def is_full_size(config: UNetConfig) -> bool:
+    return config == UNetConfig()
 
 
 def release_weights(config: UNetConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
     """Shapes of all keys of the release at a width, and the values of those that are no network's (the schedule)."""
-    full_size = config == UNetConfig()
     width = config.context_dim
-    text = TextEncoderSizes() if full_size else TextEncoderSizes(1000, width, 77, hidden=4 * width, layers=2)
-    autoencoder = SD15_AUTOENCODER if full_size else replace(SD15_AUTOENCODER, ch=32, num_res_blocks=1)
-    groups = release_shapes(config, autoencoder, text)
+    narrow_text = TextEncoderSizes(1000, width, 77, hidden=4 * width, layers=2)
+    text = TextEncoderSizes() if is_full_size(config) else narrow_text
+    groups = release_shapes(config, SD15_AUTOENCODER if is_full_size(config) else NARROW_AUTOENCODER, text)
     shapes = {name: shape for names in groups.values() for name, shape in names.items()}
     return shapes, dict(zip(groups[SCHEDULE], schedule_buffers(), strict=True))
 
@@ -87,6 +96,96 @@ def _mapped(path: Path) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
 
 
+def guided_step(folder: Path, config: UNetConfig) -> None:
+    """The converted files in the real ComfyUI, by the graph that an artist would wire: one step, 8 views, 64 px.
+
+    Raises:
+        SystemExit: the result is not a set of finite latents.
+    """
+    from tools.embedded import boot
+
+    host = boot(folder / "comfyui")
+    models = Path(host.folder_paths.models_dir)
+    for target in ("diffportrait3d/view_consistency", "diffportrait3d/reference_encoder", "controlnet/view_controlnet"):
+        link(folder / "converted" / f"{Path(target).name}.safetensors", models / f"{target}.safetensors")
+    if is_full_size(config):
+        link(folder / "converted" / BASE_FILE, models / "checkpoints" / BASE_FILE)
+    else:
+        write_narrow_base(folder / "converted" / BASE_FILE, models / "diffportrait3d" / NARROW_BASE, config)
+    host.load_pack()
+    start = time.monotonic()
+    latents = host.run_workflow(workflow(is_full_size(config))).values["sampler"][0]["samples"]
+    seconds = time.monotonic() - start
+    shape, mean, std = list(latents.shape), float(latents.mean()), float(latents.std())
+    print(f"workflow: {seconds:.0f} s, views {shape}, mean {mean:.4f}, std {std:.4f}", flush=True)
+    if shape != [VIEWS, 4, PIXELS // 8, PIXELS // 8] or not bool(torch.isfinite(latents).all()):
+        raise SystemExit("The sampler did not return finite latents of the views asked for.")
+
+
+def link(source: Path, target: Path) -> None:
+    """The file under a second name, without a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    os.link(source, target)
+
+
+def write_narrow_base(checkpoint: Path, folder: Path, config: UNetConfig) -> None:
+    """A base of another width is loaded by Load Miniature: the host's own loader knows SD1.5's width only."""
+    tensors = load_file(checkpoint)
+    for kind, prefix in (("unet", UNET.prefix), ("autoencoder", VAE.prefix)):
+        network = UNet(config) if kind == "unet" else AutoencoderKL(NARROW_AUTOENCODER)
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        save_network(folder / f"{kind}.safetensors", network, kind)
+
+
+def workflow(full_size: bool) -> dict:
+    """API format. The ControlNet goes through the host's own loader, at full size the base model as well."""
+    if full_size:
+        base = {
+            "base": node("CheckpointLoaderSimple", ckpt_name=BASE_FILE),
+            "prompt": node("CLIPTextEncode", text="", clip=["base", 1]),
+        }
+        vae, prompt = ["base", 2], ["prompt", 0]
+    else:
+        base = {"base": node("DP3D_LoadMiniature", name=NARROW_BASE)}
+        vae, prompt = ["base", 1], ["base", 2]
+    arc = {"kind": "arc", "yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": 0.0, "pitch_max": 0.0, "roll": 0.0}
+    whole = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    pictures = {"cameras": ["cameras", 0], "resolution": PIXELS}
+    schedule = {"preset": "custom", "steps": 1, "eta": 0.5, "start": "t=999"}
+    return base | {
+        "cameras": node("DP3D_CameraTrajectory", **arc, views=VIEWS, radius=2.7, fov=13.37),
+        "conditions": node("DP3D_RenderCameraConditions", **pictures, subject=0),
+        "proxies": node("DP3D_RenderCameraConditions", **pictures, subject=1),
+        "portrait": node("ImageFromBatch", image=["proxies", 0], batch_index=VIEWS // 2, length=1),
+        "encoder": node("DP3D_LoadReferenceEncoder", name="reference_encoder.safetensors"),
+        "reference": node(
+            "DP3D_ApplyReferenceAttention",
+            **{"model": ["base", 0], "reference_encoder": ["encoder", 0], "vae": vae, "image": ["portrait", 0]},
+            **whole,
+        ),
+        "control_net": node("ControlNetLoader", control_net_name="view_controlnet.safetensors"),
+        "control": node(
+            "DP3D_ViewControlNet",
+            **{"positive": prompt, "control_net": ["control_net", 0], "image": ["conditions", 0]},
+            **whole,
+        ),
+        "consistency": node("DP3D_LoadViewConsistency", name="view_consistency.safetensors"),
+        "noise": node("DP3D_3DAwareNoise", vae=vae, **pictures, proxies=["proxies", 0], seed=42),
+        "sampler": node(
+            "DP3D_ViewConsistencySampler",
+            **{"model": ["reference", 0], "positive": ["control", 0], "view_consistency": ["consistency", 0]},
+            **{"latent": ["noise", 0], "noise": ["noise", 1], "cfg": 3.0},
+            **schedule,
+        ),
+        "result": node("PreviewAny", source=["sampler", 0]),
+    }
+
+
+def node(class_type: str, /, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
 def run(*command: str) -> None:
     """Runs a process to its end and prints its time and peak memory.
 
@@ -121,6 +220,8 @@ def main() -> int:
     if given.in_process:
         if given.stage == "build":
             build(checkpoint, config, DTYPES[given.dtype])
+        elif given.stage == "host":
+            guided_step(given.folder, config)
         return 0
     given.folder.mkdir(parents=True, exist_ok=True)
     for stage in [given.stage] if given.stage else STAGES:
