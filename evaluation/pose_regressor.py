@@ -32,30 +32,27 @@ FORMAT = "diffportrait3d-pose-regressor"
 INPUT_SIZE = 64
 
 
-def _block(inputs: int, outputs: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
-        nn.GroupNorm(8, outputs),
-        nn.SiLU(),
-        nn.Conv2d(outputs, outputs, 3, padding=1, groups=8),
-        nn.GroupNorm(8, outputs),
-        nn.SiLU(),
-    ]
+def _layer(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
 
 
 class PoseRegressor(nn.Module):
     """Pictures [N, 3, H, W] in [-1, 1], any square size -> unit viewing directions [N, 3] in world axes."""
 
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int = 24):
         super().__init__()
         if width % 8:
             raise ValueError(f"width must be a multiple of 8 (norm groups), got {width}")
         self.width = width
         self.features = nn.Sequential(
-            *_block(3, width), *_block(width, 2 * width), *_block(2 * width, 3 * width), *_block(3 * width, 4 * width)
+            *_layer(3, width, stride=2),  # 64 -> 32
+            *_layer(width, 2 * width, stride=2),
+            *_layer(2 * width, 4 * width, stride=2),
+            *_layer(4 * width, 4 * width, stride=1),
+            *_layer(4 * width, 5 * width, stride=2),  # 8 -> 4
         )
         self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(4 * width * (INPUT_SIZE // 16) ** 2, 96), nn.SiLU(), nn.Linear(96, 3)
+            nn.Flatten(), nn.Linear(5 * width * (INPUT_SIZE // 16) ** 2, 96), nn.SiLU(), nn.Linear(96, 3)
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -168,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=4.0, help="training time (default %(default)s)")
     parser.add_argument("--steps", type=int, help="train for exactly so many steps instead (repeatable to the bit)")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--width", type=int, default=32, help="channels of the first layer, a multiple of 8")
+    parser.add_argument("--width", type=int, default=24, help="channels of the first layer, a multiple of 8")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
     options = parser.parse_args(arguments)
