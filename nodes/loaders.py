@@ -39,6 +39,11 @@ class LoadMiniature(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        names = model_files.miniature_names()
+        return name in names or model_files.explain_missing(name, "unet", names)
+
+    @classmethod
     def fingerprint_inputs(cls, name: str) -> str:
         return "|".join(
             model_files.fingerprint(model_files.miniature_path(name, kind)) for kind in ("unet", "autoencoder")
@@ -64,6 +69,11 @@ class NetworkLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         names = io.Combo.Input("name", options=model_files.network_names(cls.KIND), tooltip=cls.NAME_TOOLTIP)
         return io.Schema(category=CATEGORY, inputs=[names], outputs=[cls.SOCKET], **cls.ABOUT)
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        names = model_files.network_names(cls.KIND)
+        return name in names or model_files.explain_missing(name, cls.KIND, names)
 
     @classmethod
     def fingerprint_inputs(cls, name: str) -> str:

@@ -33,6 +33,15 @@ def network_names(kind: str) -> list[str]:
     return sorted(name for name, path in _known_files(kind).items() if _kind_of(path) == kind)
 
 
+def explain_missing(name: str, kind: str, names: list[str]) -> str:
+    """One sentence for a name that is not among `names`."""
+    found = f"found: {', '.join(names)}" if names else "found none"
+    return (
+        f"there is no {kind.replace('_', ' ')} {name!r} ({found}); put its file into models/{FOLDER}, or make the "
+        f"miniature with `make miniature`. Searched: {', '.join(_folders(kind))}"
+    )
+
+
 def network_path(name: str, kind: str) -> Path:
     """The file behind a name.
 
@@ -43,9 +52,7 @@ def network_path(name: str, kind: str) -> Path:
         path = Path(folder) / name
         if shard_files(path):
             return path
-    raise CheckpointError(
-        f"{name!r} is in none of {', '.join(_folders(kind))}; put the file into models/{FOLDER} and reload the page."
-    )
+    raise CheckpointError(explain_missing(name, kind, network_names(kind)))
 
 
 def miniature_names() -> list[str]:
@@ -59,10 +66,7 @@ def miniature_path(folder: str, kind: str) -> Path:
     for name in network_names(kind):
         if str(Path(name).parent) == folder:
             return network_path(name, kind)
-    raise CheckpointError(
-        f"There is no {kind} file in {folder!r} under {', '.join(_folders(kind))}; train the miniature with "
-        "`make miniature` or restore weights/miniature from the repository."
-    )
+    raise CheckpointError(explain_missing(folder, kind, miniature_names()))
 
 
 def fingerprint(path: Path) -> str:

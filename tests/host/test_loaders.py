@@ -131,7 +131,7 @@ def test_files_are_found_by_what_they_hold(host, pack, tmp_path, folder):
         assert files.network_path("deep/any name.safetensors", "view_consistency") == target
     finally:
         host.folder_paths.folder_names_and_paths["diffportrait3d"][0].remove(str(tmp_path))
-    with pytest.raises(ValueError, match="is in none of .*models/diffportrait3d"):
+    with pytest.raises(ValueError, match="there is no view consistency .*models/diffportrait3d"):
         files.network_path("deep/any name.safetensors", "view_consistency")
 
 
