@@ -74,7 +74,8 @@ def test_shards_make_one_network(pack, loading, tmp_path, folder):
     files = save_network(tmp_path / "views.safetensors", network, "view_consistency", max_shard_bytes=2**22)
     assert len(files) > 1
     loaded = loading.load_view_consistency(tmp_path / "views.safetensors")
-    assert all(torch.equal(v, network.state_dict()[k]) for k, v in loaded.patcher.model.state_dict().items())
+    expected, found = network.state_dict(), loaded.patcher.model.state_dict()
+    assert list(found) == list(expected) and all(torch.equal(found[k], v) for k, v in expected.items())
     files[-1].unlink()
     with pytest.raises(ValueError, match="parts of views.safetensors"):
         loading.load_view_consistency(tmp_path / "views.safetensors")
