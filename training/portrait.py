@@ -1,4 +1,4 @@
-"""Renders one portrait from the front, for demos: `python -m training.portrait --seed 2000036 --ict FILE --out face.png`.
+"""Renders one portrait from the front: `python -m training.portrait --seed 2000036 --ict FILE --out face.png`.
 
 Seeds from 2,000,000 on belong to the test split of `training.render`: no network has seen these people.
 """

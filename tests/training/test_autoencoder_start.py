@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from training.autoencoder import well_started
 
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
+from training.autoencoder import well_started
 
 
 @pytest.mark.parametrize("settings", [{}, {"ch_mult": (1, 2, 4), "patch_size": 2}])
