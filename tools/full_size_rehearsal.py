@@ -1,10 +1,11 @@
 """Rehearses the use of the authors' checkpoint at full size, with known weights in its place.
 
-    python -m tools.full_size_rehearsal WORK_FOLDER [--dtype fp16] [--stage build|convert|host]
+    python -m tools.full_size_rehearsal WORK_FOLDER [--dtype fp16] [--stage build]
 
 Builds a pickle with all 2937 keys of the release (2871 M deterministic values; 11.5 GB in fp32, 5.7 GB in fp16),
-converts it in a process of its own, and loads the results into the real ComfyUI for one guided step at 64 pixels.
-Time and peak memory of every stage are printed. `--model-channels 64 --context-dim 96` rehearses the rehearsal.
+converts it, loads the results into the real ComfyUI for one guided step of 8 views at 64 pixels, and compares single
+passes of ComfyUI with the core's. Every stage is a process of its own; its time and peak memory are printed.
+`--model-channels 64 --context-dim 96` rehearses the rehearsal.
 """
 from __future__ import annotations
 
@@ -20,19 +21,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from diffportrait3d.checkpoints import save_network
-from diffportrait3d.conversion.layout import SCHEDULE, SD15_AUTOENCODER, UNET, VAE, TextEncoderSizes, release_shapes
+from diffportrait3d.checkpoints import load_network, save_network
+from diffportrait3d.conversion.layout import (
+    CONTROL,
+    SCHEDULE,
+    SD15_AUTOENCODER,
+    UNET,
+    VAE,
+    TextEncoderSizes,
+    release_shapes,
+)
 from diffportrait3d.conversion.split import BASE_FILE
+from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import AutoencoderKL, UNet, UNetConfig
 from evaluation.golden_data import deterministic_tensor
 
 CHECKPOINT = "rehearsal.th"
-STAGES = ("build", "convert", "host")
+STAGES = ("build", "convert", "host", "host-passes", "core-passes")
+PASSES = ("eps_full", "eps_uncond")
+HOST_PASSES = "host_passes.safetensors"
+METHOD_NETWORKS = ("reference_encoder", "view_controlnet", "view_consistency")
+TOLERANCE = 5e-5
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 REMAP_BYTES = 2**30
 NARROW_AUTOENCODER = replace(SD15_AUTOENCODER, ch=32, num_res_blocks=1)
@@ -102,6 +117,18 @@ def guided_step(folder: Path, config: UNetConfig) -> None:
     Raises:
         SystemExit: the result is not a set of finite latents.
     """
+    host, _ = boot_with_files(folder, config)
+    start = time.monotonic()
+    latents = host.run_workflow(workflow(is_full_size(config))).values["sampler"][0]["samples"]
+    seconds = time.monotonic() - start
+    shape, mean, std = list(latents.shape), float(latents.mean()), float(latents.std())
+    print(f"workflow: {seconds:.0f} s, views {shape}, mean {mean:.4f}, std {std:.4f}", flush=True)
+    if shape != [VIEWS, 4, PIXELS // 8, PIXELS // 8] or not bool(torch.isfinite(latents).all()):
+        raise SystemExit("The sampler did not return finite latents of the views asked for.")
+
+
+def boot_with_files(folder: Path, config: UNetConfig):
+    """The real ComfyUI with the converted files in its model folders: (host, the pack inside it)."""
     from tools.embedded import boot
 
     host = boot(folder / "comfyui")
@@ -112,14 +139,72 @@ def guided_step(folder: Path, config: UNetConfig) -> None:
         link(folder / "converted" / BASE_FILE, models / "checkpoints" / BASE_FILE)
     else:
         write_narrow_base(folder / "converted" / BASE_FILE, models / "diffportrait3d" / NARROW_BASE, config)
-    host.load_pack()
-    start = time.monotonic()
-    latents = host.run_workflow(workflow(is_full_size(config))).values["sampler"][0]["samples"]
-    seconds = time.monotonic() - start
-    shape, mean, std = list(latents.shape), float(latents.mean()), float(latents.std())
-    print(f"workflow: {seconds:.0f} s, views {shape}, mean {mean:.4f}, std {std:.4f}", flush=True)
-    if shape != [VIEWS, 4, PIXELS // 8, PIXELS // 8] or not bool(torch.isfinite(latents).all()):
-        raise SystemExit("The sampler did not return finite latents of the views asked for.")
+    return host, host.load_pack()
+
+
+def random_inputs(config: UNetConfig) -> dict[str, Tensor]:
+    """Inputs of one evaluation under the names of the golden data."""
+    generator = torch.Generator().manual_seed(0)
+    side = PIXELS // 8
+    shapes = {"x_noisy": (VIEWS, 4, side, side), "context": (1, 77, config.context_dim)}
+    shapes |= {name: (1, 4, side, side) for name in ("ref_latent", "ref_latent2")}
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    hint = 2 * torch.rand(VIEWS, config.hint_channels, PIXELS, PIXELS, generator=generator) - 1
+    return inputs | {"hint": hint, "t": torch.full((VIEWS,), 601)}
+
+
+def host_passes(folder: Path, config: UNetConfig) -> None:
+    """Stores what ComfyUI gives for `random_inputs` with the converted files: eps_full and eps_uncond."""
+    from evaluation.host_golden import SINGLE_PASSES, HostPath
+
+    host, pack = boot_with_files(folder, config)
+    registered = host.nodes.NODE_CLASS_MAPPINGS
+    loading, converted = pack.patches.loading, folder / "converted"
+
+    class ConvertedFiles(HostPath):
+        def __init__(self):
+            self.comfy, self.patches = host.comfy, pack.patches
+            if is_full_size(config):
+                self.model = registered["CheckpointLoaderSimple"]().load_checkpoint(BASE_FILE)[0]
+                self.control_net = registered["ControlNetLoader"]().load_controlnet(CONTROL.file_name)[0]
+            else:
+                models = Path(host.folder_paths.models_dir)
+                self.model = loading.load_model(models / "diffportrait3d" / NARROW_BASE / "unet.safetensors")
+                self.control_net = pack.patches.view_controlnet.load_view_controlnet(converted / CONTROL.file_name)
+            self.encoder = loading.load_reference_encoder(converted / "reference_encoder.safetensors")
+            self.views = loading.load_view_consistency(converted / "view_consistency.safetensors")
+
+    path, inputs = ConvertedFiles(), random_inputs(config)
+    with torch.inference_mode():
+        passes = {name: path.predict(inputs, *SINGLE_PASSES[name]).clone() for name in PASSES}
+    save_file(passes, folder / HOST_PASSES)
+
+
+def core_passes(folder: Path, config: UNetConfig) -> None:
+    """Computes the same with the core alone and prints how far ComfyUI is from it.
+
+    Raises:
+        SystemExit: farther than TOLERANCE.
+    """
+    converted = folder / "converted"
+    unet = UNet(config)
+    with safe_open(converted / BASE_FILE, "pt") as base:
+        for name, tensor in unet.state_dict().items():
+            tensor.copy_(base.get_tensor(UNET.prefix + name))
+    networks = [load_network(converted / f"{kind}.safetensors", expect=kind)[0] for kind in METHOD_NETWORKS]
+    denoiser = Denoiser(unet.eval().requires_grad_(False), *networks)
+    inputs = random_inputs(config)
+    x, t, context = inputs["x_noisy"], inputs["t"], inputs["context"].repeat(VIEWS, 1, 1)
+    with torch.inference_mode():
+        bank = denoiser.bank(inputs["ref_latent"], t, context)
+        full = denoiser.conditional(x, t, context, bank, inputs["hint"], VIEWS)
+        expected = {"eps_full": full, "eps_uncond": denoiser.unconditional(x, t, context, VIEWS)}
+    found = load_file(folder / HOST_PASSES)
+    for name, value in expected.items():
+        difference = float((found[name] - value).abs().max())
+        print(f"{name}: ComfyUI against the core, largest difference {difference:.2e} (std {float(value.std()):.3f})")
+        if not difference <= TOLERANCE:
+            raise SystemExit(f"{name} differs by more than {TOLERANCE}.")
 
 
 def link(source: Path, target: Path) -> None:
@@ -130,7 +215,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def write_narrow_base(checkpoint: Path, folder: Path, config: UNetConfig) -> None:
-    """A base of another width is loaded by Load Miniature: the host's own loader knows SD1.5's width only."""
+    """A base of another width is loaded by Load Miniature: the host's loaders know SD1.5's heads only."""
     tensors = load_file(checkpoint)
     for kind, prefix in (("unet", UNET.prefix), ("autoencoder", VAE.prefix)):
         network = UNet(config) if kind == "unet" else AutoencoderKL(NARROW_AUTOENCODER)
@@ -139,15 +224,19 @@ def write_narrow_base(checkpoint: Path, folder: Path, config: UNetConfig) -> Non
 
 
 def workflow(full_size: bool) -> dict:
-    """API format. The ControlNet goes through the host's own loader, at full size the base model as well."""
+    """API format. At full size the base model and the ControlNet go through the host's own loaders."""
     if full_size:
         base = {
             "base": node("CheckpointLoaderSimple", ckpt_name=BASE_FILE),
             "prompt": node("CLIPTextEncode", text="", clip=["base", 1]),
+            "control_net": node("ControlNetLoader", control_net_name=CONTROL.file_name),
         }
         vae, prompt = ["base", 2], ["prompt", 0]
     else:
-        base = {"base": node("DP3D_LoadMiniature", name=NARROW_BASE)}
+        base = {
+            "base": node("DP3D_LoadMiniature", name=NARROW_BASE),
+            "control_net": node("DP3D_LoadViewControlNet", name=CONTROL.file_name),
+        }
         vae, prompt = ["base", 1], ["base", 2]
     arc = {"kind": "arc", "yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": 0.0, "pitch_max": 0.0, "roll": 0.0}
     whole = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
@@ -164,7 +253,6 @@ def workflow(full_size: bool) -> dict:
             **{"model": ["base", 0], "reference_encoder": ["encoder", 0], "vae": vae, "image": ["portrait", 0]},
             **whole,
         ),
-        "control_net": node("ControlNetLoader", control_net_name="view_controlnet.safetensors"),
         "control": node(
             "DP3D_ViewControlNet",
             **{"positive": prompt, "control_net": ["control_net", 0], "image": ["conditions", 0]},
@@ -220,8 +308,9 @@ def main() -> int:
     if given.in_process:
         if given.stage == "build":
             build(checkpoint, config, DTYPES[given.dtype])
-        elif given.stage == "host":
-            guided_step(given.folder, config)
+        else:
+            stages = {"host": guided_step, "host-passes": host_passes, "core-passes": core_passes}
+            stages[given.stage](given.folder, config)
         return 0
     given.folder.mkdir(parents=True, exist_ok=True)
     for stage in [given.stage] if given.stage else STAGES:
