@@ -71,15 +71,14 @@ class RenderCameraConditions(io.ComfyNode):
             node_id="DP3D_RenderCameraConditions",
             display_name="Render Camera Conditions",
             category=CATEGORY,
-            description="Renders one invented person at every camera: the pictures from which View ControlNet "
-            "reads where "
-            "the cameras stand. They never show the portrait's person.",
+            description="Renders one invented person at every camera: the pictures from which View ControlNet reads "
+            "where the cameras stand. They never show the portrait's person.",
             search_aliases=["camera condition images", "pose images"],
             inputs=[
                 Cameras.Input("cameras", tooltip="From Camera Trajectory."),
                 io.Int.Input(
-                    "resolution", default=512, min=64, max=2048, step=64, tooltip="Side of the pictures: that "
-                    "of the views."
+                    "resolution", default=512, min=64, max=2048, step=64, tooltip="Side of the pictures: that of the "
+                    "views."
                 ),
                 io.Int.Input(
                     "subject", default=0, min=0, max=2**31 - 1, advanced=True,

@@ -21,8 +21,8 @@ class ApplyReferenceAttention(io.ComfyNode):
             display_name="Apply Reference Attention",
             category=CATEGORY,
             description="Lets every view read the portrait: all self-attentions of the model also attend to the "
-            "portrait's "
-            "tokens. Several portraits of one person go in as one batch, or through several of these nodes in a row.",
+            "portrait's tokens. Several portraits of one person go in as one batch, or through several of these nodes "
+            "in a row.",
             search_aliases=["reference only", "appearance", "portrait", "identity"],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the reference encoder was trained with."),
@@ -31,8 +31,7 @@ class ApplyReferenceAttention(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     tooltip="The portrait, head centred as in the weights' training pictures. A batch counts as "
-                    "several "
-                    "pictures of the same person.",
+                    "several pictures of the same person.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -64,18 +63,16 @@ class ViewControlNet(io.ComfyNode):
             node_id="DP3D_ViewControlNet",
             display_name="View ControlNet",
             category=CATEGORY,
-            description="Gives every view its camera, read from one picture per view of somebody else at that "
-            "camera. Acts "
-            "on the positive side only, as the method was trained.",
+            description="Gives every view its camera, read from one picture per view of somebody else at that camera. "
+            "Acts on the positive side only, as the method was trained.",
             search_aliases=["camera control", "pose control"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The positive prompt; ControlNets already in it stay."),
                 io.ControlNet.Input("control_net", tooltip="From Load View ControlNet."),
                 io.Image.Input(
                     "image",
-                    tooltip="Camera conditions, one picture per view in the order of the latents, e.g. from "
-                    "Render Camera "
-                    "Conditions. They are resized to the views.",
+                    tooltip="Camera conditions, one picture per view in the order of the latents, e.g. from Render "
+                    "Camera Conditions. They are resized to the views.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.01, tooltip="1 is as trained, 0 switches it off."
@@ -84,8 +81,8 @@ class ViewControlNet(io.ComfyNode):
                 io.Float.Input("end_percent", default=1.0, tooltip=END, **PERCENT),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="For the sampler's positive side, not "
-                "the negative.")
+                io.Conditioning.Output(display_name="positive", tooltip="For the sampler's positive side, not the "
+                "negative.")
             ],
         )
 
@@ -110,8 +107,8 @@ class ApplyViewConsistency(io.ComfyNode):
                 io.Model.Input("model", tooltip="The base model the module was trained with."),
                 ViewConsistency.Input("view_consistency", tooltip="From Load View Consistency."),
             ],
-            outputs=[io.Model.Output(tooltip="The model with cross-view attention; needs at least 2 views in "
-            "the batch.")],
+            outputs=[io.Model.Output(tooltip="The model with cross-view attention; needs at least 2 views in the "
+            "batch.")],
         )
 
     @classmethod

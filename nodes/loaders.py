@@ -17,9 +17,8 @@ class LoadMiniature(io.ComfyNode):
             node_id="DP3D_LoadMiniature",
             display_name="Load Miniature",
             category=CATEGORY,
-            description="Loads the small base model that ships with the pack: an SD1.5-shaped UNet, its "
-            "autoencoder, and "
-            "the empty prompt it was trained with. It knows rendered heads only.",
+            description="Loads the small base model that ships with the pack: an SD1.5-shaped UNet, its autoencoder, "
+            "and the empty prompt it was trained with. It knows rendered heads only.",
             search_aliases=["diffportrait3d checkpoint", "miniature checkpoint"],
             inputs=[
                 io.Combo.Input(

@@ -29,8 +29,8 @@ def schedule_inputs() -> list[io.Input]:
         io.Combo.Input(
             "preset",
             options=[*PRESETS, "custom"],
-            tooltip="release: 50 steps, eta 0.5, as the authors' code. paper: 100 steps. custom: the steps and "
-            "eta below.",
+            tooltip="release: 50 steps, eta 0.5, as the authors' code. paper: 100 steps. custom: the steps and eta "
+            "below.",
         ),
         io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Denoising steps; read with preset custom only."),
         io.Float.Input(
@@ -45,9 +45,8 @@ def schedule_inputs() -> list[io.Input]:
             "start",
             options=list(STARTS),
             advanced=True,
-            tooltip="How the start noise is made of proxies and noise: diffused to timestep 999, as the release "
-            "does, or "
-            "to the first step's own noise level.",
+            tooltip="How the start noise is made of proxies and noise: diffused to timestep 999, as the release does, "
+            "or to the first step's own noise level.",
         ),
     ]
 
@@ -67,8 +66,7 @@ class ViewConsistencySampler(io.ComfyNode):
             display_name="View-Consistency Sampler",
             category=CATEGORY,
             description="Denoises all views together, each looking at the others, with the release's DDIM. The "
-            "sampling is "
-            "the host's own: previews, interrupting and other patches work as in KSampler.",
+            "sampling is the host's own: previews, interrupting and other patches work as in KSampler.",
             search_aliases=["multi-view sampler", "DDIM eta", "novel view sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="The model, with Apply Reference Attention before it."),
@@ -143,16 +141,15 @@ class ThreeDAwareNoise(io.ComfyNode):
             node_id="DP3D_3DAwareNoise",
             display_name="3D-Aware Noise",
             category=CATEGORY,
-            description="Start noise in which the head already stands right in every view: blurred proxy views, "
-            "made by the "
-            "novel-view model S or brought by you, are encoded, and the sampler drowns them in noise.",
+            description="Start noise in which the head already stands right in every view: blurred proxy views, made "
+            "by the novel-view model S or brought by you, are encoded, and the sampler drowns them in noise.",
             search_aliases=["proxy views", "noise initialisation", "novel view model"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The base model's VAE."),
                 Cameras.Input("cameras", optional=True, tooltip="The views to make, e.g. from Camera Trajectory."),
                 NovelView.Input(
-                    "novel_view", optional=True, tooltip="From Load Novel-View Model. Not needed with proxies "
-                    "of your own."
+                    "novel_view", optional=True, tooltip="From Load Novel-View Model. Not needed with proxies of your "
+                    "own."
                 ),
                 io.Image.Input("image", optional=True, tooltip="The portrait, for the novel-view model."),
                 Cameras.Input(
@@ -171,8 +168,8 @@ class ThreeDAwareNoise(io.ComfyNode):
                     min=64,
                     max=2048,
                     step=64,
-                    tooltip="Side of the views in pixels: 512 for the released weights, 128 for a miniature "
-                    "trained at 128.",
+                    tooltip="Side of the views in pixels: 512 for the released weights, 128 for a miniature trained at "
+                    "128.",
                 ),
                 io.Int.Input("seed", tooltip="View i's noise depends on this seed and i alone.", **SEED),
             ],
