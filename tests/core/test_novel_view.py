@@ -218,5 +218,5 @@ def test_config():
     model = NovelViewModel(TINY)
     with pytest.raises(ValueError, match="32, 32"):
         model(torch.zeros(1, 3, 64, 64), labels((0, 0)), labels((0, 0)))
-    with pytest.raises(ValueError, match="one source label"):
+    with pytest.raises(ValueError, match="a source and a target label per image"):
         model(torch.zeros(2, 3, 32, 32), labels((0, 0)), labels((0, 0)))
