@@ -99,7 +99,7 @@ class Server:
         with open(self.base_directory / "server.log", "wb") as log:
             # Its own session, so that Ctrl-C reaches us alone and the server is stopped in order.
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            start_new_session=True, env={**os.environ, "PYTHONUTF8": "1"})
+                                            start_new_session=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUTF8": "1"})
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
