@@ -158,6 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="folder for the results")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that the server is stopped
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make background jobs ignore it
     try:
         demo(options.workflow, options.portrait, options.port, options.outputs)
     except (DemoError, HostError, RunError, ServerError) as error:

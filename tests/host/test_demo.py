@@ -71,7 +71,7 @@ def test_shipped_workflow_with_the_shipped_miniature(server):
     """Two steps instead of fifty; everything else is what `make demo` runs."""
     prompt = demo.load_workflow(demo.WORKFLOW)
     [sampler] = [node for node in prompt.values() if node["class_type"] == "DP3D_ViewConsistencySampler"]
-    sampler["inputs"]["steps"] = 2
+    sampler["inputs"] |= {"preset": "custom", "steps": 2}
     run = asyncio.run(run_workflow(server, prompt, {demo.portrait_node(prompt): demo.PORTRAIT}))
     views = [np.asarray(Image.open(io.BytesIO(data))) for data in run.images[demo.choose_views(prompt, run)]]
     assert len(views) == 16 and {view.shape for view in views} == {(128, 128, 3)}
