@@ -130,7 +130,7 @@ def test_proxies_of_one_s_own(run_workflow, turntable):
     (("DP3D_3DAwareNoise", "proxies", ["2", 0]), "connect one of them"),
     (("DP3D_CameraTrajectory", "views", 1), "at least 2 views in one batch, got 1"),
     (("DP3D_RenderCameraConditions", "cameras", "three views"), "3 condition images for 4 views"),
-    (("DP3D_LoadMiniature", "name", "big"), "no unet 'big' .found: tiny"),
+    (("DP3D_LoadMiniature", "name", "big"), "no unet 'big' .found: miniature, tiny"),
     (("DP3D_LoadReferenceEncoder", "name", "x.safetensors"), "no reference encoder 'x.safetensors'.*diffportrait3d"),
     (("DP3D_CameraTrajectory", "views", 7), "reaches 6 views at once .* got 7"),
 ])
