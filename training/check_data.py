@@ -1,0 +1,201 @@
+"""Look for everything in a multi-view data set that would spoil a training run or its evaluation.
+
+    python -m training.check_data DIR
+
+One line a problem, then a summary; the exit status is 1 if there are problems and 2 if there is no data set. Checked
+are: files that are missing or cannot be read, their sizes, camera labels (25 finite numbers, a rotation, EG3D's units,
+a head in the picture), ids and people in more than one split, the same picture in two splits, conditions that show the
+portrait's own person or, outside train, a person that train's conditions show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from diffportrait3d.cameras import LABEL_SIZE, PIVOT, project, validate_labels
+
+from .data import DataError, read_manifest
+from .sources.groups import SPLITS
+
+View = tuple[str, dict[str, Any]]  # "split/id, view 3" and its entry
+
+
+def problems(root: Path, pictures: bool = True, progress: bool = False) -> Iterator[str]:
+    """One sentence for everything that is wrong. Without `pictures` no picture is opened, only looked for."""
+    header, subjects = read_manifest(root)
+    resolution = int(header["resolution"])
+    yield from _structure(subjects)
+    views = list(_views(subjects))
+    for where, view in views:
+        yield from _camera(where, view)
+    yield from _people(subjects)
+    yield from _conditions(subjects)
+    yield from _files(root, views, resolution, pictures, progress)
+
+
+def _structure(subjects: list[dict[str, Any]]) -> Iterator[str]:
+    if not subjects:
+        yield "manifest.jsonl: no subjects"
+    for name, count in Counter(subject.get("id") for subject in subjects).items():
+        if count > 1:
+            yield f"{name}: {count} subjects have this id"
+    for subject in subjects:
+        if subject.get("split") not in SPLITS:
+            yield f"{_name(subject)}: split {subject.get('split')!r} is none of {', '.join(SPLITS)}"
+        if len(subject.get("views", [])) < 2:
+            yield f"{_name(subject)}: {len(subject.get('views', []))} views, but a reference and a target are two"
+
+
+def _camera(where: str, view: dict[str, Any]) -> Iterator[str]:
+    label = view.get("label")
+    if not isinstance(label, list) or len(label) != LABEL_SIZE:
+        count = len(label) if isinstance(label, list) else label
+        yield f"{where}: the label must have {LABEL_SIZE} numbers, not {count}"
+        return
+    try:
+        good = validate_labels(torch.tensor([[float(value) for value in label]]), "camera")[0]
+    except (TypeError, ValueError) as error:
+        yield f"{where}: the camera {str(error).removeprefix('camera: view 0 ')}"
+        return
+    x, y, depth = project(torch.tensor([PIVOT]), good, 1)[0].tolist()
+    if depth <= 0 or not (0 <= x <= 1 and 0 <= y <= 1):
+        yield f"{where}: the camera does not see the head (its pivot is at {x:.2f}, {y:.2f}, depth {depth:.2f})"
+
+
+def _people(subjects: list[dict[str, Any]]) -> Iterator[str]:
+    """Identities in more than one split."""
+    splits: dict[str, set[str]] = {}
+    for subject in subjects:
+        splits.setdefault(_person(subject), set()).add(str(subject.get("split")))
+    for person, there in splits.items():
+        if len(there) > 1:
+            yield f"{person}: this person is in the splits {', '.join(sorted(there))}"
+
+
+def _conditions(subjects: list[dict[str, Any]]) -> Iterator[str]:
+    """Conditions that show the portrait's own person, or people of train's conditions outside train."""
+    shown = {(s.get("split"), v.get("condition_subject")) for s in subjects for v in s.get("views", [])}
+    trained = {person for split, person in shown if split == "train"}
+    for subject in subjects:
+        for where, view in _views([subject]):
+            person = view.get("condition_subject")
+            if not person:
+                yield f"{where}: 'condition_subject' does not say whom the condition shows"
+            elif person in (subject.get("id"), _person(subject)):
+                yield f"{where}: the condition shows the portrait's own person, {person}"
+    for split, person in sorted((str(s), str(p)) for s, p in shown if s != "train" and p and p in trained):
+        yield f"{person}: this person is in the conditions of train and of {split}"
+
+
+def _files(root: Path, views: list[View], resolution: int, pictures: bool, progress: bool) -> Iterator[str]:
+    """What the files themselves say; many threads, because data sets lie on slow disks."""
+    digests: dict[str, tuple[str, str]] = {}  # of a portrait: where it was seen first
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda view: _view_files(root, *view, resolution, pictures), views)
+        for (where, view), (wrong, digest) in tqdm(
+            zip(views, found, strict=True), total=len(views), unit="view", disable=not progress
+        ):
+            yield from wrong
+            split = where.split("/")[0]
+            if digest and digests.setdefault(digest, (split, where))[0] != split:
+                yield f"{where}: '{view['image']}' is the same file as the portrait of {digests[digest][1]}"
+
+
+def _view_files(
+    root: Path, where: str, view: dict[str, Any], resolution: int, pictures: bool
+) -> tuple[list[str], str | None]:
+    """Problems of a view's files, and the portrait's hash if it was read."""
+    wrong, contents = [], {}
+    for kind in ("image", "condition"):
+        if kind not in view:
+            wrong.append(f"{where}: the manifest names no {kind}")
+        elif not (root / view[kind]).is_file():
+            wrong.append(f"{where}: {kind} '{view[kind]}' is missing")
+        elif pictures:
+            contents[kind] = _digest(root / view[kind])
+            wrong += [f"{where}: {kind} '{view[kind]}' {what}" for what in _picture(root / view[kind], resolution)]
+    if "depth" in view:
+        wrong += [f"{where}: depth '{view['depth']}' {what}" for what in _depth(root / view["depth"], resolution)]
+    if len(contents) == 2 and contents["image"] == contents["condition"]:
+        wrong.append(f"{where}: the condition is the portrait itself ('{view['condition']}')")
+    return wrong, contents.get("image")
+
+
+def _picture(path: Path, resolution: int) -> Iterable[str]:
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # Pillow's PNG reader raises SyntaxError for broken chunks
+        return [f"cannot be read ({error})"]
+    if size != (resolution, resolution):
+        return [f"is {size[0]}x{size[1]}, the manifest says {resolution}x{resolution}"]
+    return ["has a single colour"] if np.ptp(pixels) == 0 else []
+
+
+def _depth(path: Path, resolution: int) -> Iterable[str]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            shapes = {file["depth"].shape, file["mask"].shape}
+    except FileNotFoundError:
+        return ["is missing"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        return [f"cannot be read ({error})"]
+    return [] if shapes == {(resolution, resolution)} else [f"has shape {shapes}, not {resolution}x{resolution}"]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _views(subjects: list[dict[str, Any]]) -> Iterator[View]:
+    for subject in subjects:
+        for number, view in enumerate(subject.get("views", [])):
+            yield f"{_name(subject)}, view {number}", view
+
+
+def _name(subject: dict[str, Any]) -> str:
+    return f"{subject.get('split')}/{subject.get('id')}"
+
+
+def _person(subject: dict[str, Any]) -> str:
+    return str(subject.get("person", subject.get("id")))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.check_data", description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, metavar="DIR", help="folder of the data set")
+    parser.add_argument("--quick", action="store_true", help="look for the pictures, but do not open them")
+    args = parser.parse_args(arguments)
+    try:
+        count = 0
+        for line in problems(args.data, not args.quick, progress=True):
+            tqdm.write(line, file=sys.stdout)
+            count += 1
+        _, subjects = read_manifest(args.data)
+    except (DataError, KeyError, ValueError) as error:
+        parser.error(str(error))
+    splits = Counter(str(subject.get("split")) for subject in subjects)
+    views = sum(len(subject.get("views", [])) for subject in subjects)
+    people = len({_person(subject) for subject in subjects})
+    parts = ", ".join(f"{splits[split]} {split}" for split in splits)
+    print(f"{len(subjects)} subjects ({parts}), {people} people, {views} views: {count or 'no'} problems")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

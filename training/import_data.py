@@ -1,0 +1,336 @@
+"""Turn multi-view portraits of other data sets into the manifest format that training reads.
+
+    python -m training.import_data nersemble --source DIR --out DIR --landmarks DIR
+    python -m training.import_data panohead  --source DIR --out DIR
+    python -m training.import_data eg3d      --source DIR --out DIR --conditions EG3D_RENDERS
+    python -m training.import_data heads     --source DIR --out DIR
+
+Several sources may go into one --out: their people are added to the manifest. An interrupted import continues where it
+stopped; every file appears only when it is complete. `docs/data.md` describes the layouts, `training.check_data` checks
+the result.
+
+Layout: OUT/manifest.jsonl, OUT/cameras.json, OUT/sources/NAME.json (settings and plan), OUT/SPLIT/SUBJECT/NN.png,
+NN_condition.png, subject.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from diffportrait3d.files import write_atomically
+
+from .data import FORMAT, VERSION, DataError
+from .sources import eg3d, multiview, nersemble
+from .sources.alignment import OUTSIDE
+from .sources.conditions import GivenConditions, RenderedConditions, camera_list
+from .sources.groups import SPLITS, Group, SkippedGroup, Source, Splits, counts, read_json
+
+REPORTED = 5  # skipped groups that are printed
+
+
+def import_source(
+    source: Source, out: Path, resolution: int, conditions: RenderedConditions | GivenConditions, workers: int = 1
+) -> Path:
+    """Import what is missing below `out` and write the manifest; returns its path."""
+    groups = planned_groups(source, out, resolution)
+    todo = [group for group in groups if not record_path(out, group).is_file()]
+    _announce(len(groups) - len(todo), len(groups))
+    skipped = Counter(reason for reason in _each(_import_group, todo, (source, out, resolution), workers) if reason)
+    _report(skipped, len(groups))
+    done = [group for group in groups if record_path(out, group).is_file()]
+    if not done:
+        raise DataError(f"Nothing could be imported: {next(iter(skipped), 'the plan is empty')}.")
+    write_cameras(out)
+    todo = [group for group in done if _record(out, group).get("conditions") != conditions.kind]
+    for _ in _each(_add_conditions, todo, (conditions, out, resolution), workers, "conditions"):
+        pass
+    return write_manifest(out, resolution)
+
+
+def extract_pictures(source: nersemble.NeRSemble, out: Path, resolution: int, folder: Path) -> int:
+    """Write the planned pictures as files for a detector of five points; returns how many there are."""
+    count = 0
+    for group in tqdm(planned_groups(source, out, resolution), unit="group", desc="extract"):
+        for name, picture in source.extracted(group):
+            path = folder / f"{name}.png"
+            if not path.is_file():
+                write_picture(path, picture)
+            count += 1
+    return count
+
+
+def planned_groups(source: Source, out: Path, resolution: int) -> list[Group]:
+    """The plan kept in `out`, or a new one. It is made once: files that arrive later do not change it."""
+    settings = {"source": source.name, "resolution": resolution, **source.settings()}
+    path = out / "sources" / f"{source.name}.json"
+    if path.is_file():
+        kept = read_json(path, "the plan of this source")
+        different = [key for key in settings if kept["settings"].get(key) != json.loads(json.dumps(settings[key]))]
+        if different:
+            raise DataError(
+                f"'{out}' holds an import of {source.name} with other settings ({', '.join(different)}); use those, or "
+                "another --out."
+            )
+        return [Group(**group) for group in kept["groups"]]
+    _check_folder(out, resolution)
+    groups = source.groups()
+    content = {"settings": settings, "groups": [asdict(group) for group in groups]}
+    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    print(f"planned {len(groups)} groups of {source.name}: {counts(groups)}", file=sys.stderr)
+    return groups
+
+
+def write_cameras(out: Path) -> None:
+    """`cameras.json`: every imported portrait's camera, for renders of conditions."""
+    rows = camera_list(_imported(out))
+    write_atomically(out / "cameras.json", lambda file: file.write(rows))
+
+
+def write_manifest(out: Path, resolution: int) -> Path:
+    """The manifest of all imported subjects that have conditions, of every source in `out`."""
+    names = [plan.stem for plan in _plans(out)]
+    header = {"format": FORMAT, "version": VERSION, "resolution": resolution, "sources": names}
+    lines = [header, *(record for record in _imported(out) if "conditions" in record)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path = out / "manifest.jsonl"
+    write_atomically(path, lambda file: file.write(text.encode()))
+    return path
+
+
+def record_path(out: Path, group: Group) -> Path:
+    return out / group.split / group.id / "subject.json"
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """uint8 [H, W, 3] as PNG, complete or not at all."""
+    write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
+
+
+def _plans(out: Path) -> list[Path]:
+    return sorted((out / "sources").glob("*.json"))
+
+
+def _imported(out: Path) -> list[dict[str, Any]]:
+    groups = [Group(**group) for plan in _plans(out) for group in read_json(plan, "a plan")["groups"]]
+    return [_record(out, group) for group in groups if record_path(out, group).is_file()]
+
+
+def _record(out: Path, group: Group) -> dict[str, Any]:
+    return read_json(record_path(out, group), "an imported subject")
+
+
+def _write_record(out: Path, group: Group, record: dict[str, Any]) -> None:
+    write_atomically(record_path(out, group), lambda file: file.write(json.dumps(record).encode()))
+
+
+def _check_folder(out: Path, resolution: int) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    plans = _plans(out)
+    if not plans:
+        raise DataError(f"'{out}' is not empty and not an import of this program; choose a new folder for --out.")
+    for plan in plans:
+        there = read_json(plan, "a plan")["settings"]["resolution"]
+        if there != resolution:
+            raise DataError(f"'{out}' has pictures of {there} px from '{plan.stem}', not {resolution}.")
+
+
+def _import_group(source: Source, out: Path, resolution: int, group: Group) -> str | None:
+    """Write a group's portraits and its record; returns why it was skipped, if it was."""
+    try:
+        views = source.views(group, resolution)
+    except SkippedGroup as reason:
+        return f"{group.id}: {reason}"
+    entries = []
+    for number, view in enumerate(views):
+        name = f"{group.split}/{group.id}/{number:02d}.png"
+        write_picture(out / name, view.picture)
+        entries.append({"image": name, "label": view.label.tolist(), "camera": view.name})
+    record = {"id": group.id, "split": group.split, "person": group.person, "provider": source.name, "views": entries}
+    _write_record(out, group, record)
+    return None
+
+
+def _add_conditions(conditions: RenderedConditions | GivenConditions, out: Path, resolution: int, group: Group) -> None:
+    record = _record(out, group)
+    for number, view in enumerate(record["views"]):
+        pixels, person = conditions.picture(record, number, resolution)
+        view["condition"] = view["image"].replace(".png", "_condition.png")
+        view["condition_subject"] = person
+        write_picture(out / view["condition"], pixels)
+    _write_record(out, group, {**record, "conditions": conditions.kind})
+
+
+_job: dict[str, Any] = {}
+
+
+def _each(work: Callable, groups: list[Group], shared: tuple, workers: int, what: str = "portraits") -> Iterator[Any]:
+    """work(*shared, group) of every group, in this process or in several, with a progress bar."""
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(groups), unit="group", desc=what, smoothing=0.1))
+        if workers <= 1 or len(groups) < 2:
+            _start_worker(work, shared, own_process=False)
+            results = map(_work, groups)
+        else:
+            pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker, (work, shared))
+            results = stack.enter_context(pool).imap_unordered(_work, groups)
+        for result in results:
+            bar.update()
+            yield result
+
+
+def _start_worker(work: Callable, shared: tuple, own_process: bool = True) -> None:
+    if own_process:
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends its workers
+    _job.update(work=work, shared=shared)
+
+
+def _work(group: Group) -> Any:
+    return _job["work"](*_job["shared"], group)
+
+
+def _announce(there: int, count: int) -> None:
+    if there:
+        print(f"{there} of {count} groups are there already", file=sys.stderr)
+
+
+def _report(skipped: Counter, count: int) -> None:
+    for reason in list(skipped)[:REPORTED]:
+        print(f"skipped {reason}", file=sys.stderr)
+    if skipped:
+        print(f"{skipped.total()} of {count} groups skipped; a later run tries them again", file=sys.stderr)
+
+
+def _nersemble(args: argparse.Namespace) -> nersemble.NeRSemble:
+    options = nersemble.Options(
+        groups={split: getattr(args, f"{split}_groups") for split in SPLITS},
+        views=args.views,
+        sequences=tuple(args.sequences),
+        colour=args.colour_correction,
+        tolerance=args.tolerance,
+        least_inside=args.least_inside,
+        outside=args.outside,
+        seed=args.seed,
+    )
+    return nersemble.NeRSemble(args.source, _splits(args), options, args.landmarks)
+
+
+def _export(args: argparse.Namespace) -> eg3d.Export:
+    options = eg3d.Options(identity=args.identity, views=args.views, tolerance=args.tolerance, outside=args.outside)
+    return eg3d.Export(args.command, args.source, _splits(args), options, args.landmarks)
+
+
+def _splits(args: argparse.Namespace) -> Splits:
+    return Splits(args.val_share, args.test_share, args.split_file)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    """What every source asks."""
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder of the data set as it was downloaded or exported")
+    add("--out", type=Path, required=True, help="folder of the result; an interrupted import continues")
+    add("--resolution", type=int, default=512, help="side of the pictures in pixels, a multiple of 8 (default 512)")
+    add(
+        "--conditions",
+        default="render",
+        help="'render' draws them with our renderer (default); a folder holds renders of the cameras in cameras.json",
+    )
+    add("--condition-people", type=int, default=64, help="people in rendered conditions, per library (default 64)")
+    add("--workers", type=int, default=1, help="processes (default 1)")
+
+
+def _photographs(parser: argparse.ArgumentParser) -> None:
+    """What pictures need that come without splits and perhaps without alignment."""
+    add = parser.add_argument
+    add("--landmarks", type=Path, help="folder of five facial points from any detector, see docs/data.md")
+    add("--tolerance", type=float, default=0.02, help="disagreement of five points between cameras, in picture sizes")
+    add("--outside", choices=OUTSIDE, default=OUTSIDE[0], help="what a crop shows where its picture has ended")
+    add("--split-file", type=Path, help='JSON {"train": [people], "val": [...], "test": [...]} instead of the shares')
+    add("--test-share", type=float, default=0.2, help="share of people in split test, by their names' hash")
+    add("--val-share", type=float, default=0.02, help="share of people in split val")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.import_data", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("nersemble", help="NeRSemble v1 or v2")
+    _common(command)
+    _photographs(command)
+    for split, count in (("train", 2000), ("val", 50), ("test", 500)):
+        command.add_argument(f"--{split}-groups", type=int, default=count, help=f"time steps in {split} ({count})")
+    command.add_argument("--views", type=int, default=9, help="cameras a time step: 1 reference and 8 targets (9)")
+    command.add_argument("--sequences", nargs="+", default=["*"], help="patterns of sequence names (all)")
+    command.add_argument("--no-colour-correction", dest="colour_correction", action="store_false")
+    command.add_argument("--least-inside", type=float, default=0.6, help="share of a crop that its picture must cover")
+    command.add_argument("--seed", type=int, default=0, help="another seed chooses other time steps and cameras")
+    command.add_argument("--extract", type=Path, help="only write the chosen pictures here, for a detector")
+    command.set_defaults(make=_nersemble)
+    for name in ("panohead", "eg3d"):
+        command = commands.add_parser(name, help=f"a folder of {name} pictures with dataset.json")
+        _common(command)
+        _photographs(command)
+        command.add_argument("--views", type=int, default=0, help="largest number of views a person (0: all)")
+        command.add_argument("--identity", default=eg3d.IDENTITY, help="regular expression: whom a file name shows")
+        command.set_defaults(make=_export, extract=None)
+    command = commands.add_parser("heads", help="a data set of this format, such as training.render writes")
+    _common(command)
+    command.set_defaults(make=lambda args: multiview.MultiView(args.source), extract=None, landmarks=None)
+    return parser
+
+
+def _problem(args: argparse.Namespace) -> str | None:
+    """The first thing wrong with the arguments, or None."""
+    if args.resolution < 8 or args.resolution % 8:
+        return f"--resolution {args.resolution} must be a positive multiple of 8"
+    if not args.source.is_dir():
+        return f"--source {args.source}: no such folder"
+    if args.landmarks is not None and not args.landmarks.is_dir():
+        return f"--landmarks {args.landmarks}: no such folder"
+    if args.command == "nersemble" and args.landmarks is None and args.extract is None:
+        return (
+            "NeRSemble needs five facial points: '--extract DIR' writes the chosen pictures, any detector adds a .txt "
+            "of five lines 'x y' beside each, then '--landmarks DIR' imports them (docs/data.md)"
+        )
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if problem := _problem(args):
+        parser.error(problem)
+    try:
+        source = args.make(args)
+        if args.extract is not None:
+            count = extract_pictures(source, args.out, args.resolution, args.extract)
+            print(f"{count} pictures below {args.extract}")
+            return 0
+        rendered = args.conditions == "render"
+        conditions = RenderedConditions(args.condition_people) if rendered else GivenConditions(Path(args.conditions))
+        print(import_source(source, args.out, args.resolution, conditions, args.workers))
+    except (DataError, SkippedGroup) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command continues below {args.out}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

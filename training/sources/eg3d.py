@@ -1,0 +1,145 @@
+"""Exports of 3D-aware GANs (EG3D, PanoHead): a folder of pictures and `dataset.json` with their camera labels.
+
+    {"labels": [["seed0001/00.png", [25 numbers]], ...]}
+
+Views of one person share the part of their names before the last "/", "_" or "-" (`--identity` gives another rule).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffportrait3d.cameras import split_label, validate_labels, world_to_camera
+from diffportrait3d.files import natural_key
+
+from ..data import DataError
+from .alignment import OUTSIDE, Camera, eg3d_crop, head_similarity, triangulate_face, warp
+from .groups import Group, PortraitView, SkippedGroup, Splits, folder_name, read_json, read_picture
+from .landmarks import read_points
+
+IDENTITY = r"(.+)[/_-][^/_-]+"
+SINGLE_VIEWS = re.compile(r"\d{5}/img\d{8}(_mirror)?\.\w+")  # how EG3D and StyleGAN keep one picture a person
+
+
+@dataclass(frozen=True)
+class Options:
+    """identity: regular expression, its first group names the person in a file name without suffix. views: largest
+    number of views a person, evenly spread; 0 takes all. tolerance: see `triangulate_face`."""
+
+    identity: str = IDENTITY
+    views: int = 0
+    tolerance: float = 0.02
+    outside: str = OUTSIDE[0]
+
+
+class Export:
+    """People of an export. With `landmarks` (`NAME.txt` for every `NAME.png`) the cameras are moved into EG3D's world
+    by the person's five points and the pictures cropped again; without, pictures and labels are taken as they are."""
+
+    def __init__(self, name: str, root: Path, splits: Splits, options: Options, landmarks: Path | None = None):
+        self.name, self.root, self.splits, self.options, self.landmarks = name, root, splits, options, landmarks
+        self._labels: dict[str, Any] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return {**vars(self.options), "aligned": self.landmarks is not None, "splits": self.splits.settings()}
+
+    def groups(self) -> list[Group]:
+        people: dict[str, list[str]] = {}
+        for name in sorted(self._read_labels(), key=natural_key):
+            people.setdefault(self._identity(name), []).append(name)
+        if all(len(names) < 2 for names in people.values()):
+            raise DataError(
+                f"Every one of the {len(people)} people in '{self.root}' has a single view, but a reference and a "
+                "target are two; name a person's views alike (seed0001/00.png, seed0001/01.png), or give --identity."
+            )
+        planned = []
+        for identity, names in people.items():
+            person = f"{self.name}-{folder_name(identity)}"
+            if split := self.splits.of(person):
+                planned.append(Group(person, person, split, {"files": self._spread(names)}))
+        return planned
+
+    def views(self, group: Group, resolution: int) -> list[PortraitView]:
+        names = group.place["files"]
+        if len(names) < 2:
+            raise SkippedGroup(f"'{names[0]}' is the only view")
+        labels = self._checked_labels(names)
+        pictures = [read_picture(self.root / name) for name in names]
+        for name, picture in zip(names, pictures, strict=True):
+            if picture.shape[0] != picture.shape[1]:
+                raise SkippedGroup(f"'{name}' is {picture.shape[1]}x{picture.shape[0]}, not square")
+        if self.landmarks is not None:
+            return self._aligned(names, labels, pictures, resolution)
+        return [
+            PortraitView(resized(picture, resolution), label, name)
+            for name, picture, label in zip(names, pictures, labels, strict=True)
+        ]
+
+    def _aligned(
+        self, names: list[str], labels: Tensor, pictures: list[np.ndarray], resolution: int
+    ) -> list[PortraitView]:
+        cameras, places = {}, {}
+        for name, label, picture in zip(names, labels.double(), pictures, strict=True):
+            cameras[name] = Camera(world_to_camera(label), split_label(label)[1])
+            path = (self.landmarks / name).with_suffix(".txt")
+            if path.is_file():  # a profile or the back of a head has none
+                places[name] = (read_points(path) + 0.5) / picture.shape[0]
+        similarity = head_similarity(triangulate_face(places, cameras, self.options.tolerance))
+        crops = {name: eg3d_crop(cameras[name], similarity) for name in names}
+        return [
+            PortraitView(
+                warp(picture, crops[name].homography, resolution, self.options.outside)[0], crops[name].label, name
+            )
+            for name, picture in zip(names, pictures, strict=True)
+        ]
+
+    def _read_labels(self) -> dict[str, Any]:
+        if self._labels is None:
+            path = self.root / "dataset.json"
+            content = read_json(path, "camera labels, as EG3D keeps them")
+            rows = content.get("labels") if isinstance(content, dict) else content
+            rows = list(rows.items()) if isinstance(rows, dict) else rows
+            pairs = isinstance(rows, list) and all(isinstance(row, list | tuple) and len(row) == 2 for row in rows)
+            if not pairs or not rows:
+                raise DataError(f"'{path}' has no \"labels\": [[name, [25 numbers]], ...].")
+            self._labels = {str(name): label for name, label in rows}
+        return self._labels
+
+    def _checked_labels(self, names: list[str]) -> Tensor:
+        try:
+            rows = [[float(value) for value in self._read_labels()[name]] for name in names]
+            return validate_labels(torch.tensor(rows), "dataset.json", names)
+        except (TypeError, ValueError) as error:
+            raise SkippedGroup(f"camera labels: {error}") from None
+
+    def _identity(self, name: str) -> str:
+        if self.options.identity == IDENTITY and SINGLE_VIEWS.fullmatch(name):
+            raise DataError(
+                f"'{self.root / 'dataset.json'}' names pictures such as '{name}', one picture a person; groups need "
+                "several views of one person. --identity says how a name tells the person, if these are views."
+            )
+        match = re.fullmatch(self.options.identity, str(Path(name).with_suffix("")))
+        if not match or not match.groups():
+            raise DataError(f"The name '{name}' does not tell whom it shows by --identity '{self.options.identity}'.")
+        return match.group(1)
+
+    def _spread(self, names: list[str]) -> list[str]:
+        wanted = self.options.views
+        if not wanted or len(names) <= wanted:
+            return names
+        return [names[i] for i in np.linspace(0, len(names) - 1, wanted).round().astype(int)]
+
+
+def resized(picture: np.ndarray, resolution: int) -> np.ndarray:
+    """A square picture uint8 [H, H, 3] at another size, [R, R, 3]."""
+    if len(picture) == resolution:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((resolution, resolution), Image.Resampling.LANCZOS))

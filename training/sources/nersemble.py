@@ -1,0 +1,312 @@
+"""NeRSemble (Kirschstein et al., SIGGRAPH 2023), both versions: 16 calibrated, synchronised cameras around a head.
+
+v1: PID/camera_params.json, PID/sequences/SEQ/frame_00000/images-2x-73fps/cam_SERIAL.png (or `images-2x`),
+    PID/annotations/SEQ/color_correction/SERIAL.npy
+v2: PID/calibration/camera_params.json, PID/calibration/color_calibration.json, PID/sequences/SEQ/images/cam_SERIAL.mp4
+
+`camera_params.json` holds `world_2_cam` (OpenCV, 4x4 by serial) and one 3x3 `intrinsics` for pictures of 2200x3208.
+Source: the code published with v1 and the v2 downloader (`nersemble_data`).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import DataError
+from .alignment import (
+    OUTSIDE,
+    Camera,
+    Similarity,
+    calibrated_camera,
+    eg3d_crop,
+    head_similarity,
+    triangulate_face,
+    warp,
+)
+from .colour import apply_affine, apply_polynomial
+from .groups import SPLITS, Group, PortraitView, SkippedGroup, Splits, folder_name, read_json, read_picture
+from .landmarks import read_points, sequence_points
+from .video import frame_count, read_frame
+
+CALIBRATED_SIZE = (2200, 3208)  # width, height
+V1_IMAGES = ("images-2x-73fps", "images-2x")
+NOT_A_PORTRAIT = "BACKGROUND"  # v2 keeps pictures of the empty room there
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the pictures.
+
+    groups: how many time steps each split gets. views: cameras a time step, the first one the reference of a fixed
+    protocol. sequences: patterns of sequence names. tolerance: see `triangulate_face`. least_inside: share of a crop
+    that its picture must cover. outside: see `warp`.
+    """
+
+    groups: dict[str, int]
+    views: int = 9
+    sequences: tuple[str, ...] = ("*",)
+    colour: bool = True
+    tolerance: float = 0.02
+    least_inside: float = 0.6
+    outside: str = OUTSIDE[0]
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.views < 2:
+            raise DataError(f"A group needs at least 2 views (reference and target), got {self.views}.")
+        if self.outside not in OUTSIDE:
+            raise DataError(f"Outside a picture can be {', '.join(OUTSIDE)}, not {self.outside!r}.")
+
+
+@dataclass(frozen=True)
+class Participant:
+    """The files of one participant, whichever version they have."""
+
+    folder: Path
+    version: int
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def sequences(self) -> list[str]:
+        folders = [path for path in (self.folder / "sequences").glob("*") if path.is_dir()]
+        return sorted(path.name for path in folders if path.name != NOT_A_PORTRAIT)
+
+    def frames(self, sequence: str) -> list[int]:
+        """Numbers of the time steps that have pictures."""
+        if self.version == 2:
+            videos = sorted(self._videos(sequence).glob("cam_*.mp4"))
+            return list(range(frame_count(videos[0]))) if videos else []
+        folders = (self.folder / "sequences" / sequence).glob("frame_*")
+        return sorted(int(path.name[6:]) for path in folders if re.fullmatch(r"frame_\d+", path.name))
+
+    def cameras(self, sequence: str, frame: int) -> list[str]:
+        """Serials that have a picture of this time step, in order."""
+        folder = self._videos(sequence) if self.version == 2 else self._images(sequence, frame)
+        pattern = "cam_*.mp4" if self.version == 2 else "cam_*.png"
+        return sorted(path.stem[4:] for path in folder.glob(pattern))
+
+    def picture(self, sequence: str, frame: int, serial: str) -> np.ndarray:
+        """uint8 [H, W, 3] as it was taken, colours not corrected."""
+        if self.version == 2:
+            picture = read_frame(self._videos(sequence) / f"cam_{serial}.mp4", frame)
+        else:
+            picture = read_picture(self._images(sequence, frame) / f"cam_{serial}.png")
+        height, width = picture.shape[:2]
+        if abs(width / height / (CALIBRATED_SIZE[0] / CALIBRATED_SIZE[1]) - 1) > 0.01:
+            raise SkippedGroup(
+                f"camera {serial} of participant {self.name}, '{sequence}', has pictures of {width}x{height}; the "
+                f"calibration is for {CALIBRATED_SIZE[0]}x{CALIBRATED_SIZE[1]} or the same shape"
+            )
+        return picture
+
+    def correct_colours(self, picture: np.ndarray, sequence: str, serial: str) -> np.ndarray:
+        """The picture after this version's colour correction."""
+        if self.version == 2:
+            matrices = read_json(self.folder / "calibration" / "color_calibration.json", "colour calibration")
+            if serial not in matrices:
+                raise SkippedGroup(f"participant {self.name} has no colour calibration of camera {serial}")
+            return apply_polynomial(picture, np.array(matrices[serial], dtype=np.float64))
+        path = self.folder / "annotations" / sequence / "color_correction" / f"{serial}.npy"
+        if not path.is_file():
+            raise SkippedGroup(f"there is no colour correction '{path}'; --no-colour-correction does without")
+        return apply_affine(picture, np.load(path, allow_pickle=False).astype(np.float64))
+
+    def _videos(self, sequence: str) -> Path:
+        return self.folder / "sequences" / sequence / "images"
+
+    def _images(self, sequence: str, frame: int) -> Path:
+        folder = self.folder / "sequences" / sequence / f"frame_{frame:05d}"
+        return next((folder / name for name in V1_IMAGES if (folder / name).is_dir()), folder / V1_IMAGES[0])
+
+
+def find_participants(root: Path) -> list[Participant]:
+    """Every participant below `root`, of either version, in order."""
+    found = []
+    for folder in sorted(path for path in root.glob("*") if path.is_dir() and path.name.isdecimal()):
+        if (folder / "calibration" / "camera_params.json").is_file():
+            found.append(Participant(folder, 2))
+        elif (folder / "camera_params.json").is_file():
+            found.append(Participant(folder, 1))
+    if not found:
+        raise DataError(
+            f"No participant of NeRSemble below '{root}': expected folders such as '018' with 'camera_params.json' "
+            "(v1) or 'calibration/camera_params.json' (v2)."
+        )
+    return found
+
+
+@lru_cache(maxsize=32)
+def read_cameras(participant: Participant) -> dict[str, Camera]:
+    """The rig by serial."""
+    inner = "calibration/camera_params.json" if participant.version == 2 else "camera_params.json"
+    path = participant.folder / inner
+    content = read_json(path, "camera calibration")
+    try:
+        intrinsics = torch.tensor(content["intrinsics"], dtype=torch.float64)
+        poses = {str(name): torch.tensor(pose, dtype=torch.float64) for name, pose in content["world_2_cam"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"'{path}' needs 'world_2_cam' (4x4 by serial) and 'intrinsics' (3x3); {error!r}.") from None
+    for name, pose in poses.items():
+        turn = pose[:3, :3]
+        if pose.shape != (4, 4) or not torch.allclose(turn @ turn.T, torch.eye(3, dtype=torch.float64), atol=1e-3):
+            raise DataError(f"'{path}': the pose of camera {name} is not a rotation and a shift.")
+    return {name: calibrated_camera(pose, intrinsics, CALIBRATED_SIZE) for name, pose in poses.items()}
+
+
+class NeRSemble:
+    """Time steps of NeRSemble: `views` cameras each, aligned to EG3D.
+
+    landmarks: folder of five points (see `landmarks`); None plans without being able to read.
+    """
+
+    name = "nersemble"
+
+    def __init__(self, root: Path, splits: Splits, options: Options, landmarks: Path | None = None):
+        self.root, self.splits, self.options, self.landmarks = root, splits, options, landmarks
+
+    def settings(self) -> dict[str, Any]:
+        options = {**vars(self.options), "sequences": list(self.options.sequences)}
+        return {**options, "splits": self.splits.settings()}
+
+    def groups(self) -> list[Group]:
+        """The plan, a function of the seed and of what is below the folder: participants take turns."""
+        people = find_participants(self.root)
+        planned = []
+        for number, split in enumerate(SPLITS):
+            wanted = self.options.groups.get(split, 0)
+            chosen = [person for person in people if self.splits.of(person_name(person)) == split]
+            if wanted and not chosen:
+                raise DataError(
+                    f"None of the {len(people)} participants below '{self.root}' is in split '{split}'; name them in a "
+                    f"--split-file, or ask for --{split}-groups 0."
+                )
+            rng = np.random.default_rng((self.options.seed, number))
+            planned += [self._group(person, split, *place) for person, place in self._draw(chosen, wanted, rng)]
+        return planned
+
+    def views(self, group: Group, resolution: int) -> list[PortraitView]:
+        participant, sequence, frame = self._participant(group), group.place["sequence"], group.place["frame"]
+        by_camera, world = self._five_points(participant, sequence, frame)
+        pictures = {serial: participant.picture(sequence, frame, serial) for serial in group.place["cameras"]}
+        cameras = read_cameras(participant)
+        if world is None:
+            height, width = next(iter(pictures.values())).shape[:2]
+            size = torch.tensor([width, height])
+            world = triangulate_face(
+                {name: (points + 0.5) / size for name, points in by_camera.items()}, cameras, self.options.tolerance
+            )
+        similarity = head_similarity(world)
+        return [
+            self._view(participant, sequence, serial, picture, cameras[serial], similarity, resolution)
+            for serial, picture in pictures.items()
+        ]
+
+    def extracted(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
+        """The group's pictures for a detector: (path without suffix, uint8 [H, W, 3])."""
+        participant, place = self._participant(group), group.place
+        for serial in place["cameras"]:
+            path = f"{participant.name}/{place['sequence']}/frame_{place['frame']:05d}/cam_{serial}"
+            yield path, participant.picture(place["sequence"], place["frame"], serial)
+
+    def _view(
+        self,
+        participant: Participant,
+        sequence: str,
+        serial: str,
+        picture: np.ndarray,
+        camera: Camera,
+        similarity: Similarity,
+        resolution: int,
+    ) -> PortraitView:
+        crop = eg3d_crop(camera, similarity)
+        pixels, inside = warp(picture, crop.homography, resolution, self.options.outside)
+        if inside < self.options.least_inside:
+            raise SkippedGroup(
+                f"the picture of camera {serial} covers {inside:.0%} of its crop (--least-inside "
+                f"{self.options.least_inside:g})"
+            )
+        if self.options.colour:
+            pixels = participant.correct_colours(pixels, sequence, serial)
+        return PortraitView(pixels, crop.label, serial)
+
+    def _draw(self, people: list[Participant], count: int, rng: np.random.Generator):
+        """(participant, (sequence, frame, cameras)) `count` times or until nothing is left; people take turns, their
+        sequences too."""
+        queues = {person: self._time_steps(person, rng) for person in (people[i] for i in rng.permutation(len(people)))}
+        while count and queues:
+            for person in list(queues):
+                place = next(queues[person], None)
+                if place is None:
+                    del queues[person]
+                    continue
+                yield person, place
+                count -= 1
+                if not count:
+                    return
+
+    def _time_steps(self, person: Participant, rng: np.random.Generator) -> Iterator[tuple[str, int, list[str]]]:
+        """Random time steps of a participant that enough calibrated cameras saw, one sequence after the other."""
+        names = [n for n in person.sequences() if any(fnmatch(n, pattern) for pattern in self.options.sequences)]
+        left = {name: None for name in (names[i] for i in rng.permutation(len(names)))}
+        calibrated = set(read_cameras(person))
+        while left:
+            for name in list(left):
+                if left[name] is None:
+                    left[name] = list(rng.permutation(_usable_frames(person, name)))
+                place = None
+                while left[name] and place is None:
+                    frame = int(left[name].pop())
+                    serials = [serial for serial in person.cameras(name, frame) if serial in calibrated]
+                    if len(serials) >= self.options.views:
+                        chosen = rng.permutation(len(serials))[: self.options.views]
+                        place = name, frame, [serials[i] for i in chosen]
+                if place is None:
+                    del left[name]
+                else:
+                    yield place
+
+    def _group(self, person: Participant, split: str, sequence: str, frame: int, cameras: list[str]) -> Group:
+        name = folder_name(f"nersemble-{person.name}-{sequence}-{frame:05d}")
+        place = {"participant": person.name, "sequence": sequence, "frame": frame, "cameras": cameras}
+        return Group(name, person_name(person), split, place)
+
+    def _participant(self, group: Group) -> Participant:
+        folder = self.root / group.place["participant"]
+        return Participant(folder, 2 if (folder / "calibration").is_dir() else 1)
+
+    def _five_points(self, person: Participant, sequence: str, frame: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        if self.landmarks is None:
+            raise DataError("NeRSemble has no five points of its own: --landmarks names the folder that has them.")
+        folder = self.landmarks / person.name
+        if (folder / f"{sequence}.json").is_file():
+            return sequence_points(folder / f"{sequence}.json", frame)
+        texts = sorted((folder / sequence / f"frame_{frame:05d}").glob("cam_*.txt"))
+        if not texts:
+            raise SkippedGroup(f"no five points for frame {frame} of '{sequence}' of participant {person.name}")
+        return {path.stem[4:]: read_points(path) for path in texts}, None
+
+
+def _usable_frames(person: Participant, sequence: str) -> list[int]:
+    try:
+        return person.frames(sequence)
+    except SkippedGroup as reason:
+        print(f"left out of the plan: {reason}", file=sys.stderr)
+        return []
+
+
+def person_name(participant: Participant) -> str:
+    """The same person in both versions."""
+    return f"nersemble-{int(participant.name):03d}"
