@@ -59,8 +59,8 @@ class AutoencoderStage(Stage):
 
     def __init__(self, config: AutoencoderStageConfig, device: torch.device):
         self.config, self.device = config, device
-        self.data = MultiViewDataset(config.data.root, config.data.split, conditions=False)
-        self.validation = MultiViewDataset(config.data.root, config.data.validation_split, conditions=False)
+        self.data = MultiViewDataset(config.data.root, config.data.split, config.data.store(device))
+        self.validation = MultiViewDataset(config.data.root, config.data.validation_split, config.data.store(device))
         self.autoencoder = self.initial()
         step = self.autoencoder.config.downscale
         if config.crop % step or not 0 < config.crop <= self.data.resolution:

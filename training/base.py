@@ -18,8 +18,8 @@ from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import UNet, UNetConfig
 
 from .config import parse_arguments, to_dict
-from .data import Batch, LatentCache, MultiViewDataset, SingleImages
-from .denoising import DenoisingConfig, DenoisingStage, empty_context
+from .data import Sampler, SingleImages
+from .denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings, empty_context
 from .loop import stage_main
 from .pictures import save_grid
 
@@ -37,13 +37,17 @@ class BaseStage(DenoisingStage):
 
     name = "base"
 
-    def __init__(self, config: BaseConfig, device: torch.device):
-        self.setup(config, device, Schedule(linear_end=config.linear_end))
-        self.trainable = UNet(UNetConfig.from_dict(config.network))
+    def build_networks(self, source: NetworkSource) -> None:
+        self.schedule = Schedule(linear_end=self.config.linear_end)
+        new = not self.config.inputs.unet
+        self.trainable = UNet(UNetConfig.from_dict(self.config.network)) if new else source("unet")[0]
         self.denoiser = Denoiser(self.trainable)
-        self.sampler = SingleImages(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
 
-    def predict(self, x: Tensor, t: Tensor, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Tensor:
+    def make_sampler(self) -> Sampler:
+        loop = self.config.loop
+        return SingleImages(self.data, loop.batch_size, loop.seed, self.config.data.flip)
+
+    def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
         return self.trainable(x, t, empty_context(self.trainable, len(x), self.device))
 
     def validate(self, picture: Path) -> dict[str, float]:

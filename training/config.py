@@ -27,6 +27,11 @@ class DataConfig:
     split: str = "train"
     validation_split: str = "val"
     flip: bool = True  # random horizontal mirroring, camera labels included
+    on_device: bool = True  # pictures and latents stay in the device's memory; off: in the host's
+
+    def store(self, device: Any) -> Any:
+        """Where pictures and latents are kept."""
+        return device if self.on_device else "cpu"
 
 
 @dataclass

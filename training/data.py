@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +70,11 @@ def _read_image(path: Path, resolution: int) -> np.ndarray:
 
 
 class MultiViewDataset:
-    """One split of a dataset in memory.
+    """One split of a dataset. Pictures are read when first asked for and then stay in memory, on ``device``.
 
     Attributes:
         images: uint8 [N, 3, H, W], all views of all subjects, a subject's views in a row.
-        conditions: uint8 [N, 3, H, W] or None if not asked for.
+        conditions: uint8 [N, 3, H, W], the camera conditions of these views.
         labels: float32 [N, 25] camera labels.
         subjects: list of int64 arrays, the rows of every subject.
         ids: the subjects' names, in the same order.
@@ -80,8 +82,8 @@ class MultiViewDataset:
         fingerprint: hash of the split's manifest lines.
     """
 
-    def __init__(self, root: str | Path, split: str, conditions: bool = True):
-        root = Path(root)
+    def __init__(self, root: str | Path, split: str, device: torch.device | str = "cpu"):
+        root, self.device = Path(root), device
         header, subjects = read_manifest(root)
         chosen = [s for s in subjects if s["split"] == split]
         if not chosen:
@@ -97,22 +99,41 @@ class MultiViewDataset:
         self.labels = torch.tensor([v["label"] for v in views], dtype=torch.float32)  # [N, 25]
         if self.labels.shape[1:] != (25,):
             raise DataError(f"Labels in '{root}' must have 25 numbers, got {tuple(self.labels.shape[1:])}.")
-        self.images = self._load([v["image"] for v in views], f"{split} images")
-        self.conditions = self._load([v["condition"] for v in views], f"{split} conditions") if conditions else None
+        self._views = views
+        self._check_files()
 
-    def _load(self, names: list[str], what: str) -> Tensor:
+    def _check_files(self) -> None:
+        """A file that is missing should be known now, not hours later when its stage begins."""
+        for view in self._views:
+            for kind in ("image", "condition"):
+                if not (self.root / view[kind]).is_file():
+                    raise DataError(
+                        f"'{self.root / view[kind]}' is named in the manifest but is not there; "
+                        "render the dataset again, it resumes."
+                    )
+
+    @cached_property
+    def images(self) -> Tensor:
+        return self._load("image")
+
+    @cached_property
+    def conditions(self) -> Tensor:
+        return self._load("condition")
+
+    def _load(self, kind: str) -> Tensor:
+        names, what = [view[kind] for view in self._views], f"{self.split} {kind}s"
         out = torch.empty(len(names), 3, self.resolution, self.resolution, dtype=torch.uint8)
 
         def read(row: int) -> None:
             out[row] = torch.from_numpy(_read_image(self.root / names[row], self.resolution).copy())
 
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             for _ in tqdm(pool.map(read, range(len(names))), total=len(names), desc=what, mininterval=5, leave=False):
                 pass
-        return out
+        return out.to(self.device)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._views)
 
 
 def mirror_label(label: Tensor) -> Tensor:
@@ -136,7 +157,7 @@ def to_network(pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
 
 def pick(pixels: Tensor, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Rows of a uint8 image store [M, 3, H, W], mirrored where ``flips`` says, as float32 [N, 3, H, W] in [-1, 1]."""
-    images = to_network(pixels[torch.from_numpy(rows)], device)
+    images = to_network(pixels[torch.from_numpy(rows).to(pixels.device)], device)
     mirrored = torch.from_numpy(flips.astype(bool)).to(device)
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
@@ -298,9 +319,13 @@ class LatentCache:
     def __init__(self, values: Tensor):
         self.values = values
 
+    def to(self, device: torch.device | str) -> LatentCache:
+        return LatentCache(self.values.to(device))
+
     def pick(self, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """[N, 4, h, w] for flat ``rows`` and ``flips``."""
-        return self.values[torch.from_numpy(flips.astype(np.int64)), torch.from_numpy(rows)].to(device)
+        sides, rows = (torch.from_numpy(index).to(self.values.device) for index in (flips.astype(np.int64), rows))
+        return self.values[sides, rows].to(device)
 
     @classmethod
     def build(

@@ -16,20 +16,25 @@ from diffportrait3d.diffusion import Schedule, ddim_sample
 from diffportrait3d.networks import UNet
 
 from .config import StageConfig
-from .data import Batch, LatentCache, MultiViewDataset, fixed_groups, pick
+from .data import Batch, LatentCache, MultiViewDataset, Sampler, fixed_groups, pick
 from .loop import Stage
 
 REFERENCE_TIMESTEPS = ("current", "zero")
+TIMESTEPS = ("uniform", "cubic")
 
 
 @dataclass
 class InputsConfig:
-    """Files of the networks that a stage builds on; each stage needs those before it."""
+    """Files of the networks that a stage builds on; each stage needs those before it.
+
+    A file of the kind that the stage itself trains is what it starts from, in place of fresh weights.
+    """
 
     autoencoder: str | None = None
     unet: str | None = None
     reference_encoder: str | None = None
     view_controlnet: str | None = None
+    view_consistency: str | None = None
 
 
 @dataclass
@@ -39,11 +44,29 @@ class DenoisingConfig(StageConfig):
     inputs: InputsConfig = field(default_factory=InputsConfig)
     latents_dir: str | None = None  # where encoded training images are kept; None: the run folder
     reference_timestep: str = "current"  # what F_ref is given: the step's timestep, or zero
+    timesteps: str = "uniform"  # of training; cubic: mostly noisy ones, where pose and colours are decided
     linear_end: float = 0.012  # last beta; used by the base stage, later stages follow the base model's file
     validation_subjects: int = 8
     validation_loss_samples: int = 96
     ddim_steps: int = 25
     guidance_scale: float = 3.0
+
+
+# Gives a network of a kind and its metadata: from a file, or, for a plan, without weights.
+NetworkSource = Callable[[str], tuple[nn.Module, dict]]
+
+
+@dataclass
+class Openings:
+    """What a batch opens to the networks besides the noisy views, as far as the stage uses it.
+
+    Attributes:
+        references: clean latents, one per group of targets [B, 4, h, w].
+        hints: camera conditions of the targets [B*V, 3, H, W] in [-1, 1].
+    """
+
+    references: Tensor | None = None
+    hints: Tensor | None = None
 
 
 def frozen(path: str | None, kind: str) -> tuple[nn.Module, dict]:
@@ -65,32 +88,59 @@ def empty_context(unet: UNet, count: int, device: torch.device) -> Tensor:
 class DenoisingStage(Stage):
     """A stage whose loss is the mean squared error of predicted noise.
 
-    Subclasses say what they need by the class attributes and give ``predict``.
+    Subclasses say what they need by the class attributes, build their networks and batches, and give ``predict``.
 
     Attributes:
-        needs_conditions: camera-condition images are loaded.
+        uses_references, uses_conditions: what ``predict`` is given.
+        sharing: this many consecutive targets are given the same timestep.
         denoiser: all networks together; its trained part is ``trainable``.
     """
 
-    needs_conditions = False
+    uses_references = False
+    uses_conditions = False
+    sharing = 1
     denoiser: Denoiser
 
-    def setup(self, config: DenoisingConfig, device: torch.device, schedule: Schedule) -> None:
-        """Load data, encode it, and prepare validation samples."""
-        if config.reference_timestep not in REFERENCE_TIMESTEPS:
-            raise ValueError(
-                f"reference_timestep must be one of {', '.join(REFERENCE_TIMESTEPS)}, "
-                f"not '{config.reference_timestep}'."
-            )
-        self.config, self.device, self.schedule = config, device, schedule
-        self.autoencoder, _ = frozen(config.inputs.autoencoder, "autoencoder")
-        self.autoencoder.to(device)
-        self.frozen = {"autoencoder": self.autoencoder}
-        self.data = MultiViewDataset(config.data.root, config.data.split, self.needs_conditions)
-        self.validation = MultiViewDataset(config.data.root, config.data.validation_split, self.needs_conditions)
+    def __init__(self, config: DenoisingConfig, device: torch.device):
+        self.prepare(config, device, self.from_files)
+        self.open_data()
+        self.sampler = self.make_sampler()
+
+    def prepare(self, config: DenoisingConfig, device: torch.device, source: NetworkSource) -> None:
+        """Check the settings and build the networks: all that a step needs but its batch."""
+        self.check(config)
+        self.config, self.device, self.frozen = config, device, {}
+        self.build_networks(source)
+
+    def check(self, config: DenoisingConfig) -> None:
+        """Raises ValueError for a setting that has no such choice."""
+        for name, choices in (("reference_timestep", REFERENCE_TIMESTEPS), ("timesteps", TIMESTEPS)):
+            if getattr(config, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not '{getattr(config, name)}'.")
+
+    def build_networks(self, source: NetworkSource) -> None:
+        """Set ``trainable``, ``denoiser``, ``schedule`` and the networks in ``frozen``."""
+        raise NotImplementedError
+
+    def make_sampler(self) -> Sampler:
+        """The training batches."""
+        raise NotImplementedError
+
+    def from_files(self, kind: str) -> tuple[nn.Module, dict]:
+        """The network that ``inputs`` names, and its metadata."""
+        return frozen(getattr(self.config.inputs, kind), kind)
+
+    def open_data(self) -> None:
+        """Both splits, and their latents."""
+        config = self.config
+        self.autoencoder = frozen(config.inputs.autoencoder, "autoencoder")[0].to(self.device)
+        self.frozen["autoencoder"] = self.autoencoder
+        store = config.data.store(self.device)
+        self.data = MultiViewDataset(config.data.root, config.data.split, store)
+        self.validation = MultiViewDataset(config.data.root, config.data.validation_split, store)
         folder = Path(config.latents_dir or config.run_dir)
-        self.latents = LatentCache.build(self.data, self.autoencoder, folder)
-        self.validation_latents = LatentCache.build(self.validation, self.autoencoder, folder)
+        self.latents = LatentCache.build(self.data, self.autoencoder, folder).to(store)
+        self.validation_latents = LatentCache.build(self.validation, self.autoencoder, folder).to(store)
 
     # ---- training
 
@@ -112,16 +162,30 @@ class DenoisingStage(Stage):
         if noise is None:
             noise = torch.randn(z.shape).to(self.device)
         x = self.schedule.q_sample(z, t, noise)
-        eps = self.predict(x, t, batch, data, latents)
+        eps = self.predict(x, t, self.openings(batch, data, latents))
         return F.mse_loss(eps.float(), noise)
 
     def draw_timesteps(self, count: int) -> Tensor:
-        """Timesteps of a batch of ``count`` latents, uniform over 0..T-1: int64 [count]."""
-        return torch.randint(0, self.schedule.num_timesteps, (count,))
+        """Timesteps of a batch of ``count`` latents in 0..T-1: int64 [count].
 
-    def predict(self, x: Tensor, t: Tensor, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Tensor:
+        Uniform, or (1 - u^3) T for uniform u (T2I-Adapter, Mou et al. 2023, section 3.4).
+        """
+        steps, groups = self.schedule.num_timesteps, count // self.sharing
+        if self.config.timesteps == "uniform":
+            t = torch.randint(0, steps, (groups,))
+        else:
+            t = ((1 - torch.rand(groups) ** 3) * steps).long().clamp(max=steps - 1)
+        return t.repeat_interleave(self.sharing)
+
+    def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
         """Noise predicted for x [N, 4, h, w] at t [N]."""
         raise NotImplementedError
+
+    def openings(self, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Openings:
+        return Openings(
+            self.reference_latents(batch, latents) if self.uses_references else None,
+            self.hints(batch, data) if self.uses_conditions else None,
+        )
 
     def reference_latents(self, batch: Batch, latents: LatentCache) -> Tensor:
         """Clean latents of the batch's references [B, 4, h, w]."""
@@ -135,6 +199,14 @@ class DenoisingStage(Stage):
         """F_ref's token bank for one reference per sample: 16 tensors [B, M, C]. ``t``: [B]."""
         t_ref = t if self.config.reference_timestep == "current" else torch.zeros_like(t)
         return self.denoiser.reference_encoder(z_ref, t_ref, empty_context(self.denoiser.unet, len(z_ref), self.device))
+
+    def bank(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
+        """Tokens of references [B, 4, h, w] for targets at ``t`` [B*V]: 16 tensors, [B, M, C] where the V targets of a
+        reference share its timestep, else [B*V, M, C]."""
+        views = len(t) // len(z_ref)
+        if self.config.reference_timestep == "current" and self.sharing != views:
+            return self.references(z_ref.repeat_interleave(views, 0), t)
+        return self.references(z_ref, t[::views])
 
     # ---- validation
 

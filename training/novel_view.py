@@ -52,8 +52,8 @@ class NovelViewStage(Stage):
                 frozen(config.inputs.autoencoder, "autoencoder")[0], config.perceptual_levels
             )
         self.frozen = {"perceptual features": self.features}
-        self.data = MultiViewDataset(config.data.root, config.data.split, conditions=False)
-        self.validation = MultiViewDataset(config.data.root, config.data.validation_split, conditions=False)
+        self.data = MultiViewDataset(config.data.root, config.data.split, config.data.store(device))
+        self.validation = MultiViewDataset(config.data.root, config.data.validation_split, config.data.store(device))
         network = {"image_size": self.data.resolution, **config.network}
         self.trainable = NovelViewModel(NovelViewConfig.from_dict(network))
         self.sampler = Pairs(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)

@@ -18,33 +18,43 @@ from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ReferenceEncoder
 
 from .config import parse_arguments, to_dict
-from .data import Batch, LatentCache, MultiViewDataset, Pairs
-from .denoising import DenoisingConfig, DenoisingStage, empty_context, frozen, schedule_of
+from .data import Sampler, ViewGroups
+from .denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings, empty_context, schedule_of
 from .loop import stage_main
 from .pictures import save_grid
 
 
 @dataclass
 class ReferenceConfig(DenoisingConfig):
-    """Settings of ``training.reference``."""
+    """Settings of ``training.reference``. ``loop.batch_size`` counts references."""
+
+    targets_per_reference: int = 1  # views that share one pass of F_ref, and so its timestep
 
 
 class ReferenceStage(DenoisingStage):
     """Noise prediction of one view, given another view of the same subject."""
 
     name = "reference"
+    uses_references = True
 
-    def __init__(self, config: ReferenceConfig, device: torch.device):
-        unet, metadata = frozen(config.inputs.unet, "unet")
-        self.setup(config, device, schedule_of(metadata))
-        self.trainable = ReferenceEncoder(unet.config)
-        self.trainable.load_from_unet(unet.state_dict())
-        self.frozen["unet"] = unet.to(device)
-        self.denoiser = Denoiser(unet, self.trainable, reference_timestep=config.reference_timestep)
-        self.sampler = Pairs(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
+    def build_networks(self, source: NetworkSource) -> None:
+        unet, metadata = source("unet")
+        self.schedule = schedule_of(metadata)
+        self.sharing = self.config.targets_per_reference
+        if self.config.inputs.reference_encoder:
+            self.trainable, _ = source("reference_encoder")
+        else:
+            self.trainable = ReferenceEncoder(unet.config)
+            self.trainable.load_from_unet(unet.state_dict())
+        self.frozen["unet"] = unet.to(self.device)
+        self.denoiser = Denoiser(unet, self.trainable, reference_timestep=self.config.reference_timestep)
 
-    def predict(self, x: Tensor, t: Tensor, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Tensor:
-        bank = self.references(self.reference_latents(batch, latents), t)
+    def make_sampler(self) -> Sampler:
+        loop = self.config.loop
+        return ViewGroups(self.data, loop.batch_size, self.sharing, loop.seed, self.config.data.flip)
+
+    def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
+        bank = self.bank(openings.references, t)
         return self.denoiser.unet(x, t, empty_context(self.denoiser.unet, len(x), self.device), bank=bank)
 
     def validate(self, picture: Path) -> dict[str, float]:

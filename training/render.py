@@ -44,7 +44,7 @@ EASY_YAW, EASY_PITCH = 15.0, 8.0  # the first view of every person, a natural re
 
 
 def render_dataset(
-    out: Path, settings: dict, counts: dict[str, int], ict: Path | None, workers: int = 2
+    out: Path, settings: dict, counts: dict[str, int], ict: Path | None, workers: int = 2, device: str = "cpu"
 ) -> Path:
     """Render what is missing below `out` and write the manifest; returns its path. `settings`: see
     `dataset_settings`."""
@@ -55,7 +55,7 @@ def render_dataset(
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} people are there already", file=sys.stderr)
     bar = tqdm(total=len(todo), unit="person", smoothing=0.1)
-    initial = (out, settings, ict)
+    initial = (out, settings, ict, device)
     if workers <= 1:
         _start_worker(*initial)
         for job in todo:
@@ -169,11 +169,12 @@ def _record_path(out: Path, settings: dict, split: str, index: int) -> Path:
 _worker: dict = {}
 
 
-def _start_worker(out: Path, settings: dict, ict: Path | None) -> None:
+def _start_worker(out: Path, settings: dict, ict: Path | None, device: str) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     _worker.update(out=out, settings=settings, ict=None if ict is None else IctHeads(ict))
-    _worker["condition"] = functools.lru_cache(maxsize=settings["condition_subjects"])(portrait_scene)
+    _worker["scene"] = functools.partial(portrait_scene, device=device)
+    _worker["condition"] = functools.lru_cache(maxsize=settings["condition_subjects"])(_worker["scene"])
 
 
 def _render_person(job: tuple[str, int]) -> None:
@@ -181,7 +182,7 @@ def _render_person(job: tuple[str, int]) -> None:
     who = person(settings, *job)
     folder = out / who["split"] / who["id"]
     folder.mkdir(parents=True, exist_ok=True)
-    scene = portrait_scene(who["seed"], _worker["ict"] if who["provider"] == "ict" else "analytic")
+    scene = _worker["scene"](who["seed"], _worker["ict"] if who["provider"] == "ict" else "analytic")
     portrait = render_views(scene, who["labels"], settings["resolution"])
     views = []
     for k, (label, condition) in enumerate(zip(who["labels"], who["conditions"], strict=True)):
@@ -199,7 +200,7 @@ def _render_person(job: tuple[str, int]) -> None:
 
 
 def _png(image: Tensor) -> bytes:
-    pixels = (image.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
+    pixels = (image.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -207,7 +208,7 @@ def _png(image: Tensor) -> bytes:
 
 def _depth_file(depth: Tensor, mask: Tensor) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, depth=depth.numpy().astype(np.float16), mask=mask.numpy())
+    np.savez_compressed(buffer, depth=depth.cpu().numpy().astype(np.float16), mask=mask.cpu().numpy())
     return buffer.getvalue()
 
 
@@ -257,6 +258,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument(
+        "--device", default="cpu", help="where the light is baked and the views are drawn: cpu (default) or cuda"
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, help="another seed gives other people and other cameras"
     )
     return parser
@@ -281,6 +285,10 @@ def _problem(args: argparse.Namespace) -> str | None:
         (not 0 <= args.ict_fraction <= 1, f"--ict-fraction {args.ict_fraction} must lie in 0..1"),
         (args.condition_subjects < 1, "--condition-subjects must be at least 1"),
         (args.seed < 0, "--seed must not be negative"),
+        (
+            args.device.startswith("cuda") and not torch.cuda.is_available(),
+            f"--device {args.device}: torch sees no CUDA device here",
+        ),
         (args.ict is not None and not args.ict.is_file(), f"--ict {args.ict}: no such file"),
     )
     return next((message for wrong, message in checks if wrong), None)
@@ -297,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         manifest = render_dataset(
-            args.out, settings, {split: getattr(args, split) for split in SPLITS}, args.ict, args.workers
+            args.out, settings, {split: getattr(args, split) for split in SPLITS}, args.ict, args.workers, args.device
         )
     except ValueError as error:
         parser.error(str(error))

@@ -19,8 +19,16 @@ from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ViewConsistency
 
 from .config import parse_arguments, to_dict
-from .data import Batch, LatentCache, MultiViewDataset, ViewGroups, fixed_groups
-from .denoising import DenoisingConfig, DenoisingStage, empty_context, frozen, guided_views, schedule_of
+from .data import Batch, Sampler, ViewGroups, fixed_groups
+from .denoising import (
+    DenoisingConfig,
+    DenoisingStage,
+    NetworkSource,
+    Openings,
+    empty_context,
+    guided_views,
+    schedule_of,
+)
 from .loop import stage_main
 from .pictures import save_grid
 
@@ -42,61 +50,46 @@ class ViewConsistencyStage(DenoisingStage):
     """Noise prediction of V views of one subject together."""
 
     name = "view_consistency"
-    needs_conditions = True
+    uses_references = True
+    uses_conditions = True
 
-    def __init__(self, config: ViewConsistencyConfig, device: torch.device):
+    def check(self, config: ViewConsistencyConfig) -> None:
+        super().check(config)
         if config.timestep_per not in TIMESTEP_PER:
             raise ValueError(f"timestep_per must be one of {', '.join(TIMESTEP_PER)}, not '{config.timestep_per}'.")
-        unet, metadata = frozen(config.inputs.unet, "unet")
-        reference, reference_metadata = frozen(config.inputs.reference_encoder, "reference_encoder")
-        control, _ = frozen(config.inputs.view_controlnet, "view_controlnet")
+
+    def build_networks(self, source: NetworkSource) -> None:
+        (unet, metadata), (reference, reference_metadata) = source("unet"), source("reference_encoder")
+        control, config = source("view_controlnet")[0], self.config
         config.reference_timestep = reference_metadata.get("reference_timestep", config.reference_timestep)
-        self.setup(config, device, schedule_of(metadata))
-        self.trainable = ViewConsistency(unet.config)
+        self.schedule = schedule_of(metadata)
+        self.sharing = config.views if config.timestep_per == "group" else 1
+        new = not config.inputs.view_consistency
+        self.trainable = ViewConsistency(unet.config) if new else source("view_consistency")[0]
         if not config.positions:
             self.trainable.remove_positions()
-        self.frozen |= {
-            "unet": unet.to(device),
-            "reference_encoder": reference.to(device),
-            "view_controlnet": control.to(device),
-        }
+        others = {"unet": unet, "reference_encoder": reference, "view_controlnet": control}
+        self.frozen |= {name: module.to(self.device) for name, module in others.items()}
         self.denoiser = Denoiser(unet, reference, control, self.trainable, config.reference_timestep)
-        self.sampler = ViewGroups(
-            self.data,
-            config.loop.batch_size,
-            config.views,
-            config.loop.seed,
-            config.data.flip,
-            ordered=not config.shuffle,
+
+    def make_sampler(self) -> Sampler:
+        config, loop = self.config, self.config.loop
+        return ViewGroups(
+            self.data, loop.batch_size, config.views, loop.seed, config.data.flip, ordered=not config.shuffle
         )
 
-    def draw_timesteps(self, count: int) -> Tensor:
-        if self.config.timestep_per == "view":
-            return super().draw_timesteps(count)
-        return super().draw_timesteps(count // self.config.views).repeat_interleave(self.config.views)
-
-    def predict(self, x: Tensor, t: Tensor, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Tensor:
-        views = batch.targets.shape[1]
+    def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
+        views = self.config.views
         context = empty_context(self.denoiser.unet, len(x), self.device)
         if self.trainable.training and float(torch.rand(())) < self.config.unconditional:
             return self.denoiser.unconditional(x, t, context, views)
         with torch.no_grad():
-            bank = self.bank_of_groups(self.reference_latents(batch, latents), t, views)
+            bank = self.bank(openings.references, t)
             # F_cam sees every view for itself, so nothing before F's view attention needs a gradient.
-            residuals = self.denoiser.view_controlnet(x, self.hints(batch, data), t, context)
+            residuals = self.denoiser.view_controlnet(x, openings.hints, t, context)
         return self.denoiser.unet(
             x, t, context, bank=bank, residuals=residuals, view_attention=self.trainable, num_views=views
         )
-
-    def bank_of_groups(self, z_ref: Tensor, t: Tensor, views: int) -> list[Tensor]:
-        """Tokens of every group's reference, repeated for its views: [B*V, M, C]. ``z_ref`` [B, 4, h, w], ``t`` [B*V].
-
-        With one timestep per group F_ref runs once for each group; with one per view it has to run for every view.
-        """
-        if self.config.timestep_per == "view":
-            return self.references(z_ref.repeat_interleave(views, 0), t)
-        bank = self.references(z_ref, t[::views])
-        return [tokens.repeat_interleave(views, 0) for tokens in bank]
 
     def validation_groups(self) -> Batch:
         return fixed_groups(self.validation, max(1, self.config.validation_subjects // 4), self.config.views)

@@ -18,39 +18,57 @@ from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ViewControlNet
 
 from .config import parse_arguments, to_dict
-from .data import Batch, LatentCache, MultiViewDataset, Pairs
-from .denoising import DenoisingConfig, DenoisingStage, empty_context, frozen, guided_views, schedule_of
+from .data import Sampler, ViewGroups
+from .denoising import (
+    DenoisingConfig,
+    DenoisingStage,
+    NetworkSource,
+    Openings,
+    empty_context,
+    guided_views,
+    schedule_of,
+)
 from .loop import stage_main
 from .pictures import save_grid
 
 
 @dataclass
 class ViewControlConfig(DenoisingConfig):
-    """Settings of ``training.view_control``."""
+    """Settings of ``training.view_control``. ``loop.batch_size`` counts references."""
+
+    targets_per_reference: int = 1  # views that share one pass of F_ref, and so its timestep
 
 
 class ViewControlStage(DenoisingStage):
     """Noise prediction of one view, given a reference view and a camera condition."""
 
     name = "view_control"
-    needs_conditions = True
+    uses_references = True
+    uses_conditions = True
 
-    def __init__(self, config: ViewControlConfig, device: torch.device):
-        unet, metadata = frozen(config.inputs.unet, "unet")
-        reference, reference_metadata = frozen(config.inputs.reference_encoder, "reference_encoder")
+    def build_networks(self, source: NetworkSource) -> None:
+        unet, metadata = source("unet")
+        reference, reference_metadata = source("reference_encoder")
+        config = self.config
         config.reference_timestep = reference_metadata.get("reference_timestep", config.reference_timestep)
-        self.setup(config, device, schedule_of(metadata))
-        self.trainable = ViewControlNet(unet.config)
-        self.trainable.load_from_unet(unet.state_dict())
-        self.frozen |= {"unet": unet.to(device), "reference_encoder": reference.to(device)}
+        self.schedule, self.sharing = schedule_of(metadata), config.targets_per_reference
+        if config.inputs.view_controlnet:
+            self.trainable, _ = source("view_controlnet")
+        else:
+            self.trainable = ViewControlNet(unet.config)
+            self.trainable.load_from_unet(unet.state_dict())
+        self.frozen |= {"unet": unet.to(self.device), "reference_encoder": reference.to(self.device)}
         self.denoiser = Denoiser(unet, reference, self.trainable, reference_timestep=config.reference_timestep)
-        self.sampler = Pairs(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
 
-    def predict(self, x: Tensor, t: Tensor, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Tensor:
+    def make_sampler(self) -> Sampler:
+        loop = self.config.loop
+        return ViewGroups(self.data, loop.batch_size, self.sharing, loop.seed, self.config.data.flip)
+
+    def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
         with torch.no_grad():
-            bank = self.references(self.reference_latents(batch, latents), t)
+            bank = self.bank(openings.references, t)
         context = empty_context(self.denoiser.unet, len(x), self.device)
-        return self.denoiser.conditional(x, t, context, bank, self.hints(batch, data))
+        return self.denoiser.conditional(x, t, context, bank, openings.hints)
 
     def validate(self, picture: Path) -> dict[str, float]:
         batch = self.validation_batch()

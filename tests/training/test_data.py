@@ -80,7 +80,7 @@ def test_pick_mirrors_and_scales(dataset):
 
 @pytest.mark.parametrize("kind", [SingleImages, Pairs, ViewGroups])
 def test_samplers_resume_at_any_batch(dataset, kind):
-    data = MultiViewDataset(dataset, "train", conditions=False)
+    data = MultiViewDataset(dataset, "train")
     arguments = (data, 2, 4) if kind is ViewGroups else (data, 4)
     first, second = kind(*arguments, seed=5), kind(*arguments, seed=5)
     for _ in range(7):
@@ -93,7 +93,7 @@ def test_samplers_resume_at_any_batch(dataset, kind):
 
 
 def test_an_epoch_shows_every_image_once(dataset):
-    data = MultiViewDataset(dataset, "train", conditions=False)
+    data = MultiViewDataset(dataset, "train")
     sampler = SingleImages(data, 9, seed=1)
     for _ in range(3):
         seen = np.concatenate([next(sampler).targets for _ in range(3)])
@@ -101,7 +101,7 @@ def test_an_epoch_shows_every_image_once(dataset):
 
 
 def test_pairs_are_two_views_of_one_subject(dataset):
-    data = MultiViewDataset(dataset, "train", conditions=False)
+    data = MultiViewDataset(dataset, "train")
     owner = {int(row): i for i, rows in enumerate(data.subjects) for row in rows}
     sampler, flips = Pairs(data, 8, seed=2), 0
     for _ in range(40):
@@ -113,7 +113,7 @@ def test_pairs_are_two_views_of_one_subject(dataset):
 
 
 def test_groups_are_shuffled_views_without_the_reference(dataset):
-    data = MultiViewDataset(dataset, "train", conditions=False)
+    data = MultiViewDataset(dataset, "train")
     orders = set()
     for batch in (next(s) for s in [ViewGroups(data, 3, 8, seed=3)] for _ in range(20)):
         assert batch.targets.shape == (3, 8) and len(batch) == 24
@@ -128,7 +128,7 @@ def test_groups_are_shuffled_views_without_the_reference(dataset):
 
 
 def test_validation_groups_refer_to_the_frontal_view(dataset):
-    data = MultiViewDataset(dataset, "train", conditions=False)
+    data = MultiViewDataset(dataset, "train")
     batch = fixed_groups(data, 3, 4)
     yaws = [math.degrees(math.atan2(data.labels[r, 3], data.labels[r, 11])) for r in batch.references]
     assert max(map(abs, yaws)) < 1e-3
@@ -136,7 +136,7 @@ def test_validation_groups_refer_to_the_frontal_view(dataset):
 
 
 def test_latent_cache(dataset, networks, tmp_path):
-    data = MultiViewDataset(dataset, "val", conditions=False)
+    data = MultiViewDataset(dataset, "val")
     autoencoder, _ = load_network(networks["autoencoder"])
     cache = LatentCache.build(data, autoencoder, tmp_path)
     rows, flips = np.array([2, 5]), np.array([True, False])

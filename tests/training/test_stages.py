@@ -34,7 +34,7 @@ def stage_config(stage, dataset, networks, run_dir, *more):
     if stage in DENOISING:
         values += ["ddim_steps=2", "validation_loss_samples=2", "validation_subjects=2"]
     if stage in (*DENOISING, "novel_view"):
-        values += [f"inputs.{kind}={file}" for kind, file in networks.items()]
+        values += [f"inputs.{kind}={file}" for kind, file in networks.items() if kind != STAGES[stage][1]]
     if stage == "autoencoder":
         values += [f"network={json.dumps(TINY_AUTOENCODER)}", "validation_images=2", "statistics_images=4"]
     if stage == "base":
@@ -74,9 +74,10 @@ def test_a_step_changes_exactly_the_trained_network(stage, dataset, networks, tm
     assert not unmoved, f"trained, but did not move: {sorted(unmoved)[:5]}"
 
 
-def test_reference_loss_is_the_formula(dataset, networks, tmp_path):
-    trainer = trainer_of("reference", dataset, networks, tmp_path)
-    stage = trainer.stage
+@pytest.mark.parametrize("targets", [1, 3])
+def test_reference_loss_is_the_formula(dataset, networks, tmp_path, targets):
+    """Also where several targets share their reference's pass of F_ref."""
+    stage = trainer_of("reference", dataset, networks, tmp_path, f"targets_per_reference={targets}").stage
     batch = next(stage.sampler)
     torch.manual_seed(3)
     loss = float(stage.loss(batch, 0.0)["loss"].detach())
@@ -84,17 +85,27 @@ def test_reference_loss_is_the_formula(dataset, networks, tmp_path):
     unet, _ = load_network(networks["unet"])
     autoencoder, _ = load_network(networks["autoencoder"])
     with torch.no_grad():
-        target = autoencoder.encode(pick(stage.data.images, batch.targets, batch.flips))
+        target = autoencoder.encode(pick(stage.data.images, batch.targets.ravel(), batch.target_flips))
         reference = autoencoder.encode(pick(stage.data.images, batch.references, batch.flips))
         torch.manual_seed(3)
         t, noise = torch.randint(0, 1000, (2,)), torch.randn(target.shape)
+        t_ref, t = t, t.repeat_interleave(targets)
         betas = torch.linspace(0.00085**0.5, 0.005**0.5, 1000, dtype=torch.float64) ** 2
         abar = torch.cumprod(1 - betas, 0)[t].float()[:, None, None, None]
         x = abar.sqrt() * target + (1 - abar).sqrt() * noise
         context = torch.zeros(2, 1, 32)
-        eps = unet(x, t, context, bank=stage.trainable(reference, t, context))
+        bank = [tokens.repeat_interleave(targets, 0) for tokens in stage.trainable(reference, t_ref, context)]
+        eps = unet(x, t, context.repeat_interleave(targets, 0), bank=bank)
         expected = float((eps - noise).square().mean())
     assert loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["base", "reference", "view_control"])
+def test_a_stage_starts_from_the_file_of_its_own_kind(stage, dataset, networks, tmp_path):
+    kind = STAGES[stage][1]
+    trained = trainer_of(stage, dataset, networks, tmp_path, f"inputs.{kind}={networks[kind]}").stage.trainable
+    expected = load_network(networks[kind])[0].state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in trained.state_dict().items())
 
 
 def test_reference_timestep_zero_gives_the_encoder_zero(dataset, networks, tmp_path):
@@ -115,6 +126,14 @@ def test_timesteps_of_view_groups(dataset, networks, tmp_path, timestep_per, dis
         assert (t.view(2, 4) == t.view(2, 4)[:, :1]).all()
 
 
+def test_cubic_timesteps_are_mostly_noisy(dataset, networks, tmp_path):
+    stage = trainer_of("base", dataset, networks, tmp_path, "timesteps=cubic").stage
+    torch.manual_seed(0)
+    t = stage.draw_timesteps(20000)
+    assert t.min() >= 0 and t.max() == 999
+    assert t.float().mean() == pytest.approx(750, abs=5)  # E[1 - u^3] = 3/4
+
+
 def test_view_consistency_starts_as_the_system_without_it(dataset, networks, tmp_path):
     """Its output layers start at zero: the first loss is that of the other networks alone."""
     stage = trainer_of("view_consistency", dataset, networks, tmp_path).stage
@@ -126,7 +145,7 @@ def test_view_consistency_starts_as_the_system_without_it(dataset, networks, tmp
         bank = stage.references(stage.reference_latents(batch, stage.latents).repeat_interleave(4, 0), t)
         stage.denoiser.view_consistency = None
         alone = stage.denoiser.conditional(x, t, torch.zeros(8, 1, 32), bank, stage.hints(batch, stage.data), None)
-        together = stage.predict(x, t, batch, stage.data, stage.latents)
+        together = stage.predict(x, t, stage.openings(batch, stage.data, stage.latents))
     assert torch.allclose(alone, together, atol=1e-5)
 
 
@@ -160,7 +179,7 @@ def test_the_saved_autoencoder_is_normalised_and_deterministic(dataset, networks
     module, config = stage_config("autoencoder", dataset, networks, tmp_path, "statistics_images=27")
     run_stage(module.build, config)
     autoencoder, _ = load_network(tmp_path / "autoencoder.safetensors")
-    images = to_network(MultiViewDataset(dataset, "train", conditions=False).images)
+    images = to_network(MultiViewDataset(dataset, "train").images)
     latents = torch.cat([autoencoder.encode(images), autoencoder.encode(images.flip(-1))])
     std, mean = torch.std_mean(latents, dim=(0, 2, 3))
     assert mean.abs().max() < 1e-3 and (std - 1).abs().max() < 1e-3
@@ -186,7 +205,7 @@ def test_decoder_only_training_keeps_every_latent(dataset, networks, tmp_path):
     run_stage(module.build, config)
     before, _ = load_network(networks["autoencoder"])
     after, _ = load_network(tmp_path / "autoencoder.safetensors")
-    images = to_network(MultiViewDataset(dataset, "val", conditions=False).images)
+    images = to_network(MultiViewDataset(dataset, "val").images)
     assert torch.equal(before.encode(images), after.encode(images))
     assert not torch.equal(before.decode(torch.zeros(1, 4, 8, 8)), after.decode(torch.zeros(1, 4, 8, 8)))
 
@@ -195,9 +214,29 @@ def test_unconditional_batches_see_neither_reference_nor_camera(dataset, network
     stage = trainer_of("view_consistency", dataset, networks, tmp_path, "unconditional=1.0").stage
     batch, t, x = next(stage.sampler), stage.draw_timesteps(8), torch.randn(8, 4, 8, 8)
     with torch.no_grad():
-        got = stage.predict(x, t, batch, stage.data, stage.latents)
+        got = stage.predict(x, t, stage.openings(batch, stage.data, stage.latents))
         want = stage.denoiser.unet(x, t, torch.zeros(8, 1, 32))  # the modules' output layers still are zero
         stage.trainable.eval()
-        conditional = stage.predict(x, t, batch, stage.data, stage.latents)  # validation always shows the condition
+        # Validation always shows the condition.
+        conditional = stage.predict(x, t, stage.openings(batch, stage.data, stage.latents))
     assert torch.allclose(got, want, atol=1e-5)
     assert not torch.allclose(conditional, want, atol=1e-3)
+
+
+@pytest.mark.parametrize("kept", ["device", "host"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_tensor_of_a_step_stays_behind_on_the_cpu(stage, kept, dataset, networks, tmp_path):
+    """With everything on "meta", an operand that was left on the CPU fails as it would beside a GPU's."""
+    built = trainer_of(stage, dataset, networks, tmp_path).stage
+    meta = torch.device("meta")
+    built.device = meta
+    for module in (built.trainable, *built.frozen.values()):
+        module.to(meta)
+    if kept == "device":
+        built.data.images, built.data.conditions = built.data.images.to(meta), built.data.conditions.to(meta)
+        if stage in DENOISING:
+            built.latents = built.latents.to(meta)
+    losses = built.loss(next(built.sampler), 0.0)
+    losses["loss"].backward()
+    assert {loss.device for loss in losses.values()} == {meta}
+    assert {p.grad.device for p in built.trainable.parameters() if p.grad is not None} == {meta}
