@@ -4,7 +4,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from .networks import (
     ViewConsistency,
     ViewControlNet,
 )
+from .release import Recognised, kind_by_keys, recognise
+from .strangers import CONTROLNET, describe_stranger
 
 FORMAT = "diffportrait3d"
 FORMAT_VERSION = 1
@@ -148,24 +151,30 @@ def network_files(path: str | os.PathLike) -> list[Path]:
     return files
 
 
+def read_kind(path: str | os.PathLike) -> str | None:
+    """The kind of network in a file by its metadata or, without these, a few of its keys; None for other files.
+
+    Raises:
+        CheckpointError: missing or damaged file.
+    """
+    with _opened(network_files(path)[0]) as handle:
+        raw = handle.metadata() or {}
+        if _is_own(raw):
+            return json.loads(raw["network"])
+        return kind_by_keys(set(handle.keys()))
+
+
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """The metadata of a network file, decoded.
+    """The metadata of a network file, decoded; of a network cut out of the release by other means, the release's.
 
     Raises:
         CheckpointError: missing, damaged or foreign file.
     """
     file = network_files(path)[0]
-    try:
-        with safe_open(file, "pt") as handle:
-            raw = handle.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        message = f"{file} is not a readable safetensors file ({error}); download or convert it again."
-        raise CheckpointError(message) from error
-    if raw.get("format") != json.dumps(FORMAT):  # other programs' "format" is no JSON
-        raise CheckpointError(
-            f"{file} was not written by DiffPortrait3D (its metadata lacks format={FORMAT}); "
-            "train one with training/ or convert the authors' checkpoint."
-        )
+    with _opened(file) as handle:
+        raw = handle.metadata() or {}
+        if not _is_own(raw):
+            return _recognised(handle, file).metadata
     metadata = {k: json.loads(v) for k, v in raw.items()}
     if metadata["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
@@ -175,15 +184,56 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    """All tensors of a network file, its shards joined, in the stored dtype."""
+    """All tensors of a network file under their names in the network, its shards joined, in the stored dtype."""
     tensors: dict[str, Tensor] = {}
     for file in network_files(path):
-        try:
-            with safe_open(file, "pt") as handle:
-                tensors |= {name: handle.get_tensor(name) for name in handle.keys()}
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged ({error}); download or convert it again.") from error
+        with _opened(file) as handle:
+            own = _is_own(handle.metadata() or {})
+            keys = {name: name for name in handle.keys()} if own else _recognised(handle, file).keys
+            tensors |= {name: handle.get_tensor(stored) for name, stored in keys.items()}
     return tensors
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[safe_open]:
+    """The file, open for reading; errors of the library become ones that name it."""
+    try:
+        with safe_open(file, "pt") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        message = f"{file} is not a readable safetensors file ({error}); download or convert it again."
+        raise CheckpointError(message) from error
+
+
+def _is_own(raw: Mapping[str, str]) -> bool:
+    return raw.get("format") == json.dumps(FORMAT)  # other programs' "format" is no JSON
+
+
+def _recognised(handle: safe_open, file: Path) -> Recognised:
+    """What a file without our metadata holds, if it is a network of the release.
+
+    Raises:
+        CheckpointError: anything else, named if it is well known.
+    """
+    shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}
+    try:
+        found = recognise(shapes)
+    except ValueError as error:
+        raise CheckpointError(f"{file} {error}.") from error
+    if found is None:
+        raise CheckpointError(f"{file} was not written by DiffPortrait3D{_way_out(shapes)}")
+    return found
+
+
+def _way_out(names: Iterable[str]) -> str:
+    stranger = describe_stranger(names)
+    if stranger == CONTROLNET:
+        return (
+            ": it has the keys of an ordinary ControlNet; if it is a view ControlNet all the same, load it with the "
+            "host's Load ControlNet Model, which View ControlNet takes, too."
+        )
+    said = f": it is {stranger}" if stranger else f" (its metadata lacks format={FORMAT})"
+    return f"{said}; train a network with training/ or convert the authors' checkpoint."
 
 
 def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn.Module, dict[str, Any]]:

@@ -3,8 +3,9 @@
     python -m tools.full_size_rehearsal WORK_FOLDER [--dtype fp16] [--stage build]
 
 Builds a pickle with all 2937 keys of the release (2871 M deterministic values; 11.5 GB in fp32, 5.7 GB in fp16),
-converts it, loads the results into the real ComfyUI for one guided step of 8 views at 64 pixels, and compares single
-passes of ComfyUI with the core's. Every stage is a process of its own; its time and peak memory are printed.
+converts it, loads the results into the real ComfyUI for one guided step of 8 views at 64 pixels, and compares ComfyUI's
+single passes and the ControlNet's residuals with the core's. Every stage is a process of its own; its time and peak
+memory (mapped files included) are printed, and the two limits that the converter and the step have to keep are checked.
 `--model-channels 64 --context-dim 96` rehearses the rehearsal.
 """
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tqdm import tqdm
 from diffportrait3d.checkpoints import load_network, save_network
 from diffportrait3d.conversion.layout import (
     CONTROL,
+    METHOD_GROUPS,
     SCHEDULE,
     SD15_AUTOENCODER,
     UNET,
@@ -48,6 +50,8 @@ PASSES = ("eps_full", "eps_uncond")
 HOST_PASSES = "host_passes.safetensors"
 METHOD_NETWORKS = ("reference_encoder", "view_controlnet", "view_consistency")
 TOLERANCE = 5e-5
+CONVERSION_LIMIT = 1.3  # of the largest network
+MEMORY_LIMIT = 20e9  # bytes, of a full-size step in ComfyUI
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 REMAP_BYTES = 2**30
 NARROW_AUTOENCODER = replace(SD15_AUTOENCODER, ch=32, num_res_blocks=1)
@@ -154,30 +158,32 @@ def random_inputs(config: UNetConfig) -> dict[str, Tensor]:
 
 
 def host_passes(folder: Path, config: UNetConfig) -> None:
-    """Stores what ComfyUI gives for `random_inputs` with the converted files: eps_full and eps_uncond."""
+    """Stores what ComfyUI gives for `random_inputs` with the converted files: both passes and all residuals.
+
+    At full size the base model and the ControlNet come from the host's own loaders; the hint is what View ControlNet
+    makes of pictures.
+    """
     from evaluation.host_golden import SINGLE_PASSES, HostPath
 
     host, pack = boot_with_files(folder, config)
-    registered = host.nodes.NODE_CLASS_MAPPINGS
-    loading, converted = pack.patches.loading, folder / "converted"
-
-    class ConvertedFiles(HostPath):
-        def __init__(self):
-            self.comfy, self.patches = host.comfy, pack.patches
-            if is_full_size(config):
-                self.model = registered["CheckpointLoaderSimple"]().load_checkpoint(BASE_FILE)[0]
-                self.control_net = registered["ControlNetLoader"]().load_controlnet(CONTROL.file_name)[0]
-            else:
-                models = Path(host.folder_paths.models_dir)
-                self.model = loading.load_model(models / "diffportrait3d" / NARROW_BASE / "unet.safetensors")
-                self.control_net = pack.patches.view_controlnet.load_view_controlnet(converted / CONTROL.file_name)
-            self.encoder = loading.load_reference_encoder(converted / "reference_encoder.safetensors")
-            self.views = loading.load_view_consistency(converted / "view_consistency.safetensors")
-
-    path, inputs = ConvertedFiles(), random_inputs(config)
+    registered, converted = host.nodes.NODE_CLASS_MAPPINGS, folder / "converted"
+    if is_full_size(config):
+        model = registered["CheckpointLoaderSimple"]().load_checkpoint(BASE_FILE)[0]
+        control_net = registered["ControlNetLoader"]().load_controlnet(CONTROL.file_name)[0]
+        control_net = pack.patches.view_controlnet.as_view_controlnet(control_net)
+    else:
+        narrow = Path(host.folder_paths.models_dir) / "diffportrait3d" / NARROW_BASE
+        model = pack.patches.loading.load_model(narrow / "unet.safetensors")
+        control_net = pack.patches.view_controlnet.load_view_controlnet(converted / CONTROL.file_name)
+    path, inputs = HostPath.of_files(pack, host.comfy, converted, model, control_net), random_inputs(config)
     with torch.inference_mode():
-        passes = {name: path.predict(inputs, *SINGLE_PASSES[name]).clone() for name in PASSES}
-    save_file(passes, folder / HOST_PASSES)
+        results = {name: path.predict(inputs, *SINGLE_PASSES[name]).clone() for name in PASSES}
+        results |= _numbered(path.residuals(inputs))
+    save_file(results, folder / HOST_PASSES)
+
+
+def _numbered(residuals: list[Tensor]) -> dict[str, Tensor]:
+    return {f"residual.{index:02d}": residual.contiguous() for index, residual in enumerate(residuals)}
 
 
 def core_passes(folder: Path, config: UNetConfig) -> None:
@@ -199,12 +205,14 @@ def core_passes(folder: Path, config: UNetConfig) -> None:
         bank = denoiser.bank(inputs["ref_latent"], t, context)
         full = denoiser.conditional(x, t, context, bank, inputs["hint"], VIEWS)
         expected = {"eps_full": full, "eps_uncond": denoiser.unconditional(x, t, context, VIEWS)}
+        expected |= _numbered(denoiser.view_controlnet(x, inputs["hint"], t, context))
     found = load_file(folder / HOST_PASSES)
-    for name, value in expected.items():
-        difference = float((found[name] - value).abs().max())
-        print(f"{name}: ComfyUI against the core, largest difference {difference:.2e} (std {float(value.std()):.3f})")
-        if not difference <= TOLERANCE:
-            raise SystemExit(f"{name} differs by more than {TOLERANCE}.")
+    differences = {name: float((found[name] - value).abs().max()) for name, value in expected.items()}
+    print("ComfyUI against the core, largest differences:")
+    for name, difference in differences.items():
+        print(f"  {name:12} {difference:.2e} (std {float(expected[name].std()):.3f})")
+    if not all(difference <= TOLERANCE for difference in differences.values()):
+        raise SystemExit(f"There are differences above {TOLERANCE}.")
 
 
 def link(source: Path, target: Path) -> None:
@@ -274,8 +282,8 @@ def node(class_type: str, /, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def run(*command: str) -> None:
-    """Runs a process to its end and prints its time and peak memory.
+def run(stage: str, *command: str) -> int:
+    """Runs a process to its end, prints its time and peak memory, and gives the latter in bytes.
 
     Raises:
         SystemExit: it failed.
@@ -285,9 +293,26 @@ def run(*command: str) -> None:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(f"{command[0]}: {time.monotonic() - start:.0f} s, peak memory {peak / 1e9:.2f} GB (10^9 bytes)", flush=True)
+    print(f"[{stage}] {time.monotonic() - start:.0f} s, peak memory {peak / 1e9:.2f} GB\n", flush=True)
     if process.returncode:
-        raise SystemExit(f"{command[0]} failed with status {process.returncode}.")
+        raise SystemExit(f"{stage} failed with status {process.returncode}.")
+    return peak
+
+
+def check_conversion(peak: int, config: UNetConfig, dtype: torch.dtype) -> None:
+    """Prints the converter's peak memory as a multiple of the largest network; SystemExit above CONVERSION_LIMIT."""
+    groups = release_shapes(config, SD15_AUTOENCODER, TextEncoderSizes())
+    values = [sum(map(math.prod, groups[group].values())) for group in (*METHOD_GROUPS, UNET)]
+    largest = max(values) * dtype.itemsize
+    print(f"The largest network takes {largest / 1e9:.2f} GB; the converter's peak is {peak / largest:.2f} of it.\n")
+    if is_full_size(config) and peak > CONVERSION_LIMIT * largest:
+        raise SystemExit(f"The converter may take {CONVERSION_LIMIT} of the largest network.")
+
+
+def check_step(peak: int, config: UNetConfig) -> None:
+    """SystemExit if a full-size step in ComfyUI took more than MEMORY_LIMIT."""
+    if is_full_size(config) and peak > MEMORY_LIMIT:
+        raise SystemExit(f"The step may take {MEMORY_LIMIT / 1e9:.0f} GB.")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -315,9 +340,12 @@ def main() -> int:
     given.folder.mkdir(parents=True, exist_ok=True)
     for stage in [given.stage] if given.stage else STAGES:
         if stage == "convert":
-            run("diffportrait3d.convert", str(checkpoint), "--out", str(given.folder / "converted"), "--verify")
+            command = ["diffportrait3d.convert", str(checkpoint), "--out", str(given.folder / "converted"), "--verify"]
+            check_conversion(run(stage, *command), config, DTYPES[given.dtype])
         elif stage != "build" or given.stage or not checkpoint.exists():
-            run("tools.full_size_rehearsal", *sys.argv[1:], "--stage", stage, "--in-process")
+            peak = run(stage, "tools.full_size_rehearsal", *sys.argv[1:], "--stage", stage, "--in-process")
+            if stage == "host":
+                check_step(peak, config)
     return 0
 
 

@@ -22,7 +22,8 @@ from ..networks import (
     ViewControlNet,
 )
 from ..networks.view_controlnet import build_hint_block
-from .strangers import describe_stranger
+from ..release import DEAD_KEYS, PREFIXES, VIEW_MODULES
+from ..strangers import describe_stranger
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -44,16 +45,14 @@ KNOWN_SURPLUS = {
 
 @dataclass(frozen=True)
 class Group:
-    """One network of the checkpoint.
+    """One network of the checkpoint; in a file of its own its keys lose the prefix.
 
-    strip: what is taken off a key to get its name in the group's own file.
     kind: network kind of `checkpoints`, None for what stays in an ordinary SD1.5 checkpoint.
     required: the method's own networks have to be there; the rest may be absent as a whole.
     """
 
     title: str
     prefix: str
-    strip: str = ""
     kind: str | None = None
     required: bool = True
 
@@ -73,11 +72,10 @@ class TextEncoderSizes:
     layers: int = 12
 
 
-VIEW_CONSISTENCY_PART = "motion_module."
 UNET = Group("base UNet", "model.diffusion_model.", required=False)
-VIEWS = Group("view consistency", UNET.prefix, UNET.prefix, "view_consistency")
-REFERENCE = Group("reference encoder", "control_model.", "control_model.", "reference_encoder")
-CONTROL = Group("view ControlNet", "pose_control_model.", "pose_control_model.", "view_controlnet")
+VIEWS = Group("view consistency", PREFIXES["view_consistency"], "view_consistency")
+REFERENCE = Group("reference encoder", PREFIXES["reference_encoder"], "reference_encoder")
+CONTROL = Group("view ControlNet", PREFIXES["view_controlnet"], "view_controlnet")
 VAE = Group("autoencoder", "first_stage_model.", required=False)
 TEXT = Group("text encoder", "cond_stage_model.transformer.text_model.", required=False)
 SCHEDULE = Group("schedule buffers", "", required=False)
@@ -161,7 +159,7 @@ def _raise_not_the_release(shapes: Shapes, found: Mapping[Group, list[str]], pat
 
 
 def _key_pattern(group: Group) -> str:
-    return f"{group.prefix}*{VIEW_CONSISTENCY_PART}*" if group is VIEWS else f"{group.prefix}*"
+    return f"{group.prefix}*{VIEW_MODULES}*" if group is VIEWS else f"{group.prefix}*"
 
 
 def _belongs(names: Iterable[str], group: Group) -> list[str]:
@@ -170,7 +168,7 @@ def _belongs(names: Iterable[str], group: Group) -> list[str]:
         return []
     chosen = [n for n in names if n.startswith(group.prefix)]
     if group in (UNET, VIEWS):
-        chosen = [n for n in chosen if (VIEW_CONSISTENCY_PART in n) == (group is VIEWS)]
+        chosen = [n for n in chosen if (VIEW_MODULES in n) == (group is VIEWS)]
     return chosen
 
 
@@ -224,7 +222,7 @@ def release_shapes(
 
 
 def _dead_prefix() -> str:
-    return REFERENCE.prefix + "input_hint_block."  # built by the authors' class, never called
+    return REFERENCE.prefix + DEAD_KEYS
 
 
 def _named_shapes(prefix: str, module: torch.nn.Module) -> dict[str, Shape]:

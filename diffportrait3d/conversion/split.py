@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +13,12 @@ from tqdm import tqdm
 
 from ..checkpoints import CheckpointError, network_metadata
 from ..diffusion import Schedule
+from ..release import CONVENTIONS
+from ..strangers import describe_stranger
 from .layout import (
     BASE_GROUPS,
-    CONTROL,
     FLOATING,
     METHOD_GROUPS,
-    REFERENCE,
     SCHEDULE,
     UNET,
     VIEWS,
@@ -28,7 +27,6 @@ from .layout import (
     inspect,
 )
 from .reader import SafetensorsSource, Source, open_source
-from .strangers import describe_stranger
 from .writer import TensorInfo, file_size, write_safetensors
 
 BASE_FILE = "base_checkpoint.safetensors"
@@ -36,12 +34,6 @@ BASE_FILE = "base_checkpoint.safetensors"
 CONVERTER_VERSION = 1
 # Coarsest last: of two dtypes a comparison is made in the coarser one.
 PRECISION = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# The conventions of the release that no shape shows.
-CONVENTIONS: dict[Group, dict[str, Any]] = {
-    REFERENCE: {"reference_timestep": "current"},
-    CONTROL: {"hint_range": [-1, 1]},
-    VIEWS: {"middle_view_attention": "unconditional", "trained_views": 8},
-}
 
 
 @dataclass(frozen=True)
@@ -215,10 +207,10 @@ def _outputs(
     config = inspection.config.to_dict()
     outputs = []
     for group in METHOD_GROUPS:
-        facts = CONVENTIONS[group] | origin
+        facts = CONVENTIONS[group.kind] | origin
         if group is VIEWS:
             facts["middle_view_attention_is_zero"] = middle_is_zero
-        keys = {name.removeprefix(group.strip): name for name in inspection.parts[group].written}
+        keys = {name.removeprefix(group.prefix): name for name in inspection.parts[group].written}
         metadata = network_metadata(group.kind, config, facts)
         outputs.append(Output(options.out / group.file_name, keys, metadata))
     if not _base_is_known(inspection, comparisons):
