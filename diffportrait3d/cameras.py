@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import files_with, natural_key, write_atomically
+
 RADIUS = 2.7
 FOCAL = 4.2647
 PIVOT = (0.0, 0.0, 0.2)
 LABEL_SIZE = 25
 TRAJECTORIES = ("arc", "orbit", "figure_eight", "spiral")
+CENTRES = ("pivot", "eg3d")  # what a path circles: see `look_at_camera`
 FILE_FORMAT = "diffportrait3d-cameras"
+LABEL_SUFFIXES = (".json", ".npy", ".txt")
 
 
 class CameraAngles(NamedTuple):
@@ -65,6 +68,25 @@ def eg3d_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) -
     centre = radius[..., None] * _direction(yaw, pitch)
     forward = torch.nn.functional.normalize(torch.tensor(pivot, dtype=torch.float64) - centre, dim=-1)
     return join_label(_pose(forward, centre, roll), _intrinsics(focal)).float()
+
+
+def look_at_camera(around: str, yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) -> Tensor:
+    """`orbit_camera` for around "pivot", `eg3d_camera` for "eg3d"."""
+    if around not in CENTRES:
+        raise ValueError(f"cameras circle around {' or '.join(CENTRES)}, not {around!r}")
+    return (orbit_camera if around == "pivot" else eg3d_camera)(yaw, pitch, roll, radius, focal, pivot)
+
+
+def focal_from_fov(fov: float | Tensor) -> float | Tensor:
+    """Focal length in image sizes from the field of view in degrees."""
+    half = torch.deg2rad(torch.as_tensor(fov, dtype=torch.float64)) / 2
+    focal = 0.5 / torch.tan(half)
+    return focal if isinstance(fov, Tensor) else focal.item()
+
+
+def fov_from_focal(focal: float) -> float:
+    """Field of view in degrees from the focal length in image sizes."""
+    return math.degrees(2 * math.atan(0.5 / focal))
 
 
 def split_label(label: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,45 +131,52 @@ def camera_angles(label: Tensor) -> CameraAngles:
     return CameraAngles(*(torch.rad2deg(angle).float() for angle in (yaw, pitch, roll)))
 
 
-def validate_labels(labels: Tensor, source: str = "camera labels") -> Tensor:
+def validate_labels(labels: Tensor, source: str = "camera labels", names: list[str] | None = None) -> Tensor:
     """Return the labels as float32 [V, 25], or raise ValueError saying which one is wrong and how. `source`
-    names them."""
+    names them all, `names` every single one."""
     labels = torch.as_tensor(labels, dtype=torch.float32)
     labels = labels[None] if labels.ndim == 1 else labels
-    if labels.ndim != 2 or labels.shape[1] != LABEL_SIZE:
+    if labels.ndim != 2 or labels.shape[1] != LABEL_SIZE or len(labels) == 0:
         raise ValueError(f"{source}: expected [V, {LABEL_SIZE}] numbers, got {tuple(labels.shape)}")
     pose, intrinsics = split_label(labels)
-    turn = pose[:, :3, :3]
+    turn, finite = pose[:, :3, :3], torch.isfinite(labels)
     bottom = torch.tensor([0.0, 0.0, 0.0, 1.0])
-    problems = (
-        (~torch.isfinite(labels).all(1), "contains NaN or infinity"),
-        (
-            ((turn.mT @ turn - torch.eye(3)).abs().amax((1, 2)) > 1e-3),
-            "has a rotation that is not orthonormal",
-        ),
-        (torch.linalg.det(turn.nan_to_num()) < 0, "has a mirrored rotation (determinant -1); flip one axis"),
-        (((pose[:, 3] - bottom).abs().amax(1) > 1e-4), "has a last pose row other than 0 0 0 1"),
-        (intrinsics[:, [0, 1], [0, 1]].amin(1) <= 0, "has a focal length that is not positive"),
-        (
-            intrinsics[:, :2].abs().amax((1, 2)) > 50,
-            "has intrinsics in pixels; divide them by the image size",
-        ),
+    skew = (turn.mT @ turn - torch.eye(3)).abs().amax((1, 2))
+    handedness = torch.linalg.det(turn.nan_to_num())
+    last_row = (pose[:, 3] - bottom).abs().amax(1)
+    focal = intrinsics[:, [0, 1], [0, 1]].amin(1)
+    largest = intrinsics[:, :2].abs().amax((1, 2))
+    problems = (  # wrong [V], what, the number to show [V]
+        (~finite.all(1), "contains NaN or infinity (first in place {:.0f} of 25)", finite.int().argmin(1) + 1),
+        (skew > 1e-3, "has a rotation that is not orthonormal (off by {:.3g})", skew),
+        (handedness < 0, "has a mirrored rotation (determinant {:.3g}); flip one axis", handedness),
+        (last_row > 1e-4, "has a last pose row other than 0 0 0 1 (off by {:.3g})", last_row),
+        (focal <= 0, "has a focal length that is not positive ({:.3g})", focal),
+        (largest > 50, "has intrinsics in pixels ({:.5g}); divide them by the image size", largest),
     )
-    for wrong, what in problems:
+    for wrong, what, numbers in problems:
         if wrong.any():
-            raise ValueError(f"{source}: view {int(wrong.nonzero()[0])} {what}")
+            view = int(wrong.nonzero()[0])
+            name = f"view {view}" if names is None else f"view {view} ({names[view]})"
+            raise ValueError(f"{source}: {name} {what.format(float(numbers[view]))}")
     return labels
 
 
 def trajectory(
-    kind: str, views: int, yaw=(-45.0, 45.0), pitch=(-10.0, 10.0), turns: float = 2.0, **camera
+    kind: str,
+    views: int,
+    yaw=(-45.0, 45.0),
+    pitch=(-10.0, 10.0),
+    turns: float = 2.0,
+    around: str = "pivot",
+    **camera,
 ) -> Tensor:
     """A camera path [views, 25] inside the given yaw and pitch ranges (degrees).
 
     "arc": yaw from first to last value at the middle pitch. "orbit": one closed loop, yaw as sine and pitch
     as cosine, the way EG3D's videos move. "figure_eight": a closed lying eight. "spiral": from the middle
     outwards in `turns` turns.
-    camera: roll, radius, focal, pivot as in `orbit_camera`.
+    around: "pivot" or "eg3d", see `look_at_camera`; camera: roll, radius, focal, pivot as in `orbit_camera`.
     """
     if kind not in TRAJECTORIES:
         raise ValueError(f"unknown trajectory {kind!r}; choose one of {', '.join(TRAJECTORIES)}")
@@ -166,7 +195,7 @@ def trajectory(
         phase = 2 * math.pi * step / views
         across = torch.sin(phase)
         up = torch.cos(phase) if kind == "orbit" else torch.sin(2 * phase)
-    return orbit_camera(_span(yaw, across), _span(pitch, up), **camera)
+    return look_at_camera(around, _span(yaw, across), _span(pitch, up), **camera)
 
 
 def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) -> Tensor:
@@ -184,16 +213,21 @@ def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) ->
     return torch.stack([x, y, camera[:, 2]], dim=1)
 
 
-def write_labels(path: str | os.PathLike, labels: Tensor) -> None:
+def write_labels(path: str | os.PathLike, labels: Tensor, names: list[str] | None = None) -> None:
     """Write [V, 25] labels to `.npy` (the array) or `.json`:
-    {"format": "diffportrait3d-cameras", "version": 1, "labels": [[25 numbers], ...]}."""
+    {"format": "diffportrait3d-cameras", "version": 1, "labels": [[25 numbers], ...]}, or, with the pictures'
+    `names`, the form of EG3D's `dataset.json`, {"labels": [[name, [25 numbers]], ...]}."""
     path = Path(path)
     labels = validate_labels(labels)
     if path.suffix == ".npy":
-        _write_atomic(path, lambda file: np.save(file, labels.numpy()))
+        write_atomically(path, lambda file: np.save(file, labels.numpy()))
     elif path.suffix == ".json":
-        text = json.dumps({"format": FILE_FORMAT, "version": 1, "labels": labels.tolist()}, indent=1)
-        _write_atomic(path, lambda file: file.write(text.encode()))
+        rows = labels.tolist()
+        if names is None:
+            content = {"format": FILE_FORMAT, "version": 1, "labels": rows}
+        else:
+            content = {"labels": [[name, row] for name, row in zip(names, rows, strict=True)]}
+        write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
     else:
         raise ValueError(
             f"{path}: camera labels are written as .json or .npy, not {path.suffix or 'without a suffix'}"
@@ -201,25 +235,81 @@ def write_labels(path: str | os.PathLike, labels: Tensor) -> None:
 
 
 def read_labels(path: str | os.PathLike) -> Tensor:
-    """Read [V, 25] labels from `.npy`, from `.json` as `write_labels` writes it, or from EG3D's
-    `dataset.json` ({"labels": [["name.png", [25 numbers]], ...]}). Raises ValueError naming the file when
-    anything is wrong."""
+    """Read [V, 25] labels, V in the order of the file, or in natural order of the names where views have names.
+
+    path: `.npy`; `.json` as `write_labels` writes it, as a plain list, or as EG3D's `dataset.json`; `.txt` with
+    25 numbers per line; or a folder with one such file per view.
+
+    Raises:
+        ValueError: naming the file, the view and the wrong value.
+    """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path}: no such camera file")
+    if path.is_dir():
+        return _read_label_folder(path)
     try:
-        if path.suffix == ".npy":
-            rows = np.load(path, allow_pickle=False)
-        elif path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
-            rows = content["labels"] if isinstance(content, dict) else content
-            rows = [row[1] if len(row) == 2 else row for row in rows]
-        else:
-            raise ValueError(f"unknown suffix {path.suffix!r}; use .json or .npy")
-        labels = torch.as_tensor(np.asarray(rows, dtype=np.float32))
-    except (KeyError, TypeError, ValueError, OSError) as error:
+        rows, names = _READERS[path.suffix.lower()](path)
+        labels = _label_table(rows, names)
+    except KeyError:
+        raise ValueError(f"{path}: unknown suffix {path.suffix!r}; use {', '.join(LABEL_SUFFIXES)}") from None
+    except (TypeError, ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot read camera labels: {error}") from error
-    return validate_labels(labels, str(path))
+    return validate_labels(labels, str(path), names)
+
+
+def _read_label_folder(folder: Path) -> Tensor:
+    files = files_with(folder, LABEL_SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder}: no camera files ({', '.join(LABEL_SUFFIXES)}) in this folder")
+    views = [read_labels(file) for file in files]
+    for file, labels in zip(files, views, strict=True):
+        if len(labels) != 1:
+            raise ValueError(f"{file}: expected one camera per file in a folder, got {len(labels)}")
+    return torch.cat(views)
+
+
+def _read_json(path: Path) -> tuple[list, list[str] | None]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content, dict):
+        if not content.get("labels"):
+            raise ValueError("there are no 'labels' in it")
+        content = content["labels"]
+    if not isinstance(content, list) or not content:
+        raise ValueError("expected a list of labels")
+    if not isinstance(content[0], list):
+        return [content], None  # one label
+    if len(content[0]) == 2 and isinstance(content[0][0], str):
+        content = sorted(content, key=lambda entry: natural_key(entry[0]))
+        return [row for _, row in content], [name for name, _ in content]
+    return content, None
+
+
+def _read_npy(path: Path) -> tuple[list, None]:
+    return np.atleast_2d(np.load(path, allow_pickle=False)).tolist(), None
+
+
+def _read_txt(path: Path) -> tuple[list, None]:
+    lines = (line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines())
+    return [words for words in lines if words], None
+
+
+_READERS = {".json": _read_json, ".npy": _read_npy, ".txt": _read_txt}
+
+
+def _label_table(rows: list, names: list[str] | None) -> Tensor:
+    """[V, 25] from nested lists of whatever a file held."""
+    for view, row in enumerate(rows):
+        name = f"view {view}" if names is None else f"view {view} ({names[view]})"
+        if not isinstance(row, list) or len(row) != LABEL_SIZE:
+            count = f"{len(row)} numbers" if isinstance(row, list) else repr(row)
+            raise ValueError(f"{name} has {count} where a label has {LABEL_SIZE}")
+        for place, value in enumerate(row, start=1):
+            try:
+                float(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} has {value!r} in place {place}, which is not a number") from None
+    return torch.tensor([[float(value) for value in row] for row in rows])
 
 
 def _broadcast(*values) -> list[Tensor]:
@@ -265,15 +355,3 @@ def _intrinsics(focal: Tensor) -> Tensor:
 def _span(limits, amount: Tensor) -> Tensor:
     low, high = (limits, limits) if isinstance(limits, (int, float)) else limits
     return (low + high) / 2 + (high - low) / 2 * amount
-
-
-def _write_atomic(path: Path, write) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

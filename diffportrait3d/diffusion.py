@@ -28,8 +28,8 @@ class Schedule:
 
     def q_sample(self, x0: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
         """Diffuses clean latents [N, C, h, w] to timestep t (a number or [N]) in one shot."""
-        t = torch.as_tensor(t).expand(x0.shape[0]).cpu()
-        abar = self.alphas_cumprod[t].to(x0)[:, None, None, None]  # [N, 1, 1, 1]
+        t = torch.as_tensor(t, device=x0.device).expand(x0.shape[0])
+        abar = self.alphas_cumprod.to(x0.device)[t].to(x0)[:, None, None, None]  # [N, 1, 1, 1]
         return abar.sqrt() * x0 + (1 - abar).sqrt() * noise
 
     def ddim_timesteps(self, steps: int) -> list[int]:

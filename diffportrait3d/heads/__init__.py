@@ -25,12 +25,14 @@ __all__ = [
 ]
 
 
-def portrait_scene(seed: int, provider: str | IctHeads = "analytic") -> Scene:
+def portrait_scene(
+    seed: int, provider: str | IctHeads = "analytic", device: torch.device | str = "cpu"
+) -> Scene:
     """The person that `seed` stands for: shape, expression, hair, clothes, light and background, the same on
     every call.
 
     provider: "analytic" (formulas only, needs no files) or an `IctHeads`. The same seed gives different
-    people for different providers.
+    people for different providers. The scene lies on `device` and is rendered there.
     """
     if provider == "analytic":
         provider = AnalyticHeads()
@@ -41,7 +43,7 @@ def portrait_scene(seed: int, provider: str | IctHeads = "analytic") -> Scene:
     mesh = provider.head(generator)
     surfaces = dress(mesh, paint_head(mesh, look, generator), look, generator)
     surfaces += [eyeballs(mesh, look), *hair_surfaces(mesh, look, generator)]
-    return build_scene(surfaces, look.light, look.background)
+    return build_scene(surfaces, look.light, look.background, device)
 
 
 def render_condition_images(

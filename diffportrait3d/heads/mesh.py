@@ -7,6 +7,7 @@ crops place a face.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -125,6 +126,12 @@ class Noise:
         self.weight = torch.tensor([gain**k for k in range(octaves)]).repeat_interleave(waves) / math.sqrt(
             waves
         )
+
+    def to(self, device: torch.device | str) -> Noise:
+        """A copy on another device."""
+        moved = copy.copy(self)
+        moved.wave, moved.phase, moved.weight = (v.to(device) for v in (self.wave, self.phase, self.weight))
+        return moved
 
     def __call__(self, points: Tensor) -> Tensor:
         return torch.sin(points @ self.wave.T + self.phase) @ self.weight

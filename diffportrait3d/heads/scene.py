@@ -42,6 +42,9 @@ class Light:
     sky: Tensor
     ground: Tensor
 
+    def to(self, device: torch.device | str) -> Light:
+        return Light(*(value.to(device) for value in (self.direction, self.key, self.sky, self.ground)))
+
 
 @dataclass
 class Background:
@@ -50,6 +53,9 @@ class Background:
     colours: Tensor  # [3, 3]
     noise: Noise
     contrast: float
+
+    def to(self, device: torch.device | str) -> Background:
+        return Background(self.colours.to(device), self.noise.to(device), self.contrast)
 
     def __call__(self, directions: Tensor) -> Tensor:
         """Linear colour [N, 3] seen along unit directions [N, 3]."""
@@ -74,22 +80,26 @@ class Scene:
     background: Background
 
 
-def build_scene(surfaces: list[Surface], light: Light, background: Background) -> Scene:
-    """Join coloured surfaces (head frame), place them in the EG3D world and bake the diffuse light."""
+def build_scene(
+    surfaces: list[Surface], light: Light, background: Background, device: torch.device | str = "cpu"
+) -> Scene:
+    """Join coloured surfaces (head frame), place them in the EG3D world and bake the diffuse light on `device`.
+
+    Normals are summed before the move: the order in which a GPU adds is not repeatable.
+    """
     offset, triangles, two_sided, normals = 0, [], [], []
     for surface in surfaces:
         triangles.append(surface.triangles + offset)
         two_sided.append(torch.full((len(surface.triangles),), surface.two_sided))
         normals.append(vertex_normals(surface.vertices, surface.triangles))
         offset += len(surface.vertices)
-    vertices = to_world(torch.cat([s.vertices for s in surfaces]))
-    triangles, normals = torch.cat(triangles), torch.cat(normals)
-    albedo = torch.cat([s.albedo for s in surfaces]).clamp(0, 1) ** GAMMA
+    vertices = to_world(torch.cat([s.vertices for s in surfaces])).to(device)
+    triangles, normals, two_sided = (torch.cat(parts).to(device) for parts in (triangles, normals, two_sided))
+    albedo = torch.cat([s.albedo for s in surfaces]).to(device).clamp(0, 1) ** GAMMA
+    light, background = light.to(device), background.to(device)
     irradiance = bake_light(vertices, normals, triangles, light)
-    specular = torch.cat([s.specular for s in surfaces]) * (irradiance.mean(1) / 0.8).clamp(max=1)
-    return Scene(
-        vertices, normals, albedo * irradiance, specular, triangles, torch.cat(two_sided), light, background
-    )
+    specular = torch.cat([s.specular for s in surfaces]).to(device) * (irradiance.mean(1) / 0.8).clamp(max=1)
+    return Scene(vertices, normals, albedo * irradiance, specular, triangles, two_sided, light, background)
 
 
 def bake_light(
@@ -97,7 +107,7 @@ def bake_light(
 ) -> Tensor:
     """Diffuse irradiance [V, 3]: the sky over `directions` directions and the key light, both with
     visibility."""
-    sky = fibonacci_sphere(directions)
+    sky = fibonacci_sphere(directions).to(vertices)
     corners = vertices[triangles]
     long = (corners - corners.roll(1, 1)).square().sum(-1).amax(
         1
@@ -110,7 +120,7 @@ def bake_light(
         # a quarter of the sky reaches even hidden places: light bounced between surfaces
         lit = facing * (0.25 + 0.75 * _visibility(occluders, vertices, normals, way, grid=72))
         total += lit[:, None] * (light.sky * up + light.ground * (1 - up)) * (4.0 / directions)
-    key = torch.zeros(len(vertices))
+    key = vertices.new_zeros(len(vertices))
     for way in _around(light.direction, spread=0.16):
         key += _visibility(occluders, vertices, normals, way, grid=110) / 5
     wrapped = ((normals @ light.direction + 0.2) / 1.2).clamp(min=0)
@@ -125,7 +135,11 @@ def render(scene: Scene, label: Tensor, resolution: int, supersample: int = 2) -
     labels = validate_labels(label)
     if len(labels) != 1:
         raise ValueError(f"render takes one label [25], got {tuple(label.shape)}; use render_views")
-    label, side = labels[0], resolution * supersample
+    return _draw(scene, labels[0], resolution, supersample)
+
+
+def _draw(scene: Scene, label: Tensor, resolution: int, supersample: int) -> View:
+    side = resolution * supersample
     points = project(scene.vertices, label, side)
     fragments = rasterise(points, scene.triangles, side, side, scene.two_sided)
     hit = torch.nonzero(fragments.triangle.flatten() >= 0).squeeze(1)  # [N]
@@ -133,7 +147,8 @@ def render(scene: Scene, label: Tensor, resolution: int, supersample: int = 2) -
     colour = interpolate(attributes, scene.triangles, fragments)  # [N, 7]
     view = -_rays(label, torch.stack([hit % side, torch.div(hit, side, rounding_mode="floor")], 1), side)
     shaded = colour[:, :3] + _highlight(scene, colour[:, 3:6], colour[:, 6], view)
-    row, column = torch.meshgrid(torch.arange(resolution), torch.arange(resolution), indexing="ij")
+    steps = torch.arange(resolution, device=hit.device)
+    row, column = torch.meshgrid(steps, steps, indexing="ij")
     rays = _rays(label, torch.stack([column, row], -1).reshape(-1, 2), resolution)
     image = _tone(scene.background(rays)).view(resolution, resolution, 3)
     image = image.repeat_interleave(supersample, 0).repeat_interleave(supersample, 1)
@@ -145,13 +160,13 @@ def render(scene: Scene, label: Tensor, resolution: int, supersample: int = 2) -
 
 def render_views(scene: Scene, labels: Tensor, resolution: int, supersample: int = 2) -> View:
     """The scene from V camera labels [V, 25]: image [V, 3, H, W], depth [V, H, W], mask [V, H, W]."""
-    views = [render(scene, label, resolution, supersample) for label in validate_labels(labels)]
+    views = [_draw(scene, label, resolution, supersample) for label in validate_labels(labels)]
     return View(*(torch.stack(field) for field in zip(*views, strict=True)))
 
 
 def fibonacci_sphere(count: int) -> Tensor:
     """`count` nearly even unit directions [count, 3]."""
-    k = torch.arange(count) + 0.5
+    k = torch.arange(count, device="cpu") + 0.5
     y = 1 - 2 * k / count
     turn = math.pi * (3 - math.sqrt(5)) * k
     flat = (1 - y * y).sqrt()
@@ -159,10 +174,7 @@ def fibonacci_sphere(count: int) -> Tensor:
 
 
 def _around(direction: Tensor, spread: float) -> list[Tensor]:
-    helper = (
-        torch.tensor([0.0, 1.0, 0.0]) if abs(float(direction[1])) < 0.9 else torch.tensor([1.0, 0.0, 0.0])
-    )
-    u = normalize(torch.linalg.cross(direction, helper), dim=0)
+    u = _across(direction)
     v = torch.linalg.cross(direction, u)
     return [
         normalize(direction + spread * (a * u + b * v), dim=0)
@@ -170,18 +182,23 @@ def _around(direction: Tensor, spread: float) -> list[Tensor]:
     ]
 
 
+def _across(way: Tensor) -> Tensor:
+    """A unit vector [3] at a right angle to `way`."""
+    helper = [0.0, 1.0, 0.0] if abs(float(way[1])) < 0.9 else [1.0, 0.0, 0.0]
+    return normalize(torch.linalg.cross(way, way.new_tensor(helper)), dim=0)
+
+
 def _visibility(occluders: Tensor, vertices: Tensor, normals: Tensor, way: Tensor, grid: int) -> Tensor:
     """Soft visibility [V] towards `way`: the occluders' height splatted into a grid across `way`, compared at
     3 places."""
-    helper = torch.tensor([0.0, 1.0, 0.0]) if abs(float(way[1])) < 0.9 else torch.tensor([1.0, 0.0, 0.0])
-    u = normalize(torch.linalg.cross(way, helper), dim=0)
+    u = _across(way)
     frame = torch.stack([u, torch.linalg.cross(way, u), way], 1)  # [3, 3]
     extent = 0.5  # world units around the pivot; what lies outside is clamped to the border and hardly seen
     cell = 2 * extent / grid
     origin = vertices.new_tensor([0.0, 0.0, 0.1])
     flat = (occluders - origin) @ frame
     index = ((flat[:, :2] + extent) / cell).long().clamp(0, grid - 1)
-    height = torch.full((grid * grid,), -10.0)
+    height = vertices.new_full((grid * grid,), -10.0)
     height.scatter_reduce_(0, index[:, 0] * grid + index[:, 1], flat[:, 2], "amax")
     lifted = (vertices + normals * (1.2 * cell) - origin) @ frame
     place, level, total = (lifted[:, :2] + extent) / cell, lifted[:, 2] + 0.6 * cell, 0.0
@@ -193,8 +210,8 @@ def _visibility(occluders: Tensor, vertices: Tensor, normals: Tensor, way: Tenso
 
 def _rays(label: Tensor, pixels: Tensor, side: int) -> Tensor:
     """Unit world directions [N, 3] through the centres of pixels [N, 2] (column, row)."""
-    pose, intrinsics = split_label(label)
-    image = torch.cat([(pixels + 0.5) / side, torch.ones(len(pixels), 1)], 1)
+    pose, intrinsics = split_label(label.to(pixels.device))
+    image = torch.cat([(pixels + 0.5) / side, label.new_ones(len(pixels), 1).to(pixels.device)], 1)
     return normalize(image @ torch.linalg.inv(intrinsics).T @ pose[:3, :3].T, dim=1)
 
 

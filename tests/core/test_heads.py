@@ -13,6 +13,7 @@ from diffportrait3d import heads
 from diffportrait3d.cameras import orbit_camera, project, split_label
 from diffportrait3d.heads.mesh import HEAD_ORIGIN, grid_triangles, to_world, vertex_normals
 from diffportrait3d.heads.rasterise import interpolate, rasterise
+from diffportrait3d.heads.scene import _draw, bake_light
 
 ICT = os.environ.get("DIFFPORTRAIT3D_ICT")
 PROVIDERS = [
@@ -215,3 +216,15 @@ def test_ict_expressions_move_the_posed_mesh_only():
     assert (open_mouth.vertices - open_mouth.rest).norm(dim=1).max() > 1.0  # cm
     with pytest.raises(ValueError, match="wink"):
         model.build(weights, {"wink": 1.0})
+
+
+def test_baking_and_drawing_make_no_tensor_on_the_default_device(scenes):
+    """Every new tensor follows the scene's device: with "meta" as the default, a forgotten one fails here as it would
+    on a GPU."""
+    scene, label = scenes["analytic"], orbit_camera(20.0, 5.0)
+    expected = heads.render(scene, label, 24)
+    with torch.device("meta"):
+        light = bake_light(scene.vertices, scene.normals, scene.triangles, scene.light)
+        drawn = _draw(scene, label, 24, 2)
+    assert torch.equal(light, bake_light(scene.vertices, scene.normals, scene.triangles, scene.light))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, expected, strict=True))

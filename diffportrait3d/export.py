@@ -1,0 +1,194 @@
+"""Views with their cameras as a data set for 3D reconstruction: nerfstudio's `transforms.json` and COLMAP's text
+files beside one folder of pictures.
+
+Pixels are counted the same way everywhere (the first pixel's centre at 0.5), COLMAP's camera is ours (OpenCV: y down,
+z forward), nerfstudio's is OpenGL's (y up, z backwards). The world is not changed: y up, the head around (0, 0, 0.2).
+Sources: COLMAP documentation, "Output Format"; nerfstudio documentation, "Data conventions".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .cameras import project, split_label, validate_labels, world_to_camera
+from .heads import portrait_scene
+from .rotations import quaternion_from_matrix
+
+IMAGES, MASKS, SPARSE, POINT_CLOUD = "images", "masks", "sparse/0", "points.ply"
+
+
+class Points(NamedTuple):
+    """positions [P, 3] in the world, colours [P, 3] in [0, 1]."""
+
+    positions: Tensor
+    colours: Tensor
+
+
+class Intrinsics(NamedTuple):
+    """A pinhole camera in pixels."""
+
+    w: int
+    h: int
+    fl_x: float
+    fl_y: float
+    cx: float
+    cy: float
+
+
+def export_views(
+    folder: Path, images: Tensor, labels: Tensor, masks: Tensor | None = None, points: Points | None = None
+) -> None:
+    """Write the data set to `folder`, which must not exist yet and appears only when it is complete.
+
+    images: [V, H, W, 3] or, with alpha, [V, H, W, 4] in [0, 1]; labels: [V, 25]; masks: [V, H, W] in [0, 1], 1 where
+    the pictures count. points: where a reconstruction may start; without them `points3D.txt` is empty.
+
+    Raises:
+        ValueError: counts or sizes differ, or a camera that is no pinhole camera.
+        FileExistsError: `folder` is there already.
+    """
+    labels = validate_labels(labels, "the exported cameras")
+    _check_shapes(images, labels, masks)
+    intrinsics = [_pixels(label, view, *images.shape[1:3]) for view, label in enumerate(labels)]
+    digits = max(3, len(str(len(images) - 1)))
+    names = [f"view_{view:0{digits}d}.png" for view in range(len(images))]
+    points = Points(torch.zeros(0, 3), torch.zeros(0, 3)) if points is None else points
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; choose another name.")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        for part in (IMAGES, SPARSE, *([] if masks is None else [MASKS])):
+            (temporary / part).mkdir(parents=True)
+        for view, name in enumerate(names):
+            _save_picture(temporary / IMAGES / name, images[view])
+            if masks is not None:
+                _save_picture(temporary / _mask_path(name), masks[view])
+        files = {
+            "transforms.json": _transforms(labels, intrinsics, names, masks is not None),
+            POINT_CLOUD: _ply(points),
+            **_colmap(labels, intrinsics, names, points),
+        }
+        for name, text in files.items():
+            (temporary / name).write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def head_points(images: Tensor, labels: Tensor, count: int) -> Points:
+    """About `count` points on an invented head, coloured by the pictures that look at their side of it: a start
+    for a reconstruction, not a measurement. Points that no camera looks at are left out.
+
+    images: [V, H, W, C]; labels: [V, 25].
+    """
+    scene = portrait_scene(0)
+    chosen = torch.randperm(len(scene.vertices), generator=torch.Generator().manual_seed(0))[:count]
+    positions, normals = scene.vertices[chosen], scene.normals[chosen]  # [P, 3]
+    colours, weights = torch.zeros_like(positions), positions.new_zeros(len(positions), 1)
+    height, width = images.shape[1:3]
+    for image, label in zip(images, validate_labels(labels), strict=True):
+        seen = project(positions, label, (height, width))  # [P, 3]
+        place = 2 * seen[:, :2] / seen.new_tensor([width, height]) - 1  # [-1, 1] in the picture
+        towards = F.normalize(split_label(label)[0][:3, 3] - positions, dim=1)
+        inside = (place.abs().amax(1) < 1) & (seen[:, 2] > 0)
+        weight = (normals * towards).sum(1).clamp(min=0) * inside
+        picture = image[None, ..., :3].movedim(-1, 1).to(positions)  # [1, 3, H, W]
+        colour = F.grid_sample(picture, place[None, :, None], align_corners=False)[0, ..., 0].T  # [P, 3]
+        colours += weight[:, None] * colour
+        weights += weight[:, None]
+    visible = weights[:, 0] > 0.1
+    return Points(positions[visible], (colours / weights.clamp(min=0.1))[visible].clamp(0, 1))
+
+
+def _check_shapes(images: Tensor, labels: Tensor, masks: Tensor | None) -> None:
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images and {len(labels)} cameras; give one camera per image.")
+    if masks is not None and masks.shape != images.shape[:3]:
+        raise ValueError(
+            f"masks of shape {tuple(masks.shape)} for images of shape {tuple(images.shape)}; give one mask per image, "
+            "of its size."
+        )
+
+
+def _pixels(label: Tensor, view: int, height: int, width: int) -> Intrinsics:
+    matrix = split_label(label)[1].double()
+    pinhole = torch.diag(matrix.diagonal()).index_put((torch.tensor([0, 1]), torch.tensor([2, 2])), matrix[:2, 2])
+    pinhole[2, 2] = 1
+    if not torch.allclose(matrix, pinhole, atol=1e-6):
+        raise ValueError(f"camera {view} has intrinsics with skew, which a pinhole camera cannot have.")
+    fx, fy, cx, cy = (matrix[row, column].item() for row, column in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    return Intrinsics(width, height, fx * width, fy * height, cx * width, cy * height)
+
+
+def _mask_path(name: str) -> str:
+    return f"{MASKS}/{name}.png"  # COLMAP looks for the picture's name and .png
+
+
+def _save_picture(path: Path, pixels: Tensor) -> None:
+    Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()).save(path, compress_level=4)
+
+
+def _transforms(labels: Tensor, intrinsics: list[Intrinsics], names: list[str], masked: bool) -> str:
+    poses = split_label(labels)[0].double() * torch.tensor([1.0, -1.0, -1.0, 1.0])  # the camera's y and z turned round
+    shared = len(set(intrinsics)) == 1
+    content = {"camera_model": "PINHOLE", **(intrinsics[0]._asdict() if shared else {}), "ply_file_path": POINT_CLOUD}
+    content["frames"] = [
+        {
+            "file_path": f"{IMAGES}/{name}",
+            **({"mask_path": _mask_path(name)} if masked else {}),
+            **({} if shared else lens._asdict()),
+            "transform_matrix": pose.tolist(),
+        }
+        for name, lens, pose in zip(names, intrinsics, poses, strict=True)
+    ]
+    return json.dumps(content, indent=1)
+
+
+def _colmap(labels: Tensor, intrinsics: list[Intrinsics], names: list[str], points: Points) -> dict[str, str]:
+    """{path: text} of cameras.txt, images.txt and points3D.txt."""
+    lenses = list(dict.fromkeys(intrinsics))  # one camera for all views that share it
+    cameras = [f"{number} PINHOLE {_line(*lens)}" for number, lens in enumerate(lenses, start=1)]
+    views = world_to_camera(labels.double())  # [V, 4, 4]
+    turns, moves = quaternion_from_matrix(views[:, :3, :3]).tolist(), views[:, :3, 3].tolist()
+    images = [
+        f"{number} {_line(*turn, *move)} {lenses.index(lens) + 1} {name}\n"  # and a line for its points: none
+        for number, (turn, move, lens, name) in enumerate(zip(turns, moves, intrinsics, names, strict=True), start=1)
+    ]
+    coloured = zip(points.positions.tolist(), _bytes(points), strict=True)
+    cloud = [f"{number} {_line(*place, *colour)} -1" for number, (place, colour) in enumerate(coloured, start=1)]
+    return {
+        f"{SPARSE}/cameras.txt": _text("CAMERA_ID, MODEL, WIDTH, HEIGHT, FX, FY, CX, CY", cameras),
+        f"{SPARSE}/images.txt": _text("IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME; POINTS2D", images),
+        f"{SPARSE}/points3D.txt": _text(
+            "POINT3D_ID, X, Y, Z, R, G, B, ERROR; on an invented head, not triangulated", cloud
+        ),
+    }
+
+
+def _ply(points: Points) -> str:
+    axes = [f"property double {axis}" for axis in "xyz"] + [f"property uchar {c}" for c in ("red", "green", "blue")]
+    header = ["ply", "format ascii 1.0", f"element vertex {len(points.positions)}", *axes, "end_header"]
+    rows = zip(points.positions.tolist(), _bytes(points), strict=True)
+    return "\n".join(header + [_line(*position, *colour) for position, colour in rows]) + "\n"
+
+
+def _bytes(points: Points) -> list[list[int]]:
+    return np.rint(points.colours.numpy() * 255).astype(int).tolist()
+
+
+def _line(*numbers: float) -> str:
+    return " ".join(map(repr, numbers))
+
+
+def _text(columns: str, lines: list[str]) -> str:
+    return "\n".join([f"# {columns}", *lines]) + "\n"
