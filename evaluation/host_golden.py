@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -62,6 +63,16 @@ class HostPath:
         self.views = loading.build_view_consistency(weights["view_consistency"], config, metadata)
         self.control_net = pack.patches.view_controlnet.build_view_controlnet(weights["view_controlnet"], config)
 
+    @classmethod
+    def of_files(cls, pack: ModuleType, comfy: ModuleType, folder: Path, model, control_net) -> HostPath:
+        """The same around a MODEL and a CONTROL_NET of any loader, F_ref and view consistency from converted files."""
+        path = cls.__new__(cls)
+        path.comfy, path.patches = comfy, pack.patches
+        path.model, path.control_net = model, control_net
+        path.encoder = pack.patches.loading.load_reference_encoder(folder / "reference_encoder.safetensors")
+        path.views = pack.patches.loading.load_view_consistency(folder / "view_consistency.safetensors")
+        return path
+
     def prepare(self, inputs: Mapping[str, Tensor], references: int, control: bool, views: bool):
         """(MODEL, positive CONDITIONING) with the parts asked for."""
         model, positive = self.model, [[inputs["context"], {}]]
@@ -86,6 +97,18 @@ class HostPath:
         return LATENT_SCALE * self._sample(
             model, positive, inputs, GivenNoise(inputs["x_noisy"]), latent, self._probe(), sigmas, scale
         )
+
+    def residuals(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """What the ControlNet adds at the golden timestep: 12 skip residuals and the middle one, each [8, C, h, w]."""
+        outputs: list[dict[str, list[Tensor]]] = []
+        hook = self.control_net.control_model.register_forward_hook(
+            lambda module, arguments, output: outputs.append({k: [t.clone() for t in v] for k, v in output.items()})
+        )
+        try:
+            self.predict(inputs, 0, True, False, 1.0)
+        finally:
+            hook.remove()
+        return [*outputs[0]["output"], *outputs[0]["middle"]]
 
     def trajectory(self, inputs: Mapping[str, Tensor], eta: float, steps: int = 5) -> dict[str, Tensor]:
         """The release's sampler in the host's loop: "x" [steps+1, 8, 4, h, w], "pred_x0" [steps, ...], "timesteps"."""

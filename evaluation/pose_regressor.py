@@ -172,8 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     try:
-        dataset = MultiViewDataset(options.data, "train", conditions=False)
-        held_out = MultiViewDataset(options.data, "test", conditions=False)
+        dataset = MultiViewDataset(options.data, "train")
+        held_out = MultiViewDataset(options.data, "test")
     except DataError as error:
         parser.exit(1, f"{error}\n")
     model = train(dataset, options.minutes, options.steps, options.batch_size, options.width, options.seed)

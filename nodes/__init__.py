@@ -3,13 +3,15 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..patches.live_view import register_routes
 from ..patches.model_files import register_folders
 
 register_folders()  # before the loaders ask for their lists
+register_routes()
 
-from . import cameras, conditioning, images, loaders, sampling  # noqa: E402
+from . import cameras, conditioning, files, images, loaders, sampling  # noqa: E402
 
-FAMILIES = (loaders, conditioning, cameras, sampling, images)
+FAMILIES = (loaders, conditioning, cameras, sampling, images, files)
 
 
 class DiffPortrait3DExtension(ComfyExtension):

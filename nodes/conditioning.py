@@ -3,14 +3,48 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..patches.reference import ReferenceImages, apply_reference_attention
-from ..patches.view_consistency import apply_view_consistency
+from ..patches.reference import BLOCKS, ReferenceImages, apply_reference_attention
+from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from ..patches.view_controlnet import apply_view_controlnet
 from .sockets import CATEGORY, ReferenceEncoder, ViewConsistency
 
 PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "advanced": True}
 START = "Where in the sampling it begins: 0 is the first step."
 END = "Where in the sampling it ends: 1 is the last step."
+SWITCH = {"default": True, "optional": True, "advanced": True}
+BLOCK = "Whether the self-attentions in the UNet's {} part read the portrait; on is as trained."
+
+
+def window_inputs() -> list[io.Input]:
+    """The widgets that say how many views look at each other at once."""
+    return [
+        io.Int.Input(
+            "window_size",
+            default=0,
+            min=0,
+            max=512,
+            optional=True,
+            advanced=True,
+            tooltip="Views that look at each other at once. More views are made in overlapping windows of this size, "
+            "laid out anew at every step, in the memory of one window. 0: as many as the module was trained with.",
+        ),
+        io.Int.Input(
+            "overlap",
+            default=OVERLAP,
+            min=0,
+            max=511,
+            optional=True,
+            advanced=True,
+            tooltip="Views that neighbouring windows share at least. More is smoother and slower.",
+        ),
+        io.Boolean.Input(
+            "closed_orbit",
+            default=False,
+            optional=True,
+            tooltip="On where the camera path ends where it began (orbit, figure eight): the last view is then the "
+            "first one's neighbour.",
+        ),
+    ]
 
 
 class ApplyReferenceAttention(io.ComfyNode):
@@ -44,15 +78,39 @@ class ApplyReferenceAttention(io.ComfyNode):
                 ),
                 io.Float.Input("start_percent", default=0.0, tooltip=START, **PERCENT),
                 io.Float.Input("end_percent", default=1.0, tooltip=END, **PERCENT),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Which part of the portrait may be read (white); elsewhere the view's own tokens stand in. "
+                    "One mask for all pictures or one for each.",
+                ),
+                io.Boolean.Input("down_blocks", tooltip=BLOCK.format("down"), **SWITCH),
+                io.Boolean.Input("middle_block", tooltip=BLOCK.format("middle"), **SWITCH),
+                io.Boolean.Input("up_blocks", tooltip=BLOCK.format("up"), **SWITCH),
+                io.Boolean.Input(
+                    "reuse_across_runs",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keeps the portrait's tokens in main memory for the next run. Helps with encoders trained "
+                    "at timestep zero; those trained at the current timestep read anew at every step anyway.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the portrait; the one that came in is left as it was.")],
         )
 
     @classmethod
-    def execute(cls, model, reference_encoder, vae, image, strength, start_percent, end_percent) -> io.NodeOutput:
-        references = ReferenceImages(vae, image)
+    def execute(
+        cls, model, reference_encoder, vae, image, strength, start_percent, end_percent, mask=None, down_blocks=True,
+        middle_block=True, up_blocks=True, reuse_across_runs=False,
+    ) -> io.NodeOutput:
+        references = ReferenceImages(vae, image, mask)
+        switches = zip(BLOCKS, (down_blocks, middle_block, up_blocks), strict=True)
+        blocks = [part for part, on in switches if on]
         return io.NodeOutput(
-            apply_reference_attention(model, reference_encoder, references, strength, start_percent, end_percent)
+            apply_reference_attention(
+                model, reference_encoder, references, strength, start_percent, end_percent, blocks, reuse_across_runs
+            )
         )
 
 
@@ -101,19 +159,23 @@ class ApplyViewConsistency(io.ComfyNode):
             display_name="Apply View Consistency",
             category=CATEGORY,
             description="Lets the views of a batch look at each other, for use with the host's own samplers. "
-            "View-Consistency Sampler does the same by itself.",
+            "View-Consistency Sampler does the same by itself. Any number of views from 2 up: above window_size they "
+            "are made in overlapping windows.",
             search_aliases=["cross-view attention"],
             inputs=[
                 io.Model.Input("model", tooltip="The base model the module was trained with."),
                 ViewConsistency.Input("view_consistency", tooltip="From Load View Consistency."),
+                *window_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The model with cross-view attention; needs at least 2 views in the "
             "batch.")],
         )
 
     @classmethod
-    def execute(cls, model, view_consistency) -> io.NodeOutput:
-        return io.NodeOutput(apply_view_consistency(model, view_consistency))
+    def execute(
+        cls, model, view_consistency, window_size=0, overlap=OVERLAP, closed_orbit=False
+    ) -> io.NodeOutput:
+        return io.NodeOutput(apply_view_consistency(model, view_consistency, window_size, overlap, closed_orbit))
 
 
 NODES = [ApplyReferenceAttention, ViewControlNet, ApplyViewConsistency]

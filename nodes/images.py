@@ -1,9 +1,12 @@
 """Looking at the result."""
 from __future__ import annotations
 
-from comfy_api.latest import io
+from fractions import Fraction
+
+from comfy_api.latest import InputImpl, Types, io
 
 from ..patches.grid import view_grid
+from ..patches.pictures import turntable_frames
 from .sockets import CATEGORY, Cameras
 
 
@@ -30,4 +33,39 @@ class ViewGrid(io.ComfyNode):
         return io.NodeOutput(view_grid(images, columns, gap, None if cameras is None else cameras["labels"]))
 
 
-NODES = [ViewGrid]
+class Turntable(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DP3D_Turntable",
+            display_name="Turntable",
+            category=CATEGORY,
+            description="The views as a video, for Save Video.",
+            search_aliases=["video", "orbit video", "animation", "ping-pong", "create video"],
+            inputs=[
+                io.Image.Input("images", tooltip="The views in the order of the camera path."),
+                io.Float.Input("fps", default=12.0, min=0.1, max=120.0, step=0.1, tooltip="Views per second."),
+                io.Boolean.Input(
+                    "ping_pong", default=False,
+                    tooltip="Forwards, then backwards: for paths that do not end where they began, such as arc.",
+                ),
+                io.Int.Input(
+                    "loops", default=1, min=1, max=100, advanced=True,
+                    tooltip="How many times the path is shown, for players that do not repeat a video.",
+                ),
+            ],
+            outputs=[
+                io.Video.Output(
+                    tooltip="The video. Video codecs want even sides: an odd one is lengthened by one row or column."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, fps, ping_pong, loops) -> io.NodeOutput:
+        frames = turntable_frames(images, ping_pong, loops)
+        rate = Fraction(round(fps * 1000), 1000)
+        return io.NodeOutput(InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=rate)))
+
+
+NODES = [ViewGrid, Turntable]

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import comfy.sample
 import comfy.utils
-import latent_preview
 from comfy_api.latest import io
 
-from ..patches.noise import proxy_images, proxy_latents
+from ..patches.noise import MODES, empty_views, proxy_images, proxy_latents, warn_of_zero_terminal_snr
+from ..patches.previews import views_callback
 from ..patches.sampling import (
     PRESETS,
     STARTS,
@@ -17,7 +17,8 @@ from ..patches.sampling import (
     view_indices,
     without_control,
 )
-from ..patches.view_consistency import apply_view_consistency
+from ..patches.view_consistency import OVERLAP, apply_view_consistency
+from .conditioning import window_inputs
 from .sockets import CATEGORY, Cameras, NovelView, ViewConsistency
 
 SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
@@ -46,7 +47,7 @@ def schedule_inputs() -> list[io.Input]:
             options=list(STARTS),
             advanced=True,
             tooltip="How the start noise is made of proxies and noise: diffused to timestep 999, as the release does, "
-            "or to the first step's own noise level.",
+            "or to the first step's own noise level. Noise of mode schedule-matched always takes the latter.",
         ),
     ]
 
@@ -92,19 +93,22 @@ class ViewConsistencySampler(io.ComfyNode):
                     tooltip="Guidance towards portrait and cameras; 3 in the paper. 1 is twice as fast and weaker.",
                 ),
                 *schedule_inputs(),
+                *window_inputs(),
             ],
             outputs=[io.Latent.Output(tooltip="The views, one latent each, for VAE Decode.")],
         )
 
     @classmethod
     def execute(
-        cls, model, positive, latent, noise, cfg, preset, steps, eta, start, view_consistency=None, negative=None
+        cls, model, positive, latent, noise, cfg, preset, steps, eta, start, view_consistency=None, negative=None,
+        window_size=0, overlap=OVERLAP, closed_orbit=False,
     ) -> io.NodeOutput:
         if view_consistency is not None:
-            model = apply_view_consistency(model, view_consistency)
+            model = apply_view_consistency(model, view_consistency, window_size, overlap, closed_orbit)
+        start = getattr(noise, "start", None) or start
         sampler, sigmas = chosen_schedule(model, preset, steps, eta, start, view_indices(latent))
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-        callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        callback = views_callback(model, len(sigmas) - 1)
         negative = without_control(positive) if negative is None else negative
         views = sample_views(
             model, positive, negative, noise, {**latent, "samples": samples}, sampler, sigmas, cfg, callback,
@@ -172,6 +176,21 @@ class ThreeDAwareNoise(io.ComfyNode):
                     "128.",
                 ),
                 io.Int.Input("seed", tooltip="View i's noise depends on this seed and i alone.", **SEED),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    optional=True,
+                    advanced=True,
+                    tooltip="paper: proxies diffused to timestep 999. schedule-matched: to the sampler's first noise "
+                    "level, also where View-Consistency Sampler says t=999. shared: one noise for all views. random: "
+                    "noise without proxies, one latent per camera.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Only looked at: a warning if its last timestep leaves nothing of the proxies (zero "
+                    "terminal SNR).",
+                ),
             ],
             outputs=[
                 io.Latent.Output(tooltip="The encoded proxy views, one per view."),
@@ -182,11 +201,18 @@ class ThreeDAwareNoise(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, vae, resolution, seed, cameras=None, novel_view=None, image=None, reference_camera=None, proxies=None
+        cls, vae, resolution, seed, cameras=None, novel_view=None, image=None, reference_camera=None, proxies=None,
+        mode="paper", model=None,
     ) -> io.NodeOutput:
+        noise = ViewNoise(seed, mode)
+        if mode == "random":
+            latent, images = empty_views(vae, cameras, proxies, resolution)
+            return io.NodeOutput(latent, noise, images)
+        if model is not None:
+            warn_of_zero_terminal_snr(model.get_model_object("model_sampling"))
         images = proxy_images(cameras, novel_view, image, reference_camera, proxies)
         latent, images = proxy_latents(vae, images, resolution)
-        return io.NodeOutput(latent, ViewNoise(seed), images)
+        return io.NodeOutput(latent, noise, images)
 
 
 NODES = [ViewConsistencySampler, ViewConsistencySchedule, ThreeDAwareNoise]

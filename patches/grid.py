@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..diffportrait3d.cameras import camera_angles
+from .pictures import check_images, check_one_camera_each
 
 CAPTION_HEIGHT = 18
 
@@ -22,10 +23,11 @@ def view_grid(images: Tensor, columns: int = 0, gap: int = 4, labels: Tensor | N
         labels: cameras [V, 25]; their yaw and pitch are written below the views.
 
     Raises:
-        ValueError: another number of cameras than of images.
+        ValueError: no or broken images, or another number of cameras than of images.
     """
-    if labels is not None and len(labels) != len(images):
-        raise ValueError(f"View Grid got {len(images)} images and {len(labels)} cameras; give one camera per image.")
+    check_images(images, "View Grid")
+    if labels is not None:
+        check_one_camera_each(images, labels, "View Grid")
     captions = [] if labels is None else angle_captions(labels)
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     rows = math.ceil(len(images) / columns)

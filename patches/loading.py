@@ -5,6 +5,7 @@ Weights keep the dtype the host chooses for the device and are cast to the runni
 """
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def read_network(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[s
             f"{path} holds a {_spoken(metadata['network'])}, but a {_spoken(kind)} is needed here; choose another file "
             "or the loader made for it."
         )
+    if "format" not in metadata:
+        logging.info("%s says nothing about itself; by its keys it is the %s of the release", path, _spoken(kind))
     return read_tensors(path), metadata
 
 
@@ -180,6 +183,21 @@ def build_control_model(tensors: dict[str, Tensor], config: UNetConfig) -> nn.Mo
     )
     _load_strictly(module, tensors, None)
     return module.eval().requires_grad_(False)
+
+
+def check_control_heads(module: nn.Module) -> None:
+    """Raises ValueError if the host's ControlNet loader has guessed the attention heads of a control model.
+
+    It knows the 8 heads of SD1.5's own widths. To any other network it gives heads of 64 channels, which is right for
+    SD2 and SDXL; one of the SD1.5 kind would run and give wrong residuals.
+    """
+    if getattr(module, "num_heads", -1) == -1:
+        width = getattr(module, "model_channels", None)
+        described = type(module).__name__ if width is None else f"ControlNet of {width} channels"
+        raise ValueError(
+            f"View ControlNet got a {described} with attention heads as in SD2 and SDXL: the host's loader knows those "
+            "of SD1.5 at its full width only; load a view ControlNet with Load View ControlNet."
+        )
 
 
 def load_reference_encoder(path: Path | str) -> HostNetwork:

@@ -1,8 +1,8 @@
 """Where the host finds our weight files, and which of them hold which network.
 
 Searched: models/diffportrait3d (and what extra_model_paths.yaml adds under that name), then the pack's own weights/;
-view ControlNets also in models/controlnet. A file is known by its metadata, never by its name. Only safetensors files
-are listed: nothing is unpickled at run time.
+view ControlNets also in models/controlnet. A file is known by its metadata or, if another tool cut it out of the
+release, by its keys; never by its name. Only safetensors files are listed: nothing is unpickled at run time.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..diffportrait3d.checkpoints import CheckpointError, network_files, read_metadata, shard_files
+from ..diffportrait3d.checkpoints import CheckpointError, network_files, read_kind, shard_files
 
 FOLDER = "diffportrait3d"
 SUFFIX = ".safetensors"
@@ -36,9 +36,10 @@ def network_names(kind: str) -> list[str]:
 def explain_missing(name: str, kind: str, names: list[str]) -> str:
     """One sentence for a name that is not among `names`."""
     found = f"found: {', '.join(names)}" if names else "found none"
+    searched = ", ".join(_folders(kind))
     return (
-        f"there is no {kind.replace('_', ' ')} {name!r} ({found}); put its file into models/{FOLDER}, or make the "
-        f"miniature with `make miniature`. Searched: {', '.join(_folders(kind))}"
+        f"there is no {kind.replace('_', ' ')} {name!r} ({found}); convert the authors' checkpoint into "
+        f"models/{FOLDER} (docs/released_weights.md) or train with `make miniature`. Searched: {searched}"
     )
 
 
@@ -98,5 +99,5 @@ def _kind_of(path: Path) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def _read_kind(path: Path, modified: int) -> str:
-    return read_metadata(path)["network"]
+def _read_kind(path: Path, modified: int) -> str | None:
+    return read_kind(path)

@@ -1,12 +1,18 @@
 """The clean half of 3D-aware noise: proxy views as latents. The sampler adds the noise (see `sampling.DDIMSampler`)."""
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from ..diffportrait3d.cameras import orbit_camera
 from .novel_view import render_proxies
 from .reference import resize_images
+
+MODES = ("paper", "schedule-matched", "shared", "random")
+GREY = 0.5
+BURIED = 1000.0  # noise per signal above which proxies are lost; SD1.5 ends at 14.6, zero terminal SNR at thousands
 
 
 def proxy_images(cameras, novel_view, image, reference_camera, proxies) -> Tensor:
@@ -41,6 +47,30 @@ def proxy_latents(vae, images: Tensor, resolution: int) -> tuple[dict, Tensor]:
     """(LATENT, IMAGE): the proxies at the views' resolution, encoded and as they were encoded."""
     images = resize_images(images, resolution, resolution)
     return {"samples": vae.encode(images)}, images
+
+
+def empty_views(vae, cameras, proxies, resolution: int) -> tuple[dict, Tensor]:
+    """(LATENT, IMAGE): nothing to start from, one entry per camera or proxy, and grey pictures of it.
+
+    Raises:
+        ValueError: neither cameras nor proxies say how many views there are.
+    """
+    if cameras is None and proxies is None:
+        raise ValueError("3D-Aware Noise lacks cameras; connect them to say how many views to make.")
+    count = len(proxies if cameras is None else cameras["labels"])
+    side = resolution // vae.spacial_compression_encode()
+    images = torch.full((count, resolution, resolution, 3), GREY)
+    return {"samples": torch.zeros(count, vae.latent_channels, side, side)}, images
+
+
+def warn_of_zero_terminal_snr(model_sampling) -> None:
+    """One warning if the model's last timestep leaves nothing of the proxy views."""
+    sigma = float(model_sampling.sigma_max)
+    if sigma > BURIED:
+        logging.warning(
+            "3D-aware noise: this model has zero terminal SNR (sigma %.0f at its last timestep), where nothing is left "
+            "of the proxy views; use mode schedule-matched with a start below it, or a model without it.", sigma
+        )
 
 
 def _check_finite(images: Tensor, name: str) -> None:

@@ -7,30 +7,84 @@ token repeated equally often is the softmax over the tokens once.
 """
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+from collections import OrderedDict
+from collections.abc import Iterable
+from weakref import WeakKeyDictionary
 
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ..diffportrait3d.networks import join_references
 from .loading import HostNetwork, check_same_width
-from .run_state import RunPatch, RunState, SigmaRange, chunk_size, unused_key
+from .run_state import RunPatch, RunState, SigmaRange, chunk_size, unused_key, views_per_call
 
 KEY = "diffportrait3d.reference"
-SELF_ATTENTIONS = 16  # SD1.5: 6 in the input blocks, 1 in the middle, 9 in the output blocks
+BLOCKS = ("input", "middle", "output")  # SD1.5 has 6, 1 and 9 self-attentions there
 
 
-class ReferenceLatents:
-    """References given as latents in the host's convention (not scaled) [R, 4, h, w]."""
+class References:
+    """References of one person, and the part of each that may be read.
 
-    def __init__(self, samples: Tensor):
-        self.samples = samples
+    Args:
+        mask: [1 or R, H, W] in [0, 1], 1 where tokens are read; None reads everything.
+
+    Raises:
+        ValueError: no reference, or a mask of another count, with NaN, or empty for one of the references.
+    """
+
+    def __init__(self, count: int, mask: Tensor | None):
+        if count < 1:
+            raise ValueError("Reference attention needs at least one reference image, got an empty batch.")
+        self.count = count
+        self.mask = None if mask is None else _checked_mask(mask, count)
 
     def __len__(self) -> int:
-        return self.samples.shape[0]
+        return self.count
+
+    def encode(self, height: int, width: int) -> Tensor:
+        """Latents [R, 4, height, width], not scaled."""
+        raise NotImplementedError
+
+    def mask_at(self, height: int, width: int) -> Tensor | None:
+        """The mask cropped as the references are, [R, 1, height, width]."""
+        if self.mask is None:
+            return None
+        shape = self._reference_shape()
+        mask = self.mask if self.mask.shape[-2:] == shape else interpolate(self.mask, shape, mode="bilinear")
+        return comfy.utils.common_upscale(mask, width, height, "area", "center")
+
+    def _reference_shape(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+
+def _checked_mask(mask: Tensor, count: int) -> Tensor:
+    """[1 or R, H, W] -> [R, 1, H, W]"""
+    mask = mask.reshape(-1, *mask.shape[-2:]).float()
+    if len(mask) not in (1, count):
+        raise ValueError(f"{len(mask)} reference masks for {count} references; give one for all or one for each.")
+    if not torch.isfinite(mask).all():
+        raise ValueError("The reference mask contains NaN or infinity; check the node it comes from.")
+    for number, one in enumerate(mask, 1):
+        if one.max() <= 0.0:
+            raise ValueError(
+                f"Reference mask {number} of {len(mask)} is empty: no part of the portrait may be read; paint what "
+                "to read, or leave the mask out."
+            )
+    return mask.clamp(0.0, 1.0)[:, None].expand(count, -1, -1, -1)
+
+
+class ReferenceLatents(References):
+    """References given as latents in the host's convention (not scaled) [R, 4, h, w]."""
+
+    def __init__(self, samples: Tensor, mask: Tensor | None = None):
+        super().__init__(samples.shape[0], mask)
+        self.samples = samples
 
     def encode(self, height: int, width: int) -> Tensor:
         """Latents [R, 4, height, width]; those of another size are resampled."""
@@ -38,18 +92,19 @@ class ReferenceLatents:
             return self.samples
         return comfy.utils.common_upscale(self.samples, width, height, "bicubic", "center")
 
+    def _reference_shape(self) -> tuple[int, int]:
+        return tuple(self.samples.shape[-2:])
 
-class ReferenceImages:
+
+class ReferenceImages(References):
     """References given as images [R, H, W, 3] in [0, 1], encoded at the size of the views once that is known."""
 
-    def __init__(self, vae, images: Tensor):
+    def __init__(self, vae, images: Tensor, mask: Tensor | None = None):
+        super().__init__(images.shape[0], mask)
         if not torch.isfinite(images).all():
             raise ValueError("The reference image contains NaN or infinity; check the node it comes from.")
         self.vae, self.images = vae, images[..., :3]
         self._encoded: dict[tuple[int, int], Tensor] = {}
-
-    def __len__(self) -> int:
-        return self.images.shape[0]
 
     def encode(self, height: int, width: int) -> Tensor:
         """Latents [R, 4, height, width] of the images, cropped to the views' aspect and resized."""
@@ -58,6 +113,9 @@ class ReferenceImages:
             pixels = resize_images(self.images, height * scale, width * scale)
             self._encoded = {(height, width): self.vae.encode(pixels)}
         return self._encoded[height, width]
+
+    def _reference_shape(self) -> tuple[int, int]:
+        return tuple(self.images.shape[1:3])
 
 
 def resize_images(images: Tensor, height: int, width: int) -> Tensor:
@@ -69,40 +127,95 @@ def resize_images(images: Tensor, height: int, width: int) -> Tensor:
     return resized.movedim(1, -1).clamp(0.0, 1.0)
 
 
+Bank = dict[tuple, Tensor]  # which self-attention -> its tokens [1, R*M, C]
+
+
+class KeptBanks:
+    """The last banks of every encoder, in main memory, for as long as the encoder lives.
+
+    Known by everything a bank at timestep 0 depends on: weights, latents, text tokens and dtype.
+    """
+
+    def __init__(self, count: int = 2):
+        self.count = count
+        self._banks: WeakKeyDictionary[nn.Module, OrderedDict[tuple, Bank]] = WeakKeyDictionary()
+
+    def get(self, network: nn.Module, key: tuple, device: torch.device) -> Bank | None:
+        bank = self._banks.get(network, {}).get(key)
+        return None if bank is None else {where: tokens.to(device) for where, tokens in bank.items()}
+
+    def put(self, network: nn.Module, key: tuple, bank: Bank) -> None:
+        kept = self._banks.setdefault(network, OrderedDict())
+        kept[key] = {where: tokens.cpu() for where, tokens in bank.items()}
+        while len(kept) > self.count:
+            kept.popitem(last=False)
+
+
+KEPT = KeptBanks()
+
+
+def _digest(tensor: Tensor) -> tuple:
+    data = tensor.detach().float().cpu().contiguous().numpy().tobytes()
+    return tuple(tensor.shape), hashlib.sha256(data).hexdigest()
+
+
 class ReferenceRun(RunState):
     """The banks of one run, and what F_ref needs to fill them."""
 
-    def __init__(self, guider, key: str, latents: Tensor, zero_timestep: bool):
-        super().__init__(guider, key)
+    def __init__(self, guider, key: str, views: int, latents: Tensor, zero_timestep: bool, reuse: bool):
+        super().__init__(guider, key, views)
         self.latents = guider.model_patcher.model.process_latent_in(latents.float())  # [R, 4, h, w], scaled
         self.context = _first_context(guider)
-        self.zero_timestep = zero_timestep
+        self.zero_timestep, self.reuse = zero_timestep, reuse and zero_timestep
+        self.weights = guider.model_patcher.get_additional_models_with_key(key)[0].patches_uuid
         self.sigma_limits: tuple[float, float] = (math.inf, 0.0)
+        self.mask: Tensor | None = None  # [R, 1, h, w]
         self.warned = False
-        self._banks: dict[torch.device, tuple[float, dict[tuple, Tensor]]] = {}
+        self._banks: dict[torch.device, tuple[float, Bank]] = {}
+        self._readable: dict[tuple, Tensor] = {}
 
-    def bank(self, x: Tensor, timesteps: Tensor, context: Tensor) -> dict[tuple, Tensor]:
-        """Tokens [1, R*M, C] for every self-attention at this timestep, from the cache if it holds them."""
+    def bank(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Bank:
+        """Tokens for every self-attention at this timestep, from the cache if it holds them."""
         step = timesteps[:1] * 0 if self.zero_timestep else timesteps[:1]  # [1]
         known = self._banks.get(x.device)
         if known is None or known[0] != float(step):
-            known = (float(step), self._read(x, step, context))
+            context = (context if self.context is None else self.context.to(context))[:1]
+            known = (float(step), self._kept_or_read(x, step, context))
             self._banks[x.device] = known
         return known[1]
 
-    def _read(self, x: Tensor, step: Tensor, context: Tensor) -> dict[tuple, Tensor]:
-        bank: dict[tuple, Tensor] = {}
+    def readable(self, height: int, width: int, like: Tensor) -> Tensor | None:
+        """How much of each token may be read [1, R*height*width, 1]; None: all of all."""
+        if self.mask is None:
+            return None
+        key = (height, width, like.device, like.dtype)
+        if key not in self._readable:
+            tokens = interpolate(self.mask, (height, width), mode="area")  # [R, 1, height, width]
+            self._readable[key] = tokens.reshape(1, -1, 1).to(like)
+        return self._readable[key]
+
+    def _kept_or_read(self, x: Tensor, step: Tensor, context: Tensor) -> Bank:
+        if not self.reuse:
+            return self._read(x, step, context)
+        key = (self.weights, x.dtype, _digest(self.latents), _digest(context))
+        bank = KEPT.get(self.network, key, x.device)
+        if bank is None:
+            bank = self._read(x, step, context)
+            KEPT.put(self.network, key, bank)
+        return bank
+
+    def _read(self, x: Tensor, step: Tensor, context: Tensor) -> Bank:
+        bank: Bank = {}
 
         def write(tokens, keys, values, options):
             bank[place(options)] = join_references([tokens])[0]
             return tokens, keys, values
 
         count = self.latents.shape[0]
-        context = context if self.context is None else self.context.to(context)
         self.network(
             self.latents.to(x),
             step.expand(count),
-            context=context[:1].expand(count, -1, -1),
+            context=context.expand(count, -1, -1),
             transformer_options={"patches": {"attn1_patch": [write]}, "cond_or_uncond": [0]},
         )
         return bank
@@ -111,8 +224,8 @@ class ReferenceRun(RunState):
 class StepReading:
     """What the self-attentions of one UNet call append, and for which conditions."""
 
-    def __init__(self, bank: dict[tuple, Tensor], positive: list[bool], skipped: set[tuple]):
-        self.bank, self.positive, self.skipped = bank, positive, skipped
+    def __init__(self, run: ReferenceRun, bank: Bank, positive: list[bool], skipped: set[tuple]):
+        self.run, self.bank, self.positive, self.skipped = run, bank, positive, skipped
 
 
 class ReferencePatch(RunPatch):
@@ -120,10 +233,14 @@ class ReferencePatch(RunPatch):
 
     label = "Reference attention"
 
-    def __init__(self, key: str, references, strength: float, sigma_range: SigmaRange, zero_timestep: bool):
+    def __init__(
+        self, key: str, references: References, strength: float, sigma_range: SigmaRange, blocks: frozenset[str],
+        zero_timestep: bool, reuse: bool,
+    ):
         super().__init__(key)
         self.references, self.strength = references, strength
-        self.sigma_range, self.zero_timestep = sigma_range, zero_timestep
+        self.sigma_range, self.blocks = sigma_range, blocks
+        self.zero_timestep, self.reuse = zero_timestep, reuse
 
     def attach(self, model, network_patcher) -> None:
         super().attach(model, network_patcher)
@@ -133,14 +250,25 @@ class ReferencePatch(RunPatch):
 
     def begin(self, guider, noise: Tensor) -> ReferenceRun:
         latents = self.references.encode(noise.shape[-2], noise.shape[-1])
-        run = ReferenceRun(guider, self.key, latents, self.zero_timestep)
+        run = ReferenceRun(guider, self.key, noise.shape[0], latents, self.zero_timestep, self.reuse)
+        run.mask = self.references.mask_at(noise.shape[-2], noise.shape[-1])
+        self._read_after_tiling(guider.model_options["transformer_options"]["patches"]["attn1_patch"])
         run.sigma_limits = self.sigma_range.limits(guider.model_patcher.get_model_object("model_sampling"))
         return run
 
+    def _read_after_tiling(self, patches: list) -> None:
+        """Puts this patch behind HyperTile's in a run's list: what is appended must not be cut into tiles."""
+        tiling = [n for n, patch in enumerate(patches) if getattr(patch, "__qualname__", "").startswith("HyperTile.")]
+        if tiling and patches.index(self) < tiling[-1]:
+            patches.remove(self)
+            patches.insert(tiling[-1], self)
+
     def _prepare_sampling(self, executor, model, noise_shape, *args, **kwargs):
         """Budgets memory: F_ref's own batch, and keys and values of each view that are 1 + R times as long."""
+        options = kwargs["model_options"]
+        views = views_per_call(self.state(options["transformer_options"]).views, options)
         references, shape = len(self.references), list(noise_shape)
-        shape[0] += references + math.ceil(shape[0] * references / 4)
+        shape[0] += references + math.ceil(views * references / 4)
         return executor(model, shape, *args, **kwargs)
 
     def _around_unet(self, executor, x, timesteps=None, context=None, y=None, control=None,
@@ -150,7 +278,7 @@ class ReferencePatch(RunPatch):
         positive = run.positive_chunks(transformer_options)
         if any(positive) and self._acts_at(run, transformer_options):
             transformer_options[self._reading] = StepReading(
-                run.bank(x, timesteps, context), positive, self._replaced(run, transformer_options)
+                run, run.bank(x, timesteps, context), positive, self._replaced(run, transformer_options)
             )
         try:
             return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
@@ -180,18 +308,21 @@ class ReferencePatch(RunPatch):
         """attn1_patch of the host: tokens [N, L, C] before to_q, to_k and to_v."""
         reading: StepReading | None = options.get(self._reading)
         where = place(options)
-        if reading is None or where in reading.skipped or where[:2] in reading.skipped:
+        if reading is None or where[0] not in self.blocks or where in reading.skipped or where[:2] in reading.skipped:
             return tokens, keys, values
         reference = reading.bank[where]
-        _check_token_count(reference, len(self.references), options)
-        rows = chunk_size(keys.shape[0], options)
-        same = keys is values
-        keys = append_reference(keys, reference, reading.positive, rows, len(self.references), self.strength)
-        if same:
-            return tokens, keys, keys
-        return tokens, keys, append_reference(
-            values, reference, reading.positive, rows, len(self.references), self.strength
-        )
+        height, width = options["activations_shape"][-2:]
+        _check_token_count(reference, len(self.references), height * width)
+        readable = reading.run.readable(height, width, keys)
+        strength = self.strength if readable is None else self.strength * readable
+
+        def append(own: Tensor) -> Tensor:
+            own = own.reshape(tokens.shape[0], -1, own.shape[-1])  # HyperTile has cut the queries: so would the host
+            rows = chunk_size(own.shape[0], options)
+            return append_reference(own, reference, reading.positive, rows, len(self.references), strength)
+
+        appended = append(keys)
+        return tokens, appended, appended if keys is values else append(values)
 
 
 def place(options: dict) -> tuple:
@@ -200,30 +331,32 @@ def place(options: dict) -> tuple:
 
 
 def append_reference(
-    own: Tensor, reference: Tensor, positive: list[bool], rows: int, count: int, strength: float
+    own: Tensor, reference: Tensor, positive: list[bool], rows: int, count: int, strength: float | Tensor
 ) -> Tensor:
     """Appends `count` references of M tokens each, or as many own tokens where the condition is not positive.
 
     Args:
-        own: [N, L, C], chunk after chunk of `rows` rows; L >= M (more if another patch has appended already).
+        own: [N, L, C], chunk after chunk of `rows` rows; L >= M (more if another patch has appended already), or M is
+            a multiple of L (tiles of a view).
         reference: [1, count*M, C].
-        strength: 1 the reference as it is, 0 own tokens only, between: tokens blended.
+        strength: 1 the reference as it is, 0 own tokens only, between: tokens blended; one for each token
+            [1, count*M, 1], or for all.
 
     Returns:
         [N, L + count*M, C]
     """
-    padding = own[:, : reference.shape[1] // count].repeat(1, count, 1)  # [N, count*M, C]
+    length = reference.shape[1] // count
+    padding = own[:, :length].repeat(1, reference.shape[1] // min(length, own.shape[1]), 1)  # [N, count*M, C]
     chunks = []
     for chunk, is_positive in zip(padding.split(rows), positive, strict=True):
         chunks.append(torch.lerp(chunk, reference.to(own).expand_as(chunk), strength) if is_positive else chunk)
     return torch.cat([own, torch.cat(chunks)], dim=1)
 
 
-def _check_token_count(reference: Tensor, count: int, options: dict) -> None:
-    height, width = options["activations_shape"][-2:]
-    if reference.shape[1] != count * height * width:
+def _check_token_count(reference: Tensor, count: int, tokens: int) -> None:
+    if reference.shape[1] != count * tokens:
         raise ValueError(
-            f"The reference has {reference.shape[1] // count} tokens where a view has {height * width}; "
+            f"The reference has {reference.shape[1] // count} tokens where a view has {tokens}; "
             "area conditioning and tiled attention do not go together with reference attention."
         )
 
@@ -239,25 +372,34 @@ def _first_context(guider) -> Tensor | None:
 def apply_reference_attention(
     model,
     encoder: HostNetwork,
-    references: ReferenceLatents | ReferenceImages,
+    references: References,
     strength: float = 1.0,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
+    blocks: Iterable[str] = BLOCKS,
+    reuse: bool = False,
 ):
     """A clone of MODEL `model` whose self-attentions read `references` (one person, any number) through F_ref.
 
+    Args:
+        blocks: which parts of the UNet read: "input", "middle", "output".
+        reuse: keep the tokens from run to run; of use with encoders trained at timestep 0 only, whose tokens are the
+            same at every step.
+
     Raises:
-        ValueError: strength outside 0..1, no reference, or an encoder of another width than the model.
+        ValueError: strength outside 0..1, an unknown part, or an encoder of another width than the model.
     """
     if not 0.0 <= strength <= 1.0:
         raise ValueError(f"strength must be between 0 and 1, not {strength}")
-    if len(references) < 1:
-        raise ValueError("Reference attention needs at least one reference image, got an empty batch.")
+    chosen = frozenset(blocks)
+    if not chosen <= set(BLOCKS):
+        raise ValueError(f"blocks must be among {', '.join(BLOCKS)}, not {', '.join(sorted(chosen - set(BLOCKS)))}")
     check_same_width(model, encoder)
     sigma_range = SigmaRange(start_percent, end_percent)
     patched = model.clone()
-    if strength > 0.0:
+    if strength > 0.0 and chosen:
         zero_timestep = encoder.metadata.get("reference_timestep", "current") == "zero"
-        patch = ReferencePatch(unused_key(model, KEY), references, strength, sigma_range, zero_timestep)
+        key = unused_key(model, KEY)
+        patch = ReferencePatch(key, references, strength, sigma_range, chosen, zero_timestep, reuse)
         patch.attach(patched, encoder.patcher)
     return patched

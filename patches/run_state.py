@@ -6,6 +6,7 @@ also after an exception, so that no run can see another one's tensors.
 """
 from __future__ import annotations
 
+from comfy.context_windows import IndexListContextHandler
 from comfy.patcher_extension import WrappersMP
 
 
@@ -20,6 +21,13 @@ def unused_key(model, prefix: str) -> str:
 def chunk_size(batch: int, transformer_options: dict) -> int:
     """Rows that belong to one condition: the host lays conditions out one after the other, in any order."""
     return batch // len(transformer_options["cond_or_uncond"])
+
+
+def views_per_call(views: int, model_options: dict) -> int:
+    """Rows of one condition in a UNet call: all `views`, or a window of them if the run has context windows."""
+    handler = model_options.get("context_handler")
+    windows = isinstance(handler, IndexListContextHandler) and handler.dim == 0
+    return min(views, handler.context_length) if windows else views
 
 
 class SigmaRange:
@@ -39,13 +47,14 @@ class SigmaRange:
 
 
 class RunState:
-    """Base of all run states: the network, and which conditions of this run are positive.
+    """Base of all run states: the network, how many views there are, and which conditions are positive.
 
     An object and not a dict on purpose: the host copies dicts inside transformer options at every step, and
     a cache kept in one would be lost.
     """
 
-    def __init__(self, guider, key: str):
+    def __init__(self, guider, key: str, views: int):
+        self.views = views
         self.network = guider.model_patcher.get_additional_models_with_key(key)[0].model
         self._positive = {cond["uuid"] for cond in guider.conds.get("positive", ()) if "uuid" in cond}
 
@@ -75,7 +84,7 @@ class RunPatch:
 
     def begin(self, guider, noise) -> RunState:
         """Make the state of a run. `noise` [N, C, h, w] has the shape of the views' latents."""
-        return RunState(guider, self.key)
+        return RunState(guider, self.key, noise.shape[0])
 
     def state(self, transformer_options: dict) -> RunState:
         try:

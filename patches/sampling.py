@@ -15,6 +15,7 @@ from comfy.k_diffusion.sampling import sample_euler_ancestral
 from torch import Tensor
 
 from ..diffportrait3d.diffusion import Schedule, view_noise
+from .noise import MODES, warn_of_zero_terminal_snr
 
 PRESETS = {"release": (50, 0.5), "paper": (100, 0.5)}  # steps, eta; the paper is silent on eta
 STARTS = ("t=999", "schedule")
@@ -37,14 +38,28 @@ def ddim_sigmas(model_sampling, steps: int) -> Tensor:
 
 
 class ViewNoise:
-    """NOISE for the host's samplers: view i's noise depends on (seed, i) alone, not on its batch."""
+    """NOISE for the host's samplers: view i's noise depends on (seed, i) alone, not on its batch.
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    Args:
+        mode: one of `noise.MODES`. "shared" gives every view the noise of view 0; "schedule-matched" makes
+            View-Consistency Sampler diffuse to the first step's noise level, whatever start it is set to.
+    """
+
+    def __init__(self, seed: int, mode: str = "paper"):
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+        self.seed, self.mode = seed, mode
+
+    @property
+    def start(self) -> str | None:
+        """The sampler's start that this noise asks for."""
+        return "schedule" if self.mode == "schedule-matched" else None
 
     def generate_noise(self, latent: dict) -> Tensor:
-        samples = latent["samples"]
-        return view_noise(self.seed, view_indices(latent), samples.shape[1:]).to(samples.dtype)
+        samples, indices = latent["samples"], view_indices(latent)
+        if self.mode == "shared":
+            indices = [0] * len(indices)
+        return view_noise(self.seed, indices, samples.shape[1:]).to(samples.dtype)
 
 
 def view_indices(latent: dict) -> list[int]:
@@ -86,6 +101,8 @@ class DDIMSampler(comfy.samplers.KSAMPLER):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs):
         if self.start == "t=999":
+            if latent_image.any():
+                warn_of_zero_terminal_snr(model_wrap.inner_model.model_sampling)
             last_sigma = model_wrap.inner_model.model_sampling.sigmas[-1]
             noise = hand_over(noise, latent_image, sigmas[0], last_sigma, self.max_denoise(model_wrap, sigmas))
         return super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)

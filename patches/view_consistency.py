@@ -5,6 +5,9 @@ Where the modules act, and how the host is told, without moving a single state-d
 - after the complete output blocks 0..11: an empty module appended to the block while the model is loaded
   (`PatcherInjection`); its handler does the work, elsewhere it is the identity;
 - in the middle block, between the transformer and the last ResBlock: a handler for that ResBlock.
+
+More views than the modules were trained with are denoised in overlapping windows (`view_windows`), unless the MODEL
+brings context windows of the host, which are respected.
 """
 from __future__ import annotations
 
@@ -14,11 +17,15 @@ from comfy.patcher_extension import PatcherInjection, WrappersMP
 from torch import Tensor, nn
 
 from ..diffportrait3d.denoiser import MIDDLE_VIEW_ATTENTION
+from ..diffportrait3d.views import check_window
 from .loading import HostNetwork, check_same_width
-from .run_state import RunPatch, RunState, chunk_size
+from .run_state import RunPatch, RunState, chunk_size, views_per_call
+from .view_windows import ViewWindows, skip_self_attention_guidance
 
 KEY = "diffportrait3d.view_consistency"
 CALL = KEY + ".call"
+OVERLAP = 2
+ANIMATEDIFF = "ADE"  # under this name AnimateDiff-Evolved keeps its motion models and its wrappers on a MODEL
 
 
 class ViewSite(nn.Module):
@@ -76,12 +83,14 @@ class ViewConsistencyPatch(RunPatch):
 
     label = "View consistency"
 
-    def __init__(self, max_views: int, middle: str):
+    def __init__(self, max_views: int, middle: str, window: int, overlap: int, closed: bool):
         super().__init__(KEY)
         self.max_views, self.middle = max_views, middle
+        self.window, self.overlap, self.closed = window, overlap, closed
 
     def attach(self, model, network_patcher) -> None:
         super().attach(model, network_patcher)
+        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self._prepare_sampling)
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self._around_unet)
         model.set_model_input_block_patch(self)
         model.set_injections(KEY, [PatcherInjection(append_sites, remove_sites)])
@@ -90,9 +99,30 @@ class ViewConsistencyPatch(RunPatch):
             model.set_model_patch((ResBlock, around_last_middle_layer), "forward_timestep_embed_patch")
 
     def begin(self, guider, noise: Tensor) -> RunState:
-        if guider.model_options.get("context_handler") is None:
-            self.check_views(noise.shape[0])
-        return super().begin(guider, noise)
+        refuse_animatediff(guider.model_patcher)
+        run = super().begin(guider, noise)
+        self.check_views(views_per_call(run.views, guider.model_options))
+        return run
+
+    def _outer_sample(self, executor, noise: Tensor, *args, **kwargs):
+        """The run, with windows around it if there are more views than one window holds."""
+        options = executor.class_obj.model_options
+        if noise.shape[0] <= self.window or options.get("context_handler") is not None:
+            return super()._outer_sample(executor, noise, *args, **kwargs)
+        skip_self_attention_guidance(options)
+        options["context_handler"] = ViewWindows(self.window, self.overlap, self.closed)
+        try:
+            return super()._outer_sample(executor, noise, *args, **kwargs)
+        finally:
+            del options["context_handler"]
+
+    def _prepare_sampling(self, executor, model, noise_shape, *args, **kwargs):
+        """Budgets memory for one window of views; what other patches have added stays."""
+        options, shape = kwargs["model_options"], list(noise_shape)
+        if isinstance(options.get("context_handler"), ViewWindows):
+            views = self.state(options["transformer_options"]).views
+            shape[0] -= views - views_per_call(views, options)
+        return executor(model, shape, *args, **kwargs)
 
     def check_views(self, views: int) -> None:
         if views < 2:
@@ -102,7 +132,7 @@ class ViewConsistencyPatch(RunPatch):
         if views > self.max_views:
             raise ValueError(
                 f"View consistency reaches {self.max_views} views at once (the length of its positional table), got "
-                f"{views}; ask for fewer views."
+                f"{views}; make the context windows smaller, or take them off and set window_size instead."
             )
 
     def _around_unet(self, executor, x, timesteps=None, context=None, y=None, control=None,
@@ -125,18 +155,52 @@ class ViewConsistencyPatch(RunPatch):
         return h if index == 0 else call.network.after_input(index, h, call.views)
 
 
-def apply_view_consistency(model, network: HostNetwork):
+def refuse_animatediff(model) -> None:
+    """Raises ValueError if AnimateDiff-Evolved has set up `model`: it takes the same batch for frames of a video."""
+    wrapped = any(ANIMATEDIFF in wrappers for wrappers in model.wrappers.values())
+    if wrapped or ANIMATEDIFF in model.additional_models:
+        raise ValueError(
+            "View consistency and AnimateDiff cannot share a MODEL: one takes the batch for views, the other for "
+            "frames; take one of them off this MODEL."
+        )
+
+
+def apply_view_consistency(
+    model, network: HostNetwork, window_size: int = 0, overlap: int = OVERLAP, closed_orbit: bool = False
+):
     """A clone of MODEL `model` in which the views of a batch attend to each other.
 
+    Args:
+        window_size: views that attend to each other at once; more views are denoised in overlapping windows, laid out
+            anew at every step. 0 takes the number the modules were trained with.
+        overlap: views that neighbouring windows share at least.
+        closed_orbit: the last view is the neighbour of the first.
+
     Raises:
-        ValueError: other width than the model, or view consistency is on it already.
+        ValueError: other width than the model, view consistency or AnimateDiff is on it already, or a window that the
+            modules' positional table cannot hold or that is not larger than its overlap.
     """
     check_same_width(model, network)
+    refuse_animatediff(model)
     if KEY in model.additional_models:
         raise ValueError("This MODEL already has view consistency; apply it once.")
     middle = network.metadata.get("middle_view_attention", "unconditional")
     if middle not in MIDDLE_VIEW_ATTENTION:
         raise ValueError(f"{network.path}: middle_view_attention is {middle!r}, not one of {MIDDLE_VIEW_ATTENTION}.")
+    longest = network.config.max_views
+    if window_size > longest:
+        raise ValueError(
+            f"window_size {window_size} is more than the {longest} views the module's positional table holds; "
+            f"choose 2 to {longest}, or 0 for the module's own."
+        )
+    window = window_size or trained_views(network)
+    check_window(window, overlap)
     patched = model.clone()
-    ViewConsistencyPatch(network.config.max_views, middle).attach(patched, network.patcher)
+    ViewConsistencyPatch(longest, middle, window, overlap, closed_orbit).attach(patched, network.patcher)
     return patched
+
+
+def trained_views(network: HostNetwork) -> int:
+    """Views per group in the training, as the file says; without that, as many as the positional table holds."""
+    said = network.metadata.get("num_views") or network.metadata.get("trained_views")
+    return min(said or network.config.max_views, network.config.max_views)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..diffportrait3d.networks import UNetConfig
-from .loading import build_control_model, read_network
+from .loading import build_control_model, check_control_heads, read_network
 from .run_state import chunk_size
 
 
@@ -31,39 +31,37 @@ class ViewControlNet(comfy.controlnet.ControlNet):
         kwargs.setdefault("preprocess_image", to_hint_range)
         super().__init__(control_model, **kwargs)
         self._resized: Tensor | None = None
+        self._serves: tuple | None = None  # the window's views, height and width that _resized was made for
 
     def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, transformer_options: dict):
-        rows = self._rows(x_noisy, transformer_options)
+        hints = self._hints(x_noisy, chunk_size(x_noisy.shape[0], transformer_options), transformer_options)
         # The base class takes a hint of the right size as it is.
-        self.cond_hint = rows.repeat(batched_number, 1, 1, 1)
+        self.cond_hint = hints.repeat(batched_number, 1, 1, 1)
         return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
 
-    def _rows(self, x_noisy: Tensor, transformer_options: dict) -> Tensor:
-        """Hints [V, 3, 8h, 8w] of the views in this call."""
-        hints = self._hints(x_noisy)
-        views = chunk_size(x_noisy.shape[0], transformer_options)
-        window = transformer_options.get("context_window")
-        if hints.shape[0] == 1:
-            return hints.expand(views, -1, -1, -1)
-        if window is not None:
-            hints = window.get_tensor(hints, dim=0)
-        if hints.shape[0] != views:
+    def _hints(self, x_noisy: Tensor, views: int, transformer_options: dict) -> Tensor:
+        """Hints [V, 3, 8h, 8w] of the views in this call, in [-1, 1], on the device; kept while they serve."""
+        height, width = (side * self.compression_ratio for side in x_noisy.shape[-2:])
+        images, window = self.cond_hint_original, transformer_options.get("context_window")
+        total = views if window is None else window.total_frames
+        if images.shape[0] not in (1, total):
             raise ValueError(
-                f"View ControlNet got {hints.shape[0]} condition images for {views} views; give one per view, in the "
+                f"View ControlNet got {images.shape[0]} condition images for {total} views; give one per view, in the "
                 "order of the latents (Render Camera Conditions makes them from the same cameras), or a single one."
             )
-        return hints
+        if images.shape[0] == 1 or window is None:
+            serves = None
+        else:
+            serves, images = tuple(window.index_list), window.get_tensor(images, dim=0)
+        if self._resized is None or self._serves != (serves, height, width):
+            self._resized, self._serves = self._resize(images, height, width, x_noisy.device), (serves, height, width)
+        return self._resized.expand(views, -1, -1, -1)
 
-    def _hints(self, x_noisy: Tensor) -> Tensor:
-        """All hints at the size of the latents, in [-1, 1], on the device; kept for the run."""
-        height, width = (side * self.compression_ratio for side in x_noisy.shape[-2:])
-        if self._resized is None or self._resized.shape[-2:] != (height, width):
-            original = self.cond_hint_original
-            method = "area" if min(original.shape[-2:]) > min(height, width) else "bicubic"
-            resized = comfy.utils.common_upscale(original[:, :3], width, height, method, "center")
-            dtype = self.manual_cast_dtype or self.control_model.dtype
-            self._resized = self.preprocess_image(resized.clamp(0.0, 1.0)).to(device=x_noisy.device, dtype=dtype)
-        return self._resized
+    def _resize(self, images: Tensor, height: int, width: int, device: torch.device) -> Tensor:
+        method = "area" if min(images.shape[-2:]) > min(height, width) else "bicubic"
+        resized = comfy.utils.common_upscale(images[:, :3], width, height, method, "center")
+        dtype = self.manual_cast_dtype or self.control_model.dtype
+        return self.preprocess_image(resized.clamp(0.0, 1.0)).to(device=device, dtype=dtype)
 
     def copy(self) -> ViewControlNet:
         copied = ViewControlNet(None, load_device=self.load_device, manual_cast_dtype=self.manual_cast_dtype)
@@ -103,6 +101,7 @@ def as_view_controlnet(control_net) -> ViewControlNet:
             f"View ControlNet needs a ControlNet of the SD1.5 kind, not {type(control_net).__name__}; "
             "use Load View ControlNet."
         )
+    check_control_heads(control_net.control_model)
     converted = ViewControlNet.copy(control_net)
     converted.preprocess_image = to_hint_range
     return converted

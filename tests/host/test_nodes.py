@@ -25,6 +25,13 @@ NAMES = {  # ids are frozen: shared workflows refer to them
     "DP3D_ViewConsistencySchedule": "View-Consistency Schedule",
     "DP3D_3DAwareNoise": "3D-Aware Noise",
     "DP3D_ViewGrid": "View Grid",
+    "DP3D_Turntable": "Turntable",
+    "DP3D_CameraFromViewer": "Camera from 3D Viewer",
+    "DP3D_ReferenceView": "Reference View",
+    "DP3D_LoadCameras": "Load Cameras",
+    "DP3D_SaveCameras": "Save Cameras",
+    "DP3D_LoadCameraConditions": "Load Camera Conditions",
+    "DP3D_ExportViews": "Export Views",
 }
 
 
@@ -132,7 +139,7 @@ def test_proxies_of_one_s_own(run_workflow, turntable):
     (("DP3D_RenderCameraConditions", "cameras", "three views"), "3 condition images for 4 views"),
     (("DP3D_LoadMiniature", "name", "big"), "no unet 'big' .found: miniature, tiny"),
     (("DP3D_LoadReferenceEncoder", "name", "x.safetensors"), "no reference encoder 'x.safetensors'.*diffportrait3d"),
-    (("DP3D_CameraTrajectory", "views", 7), "reaches 6 views at once .* got 7"),
+    (("DP3D_ViewConsistencySampler", "window_size", 7), "window_size 7 is more than the 6 views"),
 ])
 def test_errors_name_the_cause(run_workflow, turntable, change, message):
     kind, name, value = change
@@ -157,6 +164,10 @@ def test_view_grid(nodes):
     assert grid[0, 8].min() == 1.0 and grid[0, 9:, 7:].min() == 1.0
     with pytest.raises(ValueError, match="3 images and 2 cameras"):
         nodes["DP3D_ViewGrid"].execute(images, 2, 1, {"labels": torch.zeros(2, 25)})
+    with pytest.raises(ValueError, match="View Grid: images contains NaN"):
+        nodes["DP3D_ViewGrid"].execute(images * float("nan"), 2, 1)
+    with pytest.raises(ValueError, match="View Grid: images is an empty batch"):
+        nodes["DP3D_ViewGrid"].execute(images[:0], 2, 1)
 
 
 def test_trajectory_and_conditions(nodes):

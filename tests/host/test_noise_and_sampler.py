@@ -138,6 +138,72 @@ def test_stock_sampler_nodes_give_the_same(host, path, prompt, latent):
     assert torch.equal(own["samples"], stock["samples"])
 
 
+@pytest.fixture(scope="module")
+def vae(path):
+    """An autoencoder of the host with 8 times smaller latents."""
+    settings = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+                "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    import comfy.ldm.models.autoencoder as autoencoder
+
+    shapes = autoencoder.AutoencoderKL(ddconfig=settings, embed_dim=4).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in shapes.items()}
+    return path.comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": settings, "embed_dim": 4}})
+
+
+def test_noise_modes(host, path, vae, prompt):
+    """The same node in every mode, through our sampler; paper is the default, with what old workflows gave."""
+    nodes = host.nodes.NODE_CLASS_MAPPINGS
+    proxies = torch.rand(VIEWS, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+
+    def run(**settings):
+        latent, noise, shown = nodes["DP3D_3DAwareNoise"].execute(vae, 64, 5, proxies=proxies, **settings).args
+        views = nodes["DP3D_ViewConsistencySampler"].execute(
+            path.model, prompt, dict(latent), noise, cfg=1.0, preset="custom", steps=2, eta=0.0, start="t=999"
+        ).args[0]["samples"]
+        return latent["samples"], noise.generate_noise(latent), views, shown
+
+    latent, noise, views, _ = run()
+    paper = run(mode="paper")
+    assert torch.equal(paper[0], latent) and torch.equal(paper[2], views)
+    matched = run(mode="schedule-matched")
+    assert torch.equal(matched[0], latent) and torch.equal(matched[1], noise)
+    assert not torch.equal(matched[2], views)
+    shared = run(mode="shared")
+    assert torch.equal(shared[1], noise[:1].expand_as(noise)) and not torch.equal(shared[2][0], shared[2][1])
+    empty, drawn, made, shown = run(mode="random")
+    assert empty.shape == latent.shape and not empty.any() and torch.equal(drawn, noise)
+    assert not torch.equal(made, views) and shown.unique().tolist() == [0.5]
+    with pytest.raises(ValueError, match="lacks cameras"):
+        nodes["DP3D_3DAwareNoise"].execute(vae, 64, 5, mode="random")
+    with pytest.raises(ValueError, match="mode must be one of paper, .*, not 'best'"):
+        path.patches.sampling.ViewNoise(0, "best")
+
+
+def test_zero_terminal_snr_is_warned_of(host, path, vae, prompt, latent, caplog):
+    """The host's own node makes such a model; only where proxies would be lost, and once per run."""
+    zero = host.nodes.NODE_CLASS_MAPPINGS["ModelSamplingDiscrete"]().patch(path.model, "v_prediction", True)[0]
+    sampling, proxies = path.patches.sampling, torch.rand(2, 64, 64, 3)
+
+    def warnings():
+        found = [record for record in caplog.records if "zero terminal SNR" in record.message]
+        caplog.clear()
+        return len(found)
+
+    def sample(model, samples, start):
+        sampler, sigmas = sampling.DDIMSampler(0.0, start), torch.tensor([14.0, 1.0])
+        sampling.sample_views(model, prompt, prompt, sampling.ViewNoise(0), samples, sampler, sigmas, 1.0)
+        return warnings()
+
+    empty = {"samples": torch.zeros_like(latent["samples"])}
+    assert [sample(zero, latent, start) for start in sampling.STARTS] == [1, 0]
+    assert sample(path.model, latent, "t=999") == sample(zero, empty, "t=999") == 0
+    node = host.nodes.NODE_CLASS_MAPPINGS["DP3D_3DAwareNoise"]
+    for model, mode, expected in ((zero, "paper", 1), (path.model, "paper", 0), (zero, "random", 0)):
+        node.execute(vae, 64, 0, proxies=proxies, mode=mode, model=model)
+        assert warnings() == expected
+
+
 def test_presets(path):
     chosen = path.patches.sampling.PRESETS
     assert chosen == {"release": (50, 0.5), "paper": (100, 0.5)}

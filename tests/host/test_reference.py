@@ -20,10 +20,18 @@ def references():
     return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def apply(path, references, model=None, **settings):
+def apply(path, references, model=None, mask=None, encoder=None, **settings):
     reference = path.patches.reference
-    latents = reference.ReferenceLatents(references)
-    return reference.apply_reference_attention(model or path.model, path.encoder, latents, **settings)
+    latents = reference.ReferenceLatents(references, mask)
+    return reference.apply_reference_attention(model or path.model, encoder or path.encoder, latents, **settings)
+
+
+def zero_timestep(path):
+    """The same encoder as if it had been trained at timestep 0."""
+    current, metadata = path.encoder, {"reference_timestep": "zero"}
+    return path.patches.loading.HostNetwork(
+        "reference_encoder", current.patcher, current.config, metadata, current.path
+    )
 
 
 def run(path, model, negative_tokens=7, cfg=3.0, steps=STEPS, positive=None):
@@ -182,17 +190,73 @@ def test_percent_range(path, references):
     assert batches == []
 
 
-def test_encoder_trained_at_timestep_zero_runs_once(pack, host, path, references):
-    current, metadata = path.encoder, {"reference_timestep": "zero"}
-    zero = path.patches.loading.HostNetwork(
-        "reference_encoder", current.patcher, current.config, metadata, current.path
-    )
-    latents = path.patches.reference.ReferenceLatents(references[:1])
-    model = path.patches.reference.apply_reference_attention(path.model, zero, latents)
+def test_encoder_trained_at_timestep_zero_runs_once(path, references):
+    model = apply(path, references[:1], encoder=zero_timestep(path))
     with Counter(path.encoder.patcher.model) as batches:
         views = run(path, model)
     assert batches == [1]
     assert difference(views, run(path, apply(path, references[:1]))) > 1e-4
+
+
+def test_tokens_of_a_timestep_zero_encoder_are_kept_from_run_to_run(path, references):
+    """Nothing stale: another reference or another prompt is read anew, and what is kept is bounded."""
+    kept, encoder = path.patches.reference.KEPT, zero_timestep(path)
+    once = run(path, apply(path, references[:1], encoder=encoder))
+    counts = []
+    for latents in (references[:1], references[:1], references[1:], references, references[:1]):
+        with Counter(path.encoder.patcher.model) as batches:
+            views = run(path, apply(path, latents, encoder=encoder, reuse=True))
+        counts.append(len(batches))
+        assert torch.equal(views, once) == (latents is not references and torch.equal(latents, references[:1]))
+    assert counts == [1, 0, 1, 1, 1], "two are kept; the first had to make room"
+    assert len(kept._banks[path.encoder.patcher.model]) == kept.count == 2
+    with Counter(path.encoder.patcher.model) as batches:
+        other = [[torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(9)), {}]]
+        run(path, apply(path, references[:1], encoder=encoder, reuse=True), positive=other)
+    assert len(batches) == 1
+    with Counter(path.encoder.patcher.model) as batches:
+        run(path, apply(path, references[:1], reuse=True))
+    assert len(batches) == STEPS, "an encoder trained at the current timestep has nothing to keep"
+
+
+@pytest.mark.parametrize("blocks, count", [(("input",), 6), (("middle",), 1), (("output",), 9), ((), 0)])
+def test_parts_of_the_unet(path, references, blocks, count):
+    model = apply(path, references[:1], blocks=blocks)
+    seen = lengthened(model)
+    run(path, model, steps=1)
+    assert len(seen) == count and {place[0] for place in seen} == set(blocks)
+
+
+def test_mask_lets_tokens_through_one_by_one(path, references):
+    base, full = run(path, path.model), run(path, apply(path, references))
+    white, left = torch.ones(1, 64, 64), torch.zeros(1, 64, 64)
+    left[..., :32] = 1.0
+    assert difference(run(path, apply(path, references, mask=white)), full) < 1e-5
+    half = run(path, apply(path, references, mask=left))
+    assert min(difference(half, base), difference(half, full)) > 0.01
+    grey = run(path, apply(path, references, mask=0.5 * white))
+    assert difference(grey, run(path, apply(path, references, strength=0.5))) < 1e-5
+    second = torch.cat([1e-6 * white, white])
+    chained = apply(path, references[1:], apply(path, references[:1], mask=second[:1]))
+    assert difference(run(path, apply(path, references, mask=second)), run(path, chained)) < 1e-5
+
+
+def test_mask_is_cropped_with_the_reference(path):
+    """A wide reference loses its sides; a mask of another size is stretched over it first."""
+    reference = path.patches.reference
+    sides = torch.ones(1, 10, 20)
+    sides[..., 5:15] = 0.0
+    references = reference.ReferenceLatents(torch.zeros(1, 4, 8, 16), sides)
+    assert references.mask_at(8, 8).max() < 0.01
+    assert reference.ReferenceLatents(torch.zeros(1, 4, 8, 16)).mask_at(8, 8) is None
+
+
+def test_masked_split_batch_equals_joint_batch(path, references, monkeypatch):
+    mask = torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(3)).round()
+    model = apply(path, references, mask=mask, blocks=("input", "output"), strength=0.8)
+    joint = run(path, model)
+    monkeypatch.setattr(path.model.model, "memory_required", lambda *args, **kwargs: 1e30)
+    assert difference(run(path, model), joint) < 1e-5
 
 
 def test_a_node_that_replaces_self_attention_is_left_alone_with_one_warning(host, path, references, caplog):
@@ -244,6 +308,15 @@ def test_errors_name_the_numbers(pack, host, path, references):
         apply(path, references[:0])
     with pytest.raises(ValueError, match="0 <= start <= end <= 1"):
         apply(path, references, start_percent=0.8, end_percent=0.2)
+    with pytest.raises(ValueError, match="among input, middle, output, not down"):
+        apply(path, references, blocks=["down"])
+    white = torch.ones(2, 8, 8)
+    with pytest.raises(ValueError, match="3 reference masks for 2 references"):
+        apply(path, references, mask=torch.ones(3, 8, 8))
+    with pytest.raises(ValueError, match="Reference mask 2 of 2 is empty"):
+        apply(path, references, mask=white * torch.tensor([1.0, 0.0])[:, None, None])
+    with pytest.raises(ValueError, match="mask contains NaN"):
+        apply(path, references, mask=white * torch.nan)
 
 
 def test_area_conditioning_is_refused(path, references):

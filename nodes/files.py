@@ -1,0 +1,171 @@
+"""Cameras and pictures of the user's own, from files and to files."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..diffportrait3d.cameras import read_labels, write_labels
+from ..patches import user_files
+from ..patches.view_export import export_batch
+from .sockets import CATEGORY, Cameras
+
+EG3D, PLAIN, NPY = "json, EG3D's dataset.json", "json, plain list", "npy"
+WHERE = "Searched below the host's input folder and, marked [output], its output folder; press R after adding files."
+
+
+class LoadCameras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DP3D_LoadCameras",
+            display_name="Load Cameras",
+            category=CATEGORY,
+            description="Reads cameras from a file: EG3D's labels, 25 numbers per view (camera-to-world matrix and "
+            "intrinsics). Views with names come in natural order of the names, like the pictures of Load Camera "
+            "Conditions.",
+            search_aliases=["EG3D labels", "dataset.json", "camera file", "import cameras"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=user_files.label_sources(),
+                    tooltip="EG3D's dataset.json, a plain JSON list of 25-number lists, a .npy array, or a folder with "
+                    "one .json, .npy or .txt file per view. " + WHERE,
+                ),
+            ],
+            outputs=[
+                Cameras.Output(display_name="cameras", tooltip="The cameras, one per label."),
+                io.Int.Output(display_name="views", tooltip="How many cameras."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        names = user_files.label_sources()
+        return file in names or user_files.explain_missing(file, names, "camera file")
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return user_files.fingerprint(user_files.user_path(file))
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        labels = read_labels(user_files.user_path(file))
+        return io.NodeOutput({"labels": labels}, len(labels))
+
+
+class SaveCameras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DP3D_SaveCameras",
+            display_name="Save Cameras",
+            category=CATEGORY,
+            description="Writes cameras below the output folder as EG3D's labels, 25 numbers per view. Load Cameras "
+            "and EG3D's own tools read them.",
+            search_aliases=["EG3D labels", "dataset.json", "export cameras"],
+            is_output_node=True,
+            inputs=[
+                Cameras.Input("cameras", tooltip="The cameras to write."),
+                io.String.Input(
+                    "filename_prefix", default="cameras/views",
+                    tooltip="Folder and beginning of the name, below the output folder; a number is appended.",
+                ),
+                io.Combo.Input(
+                    "format", options=[EG3D, PLAIN, NPY],
+                    tooltip="EG3D's dataset.json names each view 00000.png, 00001.png and so on; the plain list has "
+                    "only the numbers; npy is a float32 array with one row per view.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="Where the file is.")],
+        )
+
+    @classmethod
+    def execute(cls, cameras, filename_prefix, format) -> io.NodeOutput:
+        path = user_files.new_output(filename_prefix, "_.npy" if format == NPY else "_.json")
+        labels = cameras["labels"]
+        write_labels(path, labels, [f"{view:05d}.png" for view in range(len(labels))] if format == EG3D else None)
+        return io.NodeOutput(str(path))
+
+
+class LoadCameraConditions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DP3D_LoadCameraConditions",
+            display_name="Load Camera Conditions",
+            category=CATEGORY,
+            description="A folder of pictures as one batch in natural order of their names: renders of somebody else "
+            "from the wanted cameras, as the release ships them, for View ControlNet.",
+            search_aliases=["load image folder", "EG3D renders", "pose images", "load proxies", "image sequence"],
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=user_files.picture_folders(),
+                    tooltip="Folder with one picture per view. Proxy views for 3D-Aware Noise are loaded the same way. "
+                    + WHERE,
+                ),
+                io.Int.Input(
+                    "width", default=512, min=64, max=2048, step=8, tooltip="Width of the views. Pictures of another "
+                    "size are cropped around their centre to the views' aspect, then resized.",
+                ),
+                io.Int.Input("height", default=512, min=64, max=2048, step=8, tooltip="Height of the views."),
+            ],
+            outputs=[
+                io.Image.Output(tooltip="One picture per view: for View ControlNet, or proxies for 3D-Aware Noise."),
+                io.Int.Output(display_name="views", tooltip="How many pictures."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        names = user_files.picture_folders()
+        return folder in names or user_files.explain_missing(folder, names, "picture folder")
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, **kwargs) -> str:
+        return user_files.fingerprint(user_files.user_path(folder))
+
+    @classmethod
+    def execute(cls, folder, width, height) -> io.NodeOutput:
+        images = user_files.load_pictures(user_files.user_path(folder), width, height)
+        return io.NodeOutput(images, len(images))
+
+
+class ExportViews(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DP3D_ExportViews",
+            display_name="Export Views",
+            category=CATEGORY,
+            description="Writes the views and their cameras for 3D reconstruction: one folder with the pictures, "
+            "nerfstudio's transforms.json and COLMAP's text files, on which nerfstudio, gsplat and others train.",
+            search_aliases=["gaussian splatting", "3DGS", "gsplat", "nerfstudio", "COLMAP", "transforms.json", "NeRF"],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The views; an alpha channel is kept in the pictures."),
+                Cameras.Input("cameras", tooltip="The cameras of the views, in the same order."),
+                io.String.Input(
+                    "filename_prefix", default="views/head",
+                    tooltip="Beginning of the folder's name, below the output folder; a number is appended.",
+                ),
+                io.Mask.Input(
+                    "masks", optional=True,
+                    tooltip="One mask per view, white where the picture counts (the head). Saved beside the pictures.",
+                ),
+                io.Int.Input(
+                    "start_points", default=5000, min=0, max=30000, advanced=True,
+                    tooltip="Points on an invented head, coloured from the views, from which a splat training may "
+                    "start. 0: none; the trainer then has to begin with random ones.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="folder", tooltip="Where the files are.")],
+        )
+
+    @classmethod
+    def execute(cls, images, cameras, filename_prefix, start_points=5000, masks=None) -> io.NodeOutput:
+        folder = user_files.new_output(filename_prefix)
+        export_batch(folder, images, cameras["labels"], masks, start_points)
+        return io.NodeOutput(str(folder))
+
+
+NODES = [LoadCameras, SaveCameras, LoadCameraConditions, ExportViews]

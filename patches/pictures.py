@@ -1,0 +1,35 @@
+"""Batches of views: checks, and the order in which a turntable shows them."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def check_images(images: Tensor, node: str, name: str = "images") -> None:
+    """Raises ValueError for a batch without pictures, and for NaN or infinity."""
+    if images.shape[0] == 0:
+        raise ValueError(f"{node}: {name} is an empty batch; connect at least one picture.")
+    if not torch.isfinite(images).all():
+        raise ValueError(f"{node}: {name} contains NaN or infinity; check the node it comes from.")
+
+
+def check_one_camera_each(images: Tensor, labels: Tensor, node: str) -> None:
+    """Raises ValueError unless there are as many cameras [V, 25] as images [V, H, W, C]."""
+    if len(labels) != len(images):
+        raise ValueError(f"{node} got {len(images)} images and {len(labels)} cameras; give one camera per image.")
+
+
+def turntable_frames(images: Tensor, ping_pong: bool, loops: int) -> Tensor:
+    """Views [V, H, W, C] -> video frames [N, H', W', 3] with even sides, as video codecs need them; an odd side is
+    lengthened by repeating its last row or column.
+
+    ping_pong: forwards and backwards, without repeating either end; so the video loops without a jump.
+    """
+    check_images(images, "Turntable")
+    frames = torch.cat([images, images[1:-1].flip(0)]) if ping_pong else images
+    frames = frames[..., :3].repeat(loops, 1, 1, 1)
+    odd_rows, odd_columns = frames.shape[1] % 2, frames.shape[2] % 2
+    if odd_rows or odd_columns:
+        frames = F.pad(frames.movedim(-1, 1), (0, odd_columns, 0, odd_rows), mode="replicate").movedim(1, -1)
+    return frames

@@ -1,0 +1,116 @@
+"""Files of the user's own: found below the host's input and output folders, written below its output folder."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..diffportrait3d.cameras import LABEL_SUFFIXES
+from ..diffportrait3d.files import files_with, natural_key
+from .reference import resize_images
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OUTPUT = " [output]"  # the host's mark for names that lie below its output folder
+_LISTED_LABELS = (".json", ".npy")
+
+
+def picture_folders() -> list[str]:
+    """Folders with pictures in them, below the host's input folder and (marked) its output folder."""
+    return _names(lambda folder, files: [folder] if _any_with(files, PICTURE_SUFFIXES) else [])
+
+
+def label_sources() -> list[str]:
+    """Camera files, and folders with one file per view, below the host's input and (marked) output folder."""
+
+    def sources(folder: str, files: list[str]) -> list[str]:
+        single = [f"{folder}/{file}" if folder else file for file in files if _any_with([file], _LISTED_LABELS)]
+        return single + ([folder] if sum(_any_with([file], LABEL_SUFFIXES) for file in files) > 1 else [])
+
+    return _names(sources)
+
+
+def user_path(name: str) -> Path:
+    """The file or folder behind a name from one of the lists.
+
+    Raises:
+        ValueError: it has gone, or the name leads out of the host's folders.
+    """
+    path = Path(folder_paths.get_annotated_filepath(name))
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; put it there and press R, or choose another.")
+    return path
+
+
+def explain_missing(name: str, names: list[str], what: str) -> str:
+    """One sentence for a name that is not among `names`."""
+    found = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"
+    return (f"there is no {what} {name!r} (found: {found}); put it below {folder_paths.get_input_directory()} and "
+            "press R")
+
+
+def fingerprint(path: Path) -> str:
+    """Changes when the file, or any file in the folder, does."""
+    files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+    return "|".join(f"{file}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)
+
+
+def load_pictures(folder: Path, width: int, height: int) -> Tensor:
+    """Every picture in `folder`, in natural order of the names: IMAGE [V, height, width, 3] in [0, 1].
+
+    Pictures of another size are cropped around their centre to the aspect, then resized.
+
+    Raises:
+        ValueError: naming the folder without pictures, or the file that is not one.
+    """
+    files = files_with(folder, PICTURE_SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder}: no pictures ({', '.join(PICTURE_SUFFIXES)}) in this folder")
+    return torch.cat([resize_images(load_picture(file), height, width) for file in files])
+
+
+def load_picture(path: Path) -> Tensor:
+    """IMAGE [1, H, W, 3] in [0, 1]; transparency is dropped, a camera's rotation mark is obeyed.
+
+    Raises:
+        ValueError: naming the file that is no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"), dtype=np.float32)  # [H, W, 3]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a picture that can be read: {error}") from error
+    return torch.from_numpy(pixels / 255)[None]
+
+
+def new_output(prefix: str, suffix: str = "") -> Path:
+    """A file or folder below the host's output folder that does not exist yet: prefix, a number, suffix.
+
+    Raises:
+        ValueError: the prefix is empty. The host itself refuses one that leads out of its output folder.
+    """
+    if not prefix.strip(" /\\"):
+        raise ValueError("filename_prefix is empty; give the saved files a name.")
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    return Path(folder) / f"{name}_{counter:05}{suffix}"
+
+
+def _names(choose) -> list[str]:
+    """`choose(folder relative to the root, file names in it)` over the input folder, then the output folder."""
+    names = []
+    for root, mark in ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), OUTPUT)):
+        found = []
+        for folder, folders, files in os.walk(root):
+            folders[:] = [name for name in folders if name[0] != "."]
+            relative = os.path.relpath(folder, root).replace(os.sep, "/")
+            found += choose("" if relative == "." else relative, files)
+        names += [name + mark for name in sorted(filter(None, found), key=natural_key)]
+    return names
+
+
+def _any_with(files: list[str], suffixes: tuple[str, ...]) -> bool:
+    return any(file.lower().endswith(suffixes) and file[0] != "." for file in files)

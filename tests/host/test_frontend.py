@@ -1,0 +1,188 @@
+"""ComfyUI's own editor, in headless Chromium, with this pack: examples, previews, errors, help, languages."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+
+import pytest
+from PIL import Image
+
+from tools import frontend, locales
+from tools.browser import Browser, BrowserError
+from tools.frontend import WORKFLOWS, Frontend
+from tools.host import PACK_NAME
+from tools.server import Server
+
+# Nodes of the turntable and of many_views_to_3d.
+SAMPLER, NOVEL_VIEW, TRAJECTORY, SAVE_VIEWS, GRID, REFERENCE_VIEW = "12", "10", "3", "14", "14", "19"
+STEPS, VIEWS = 3, 4
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server(cpu=True) as running:
+        frontend.prepare(running, list(frontend.prompts().values()))
+        yield running
+
+
+@pytest.fixture(scope="module")
+def editor(server):
+    with Frontend(server) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def nodes(server):
+    return json.loads(fetch(server, "/object_info")[1])
+
+
+def default_of(node: dict, name: str):
+    """What an input is where nobody says anything."""
+    kind, options = (node["input"].get("optional", {}) | node["input"]["required"])[name]
+    return options.get("default", options["options"][0] if kind == "COMBO" else None)
+
+
+def fetch(server, path: str):
+    with urllib.request.urlopen(f"{server.url}{path}") as response:
+        return response.headers.get_content_type(), response.read()
+
+
+def set_widgets(editor, node_id: str, **values) -> None:
+    editor.evaluate("""(id, values) => {
+        const { widgets } = window.app.graph.getNodeById(Number(id));
+        for (const name in values) widgets.find((widget) => widget.name === name).value = values[name];
+    }""", node_id, values)
+
+
+def outlined(editor) -> list[str]:
+    """Ids of the nodes that the editor marks as faulty."""
+    return editor.evaluate("() => window.app.graph.nodes.filter((node) => node.has_errors).map(({ id }) => String(id))")
+
+
+@pytest.mark.parametrize("name", frontend.names())
+def test_example_opens(editor, nodes, tmp_path, name):
+    """No missing node, nothing red in the console, and what would be queued is what the API form says."""
+    editor.errors.clear()
+    editor.open(WORKFLOWS / f"{name}.json")
+    editor.ask("fit")
+    editor.screenshot(tmp_path / f"{name}.png")
+    assert editor.errors == [] and outlined(editor) == []
+    queued, wanted = editor.ask("prompt"), frontend.prompts()[name]
+    assert sorted(queued) == sorted(wanted)
+    for node_id, node in wanted.items():
+        assert queued[node_id]["class_type"] == node["class_type"]
+        unsaid = {key: value for key, value in queued[node_id]["inputs"].items() if key not in node["inputs"]}
+        assert queued[node_id]["inputs"] == node["inputs"] | unsaid, f"node {node_id}"
+        assert unsaid == {key: default_of(nodes[node["class_type"]], key) for key in unsaid}, f"node {node_id}"
+    with Image.open(tmp_path / f"{name}.png") as picture:
+        assert picture.size == (1600, 900) and len(picture.convert("RGB").getcolors(1 << 24)) > 1000
+
+
+def shown_pictures(editor, node_id: str) -> int:
+    """How many pictures stand on a node, once there are any."""
+    count = "(id) => window.app.graph.getNodeById(Number(id)).imgs?.length"
+    return editor.wait_for(count, node_id, seconds=10)
+
+
+def test_miniature_runs_and_shows_its_views(editor, tmp_path):
+    """Previews arrive for the sampler at every step; the saved views stand on their node."""
+    editor.open(WORKFLOWS / "turntable.json")
+    set_widgets(editor, SAMPLER, steps=STEPS)
+    set_widgets(editor, TRAJECTORY, views=VIEWS)
+    editor.errors.clear()
+    told = editor.run(120)
+    assert told["error"] is None and told["node_errors"] == {} and editor.errors == []
+    assert told["previews"][SAMPLER] >= STEPS and told["progress"][SAMPLER] >= STEPS
+    assert SAVE_VIEWS in told["outputs"] and shown_pictures(editor, SAVE_VIEWS) == VIEWS
+    editor.screenshot(tmp_path / "views.png")
+
+
+def test_windows_show_previews_and_are_exported(editor, server):
+    """More views than a window holds: previews as before; grid, video and the folder for 3D reconstruction."""
+    editor.open(WORKFLOWS / "many_views_to_3d.json")
+    set_widgets(editor, SAMPLER, steps=2, window_size=4, overlap=2)
+    set_widgets(editor, TRAJECTORY, views=6)
+    told = editor.run(120)
+    assert told["error"] is None and told["node_errors"] == {}
+    assert told["previews"][SAMPLER] >= 2 and shown_pictures(editor, GRID) == 1
+    assert told["progress"][SAMPLER] > 2 + 1, "the bar moves with every window, not only with every step"
+    [folder] = (server.base_directory / "output/views").iterdir()
+    assert len(list((folder / "images").iterdir())) == 6 and (folder / "transforms.json").is_file()
+    assert list((server.base_directory / "output/diffportrait3d").glob("orbit*.mp4"))
+
+
+def test_reference_view_follows_its_numbers(editor):
+    """A new picture on the node as soon as a number changes, without a run."""
+    editor.open(WORKFLOWS / "many_views_to_3d.json")
+    seen = editor.evaluate("""(id) => new Promise((resolve) => {
+        const { api, graph } = window.app;
+        const drawn = ({ detail }) => resolve({ id: String(detail.nodeId), bytes: detail.blob.size });
+        api.addEventListener('b_preview_with_metadata', drawn, { once: true });
+        const yaw = graph.getNodeById(Number(id)).widgets.find((widget) => widget.name === 'yaw');
+        yaw.value = 20;
+        yaw.callback(20);
+    })""", REFERENCE_VIEW)
+    assert seen["id"] == REFERENCE_VIEW and seen["bytes"] > 1000
+
+
+def test_refused_input_shows_on_its_node(editor):
+    """A file that is not there: the host refuses the graph and the editor marks the loader, nothing else."""
+    editor.open(WORKFLOWS / "turntable.json")
+    set_widgets(editor, NOVEL_VIEW, name="absent.safetensors")
+    told = editor.run(60)
+    assert list(told["node_errors"]) == [NOVEL_VIEW] and told["outputs"] == []
+    assert "absent.safetensors" in json.dumps(told["node_errors"][NOVEL_VIEW])
+    assert outlined(editor) == [NOVEL_VIEW]
+
+
+def test_failing_node_is_named(editor):
+    """An error while running carries the id of its node and one sentence; the next good run goes through."""
+    editor.open(WORKFLOWS / "turntable.json")
+    set_widgets(editor, SAMPLER, steps=1)
+    set_widgets(editor, TRAJECTORY, views=2, kind="keyframes", keyframes="ten degrees")
+    told = editor.run(60)
+    assert told["error"]["node_id"] == TRAJECTORY and told["error"]["node_type"] == "DP3D_CameraTrajectory"
+    assert "ten" in told["error"]["exception_message"]
+    set_widgets(editor, TRAJECTORY, kind="arc")
+    assert editor.run(120)["error"] is None
+
+
+def test_node_info_shows_the_help_page(editor):
+    editor.open(WORKFLOWS / "turntable.json")
+    editor.evaluate("(id) => window.app.canvas.selectNode(window.app.graph.getNodeById(Number(id)))", SAMPLER)
+    editor.wait_for("() => Boolean(document.querySelector('[data-testid=info-button]'))", seconds=10)
+    editor.evaluate("() => document.querySelector('[data-testid=info-button]').click()")
+    shown = editor.wait_for("() => document.querySelector('.node-help-content table') && "
+                            "document.querySelector('.node-help-content').innerText", seconds=20)
+    assert "View-Consistency Sampler" in shown and "Errors and ways out" in shown and "window_size" in shown
+
+
+def test_every_help_page_is_served(server):
+    for node_id in locales.own_nodes(server):
+        kind, page = fetch(server, f"/extensions/{PACK_NAME}/docs/{node_id}.md")
+        assert kind != "text/html" and page.startswith(b"# ")  # the editor takes HTML for a missing page
+
+
+def test_every_language_is_served(server):
+    served = json.loads(fetch(server, "/i18n")[1])
+    for language in ("en", *locales.LANGUAGES):
+        assert served[language]["nodeDefs"] == locales.read_locale(language)
+
+
+def test_every_template_is_served_with_its_thumbnail(server):
+    assert sorted(json.loads(fetch(server, "/workflow_templates")[1])[PACK_NAME]) == frontend.names()
+    for name in frontend.names():
+        kind, workflow = fetch(server, f"/api/workflow_templates/{PACK_NAME}/{name}.json")
+        assert json.loads(workflow)["nodes"]
+        kind, thumbnail = fetch(server, f"/api/workflow_templates/{PACK_NAME}/{name}.jpg")
+        assert kind == "image/jpeg" and len(thumbnail) < 100_000
+
+
+def test_page_that_fails_says_why(server):
+    with Browser(server.url + "/system_stats") as browser:
+        assert browser.evaluate("(a, b) => a + b", 1, 2) == 3
+        with pytest.raises(BrowserError, match="no such thing"):
+            browser.evaluate("() => { throw new Error('no such thing') }")
+        with pytest.raises(BrowserError, match="Still not so after 0.2 s: .*false"):
+            browser.wait_for("() => false", seconds=0.2)
