@@ -2,6 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 PRESET ?= cpu
+WORKERS ?= 2
 
 .PHONY: help setup test demo miniature golden evaluate clean
 
@@ -11,9 +12,9 @@ help: ## show the targets
 setup: ## .venv, the pinned packages, ComfyUI
 	@$(PYTHON) tools/bootstrap.py
 
-test: setup ## ruff and all tests; ARGS="-k name" is passed to pytest
+test: setup ## ruff and all tests; in WORKERS=2 processes; ARGS="-k name" is passed to pytest
 	.venv/bin/ruff check
-	.venv/bin/pytest -q tests $(ARGS)
+	.venv/bin/pytest -q -n $(WORKERS) --dist loadfile tests $(ARGS)
 
 demo: setup ## a turntable from a portrait through real ComfyUI; PORTRAIT=file PORT=number
 	@$(RUN) -m tools.demo $(if $(PORTRAIT),--portrait "$(PORTRAIT)") $(if $(PORT),--port $(PORT)) $(ARGS)

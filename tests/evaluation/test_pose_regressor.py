@@ -13,7 +13,7 @@ from training.data import MultiViewDataset, mirror_label
 
 def test_command_learns_and_saves(ball_dataset, tmp_path, capsys):
     out = tmp_path / "pose.safetensors"
-    data = MultiViewDataset(ball_dataset, "train", conditions=False)
+    data = MultiViewDataset(ball_dataset, "train")
     torch.manual_seed(0)
     untrained = pose_regressor.floor(PoseRegressor(16).eval(), data).mean()
     arguments = ["--data", str(ball_dataset), "--out", str(out), "--steps", "40", "--batch-size", "16", "--width", "16"]
