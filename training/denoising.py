@@ -35,6 +35,7 @@ class InputsConfig:
     reference_encoder: str | None = None
     view_controlnet: str | None = None
     view_consistency: str | None = None
+    novel_view: str | None = None
 
 
 @dataclass

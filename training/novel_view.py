@@ -54,9 +54,15 @@ class NovelViewStage(Stage):
         self.frozen = {"perceptual features": self.features}
         self.data = MultiViewDataset(config.data.root, config.data.split, config.data.store(device))
         self.validation = MultiViewDataset(config.data.root, config.data.validation_split, config.data.store(device))
-        network = {"image_size": self.data.resolution, **config.network}
-        self.trainable = NovelViewModel(NovelViewConfig.from_dict(network))
+        self.trainable = self.initial()
         self.sampler = Pairs(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
+
+    def initial(self) -> NovelViewModel:
+        """The network to start from: earlier weights if ``inputs`` names them."""
+        if self.config.inputs.novel_view:
+            return frozen(self.config.inputs.novel_view, "novel_view")[0]
+        network = {"image_size": self.data.resolution, **self.config.network}
+        return NovelViewModel(NovelViewConfig.from_dict(network))
 
     def views(self, batch: Batch, data: MultiViewDataset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Source images, source labels, target labels, target images of a batch of pairs."""
