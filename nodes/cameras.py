@@ -21,6 +21,7 @@ from ..patches.drawn_head import (
     render_conditions,
 )
 from ..patches.viewer_camera import FRAMINGS, viewer_camera
+from .ranges import in_range
 from .sockets import CATEGORY, Cameras
 
 KEYFRAMES = "keyframes"
@@ -82,6 +83,7 @@ class CameraTrajectory(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(
         cls, kind, views, yaw_min, yaw_max, pitch_min, pitch_max, roll, radius, fov, keyframes="", around=CENTRES[0]
     ) -> io.NodeOutput:
@@ -121,6 +123,7 @@ class RenderCameraConditions(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, cameras, resolution, subject) -> io.NodeOutput:
         return io.NodeOutput(render_conditions(cameras["labels"], resolution, subject))
 
@@ -207,6 +210,7 @@ class ReferenceView(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, portrait, yaw, pitch, roll, distance, fov, picture, opacity, resolution) -> io.NodeOutput:
         label = reference_camera(yaw, pitch, roll, distance, fov)
         shown = compare_with_head(portrait, label, picture, opacity, resolution)

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..patches.reference import BLOCKS, ReferenceImages, apply_reference_attention
 from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from ..patches.view_controlnet import apply_view_controlnet
+from .ranges import in_range
 from .sockets import CATEGORY, ReferenceEncoder, ViewConsistency
 
 PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "advanced": True}
@@ -100,6 +101,7 @@ class ApplyReferenceAttention(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(
         cls, model, reference_encoder, vae, image, strength, start_percent, end_percent, mask=None, down_blocks=True,
         middle_block=True, up_blocks=True, reuse_across_runs=False,
@@ -145,6 +147,7 @@ class ViewControlNet(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, positive, control_net, image, strength, start_percent, end_percent) -> io.NodeOutput:
         return io.NodeOutput(
             apply_view_controlnet(positive, control_net, image, strength, start_percent, end_percent)
@@ -172,6 +175,7 @@ class ApplyViewConsistency(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(
         cls, model, view_consistency, window_size=0, overlap=OVERLAP, closed_orbit=False
     ) -> io.NodeOutput:

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..diffportrait3d.cameras import read_labels, write_labels
 from ..patches import user_files
 from ..patches.view_export import export_batch
+from .ranges import in_range
 from .sockets import CATEGORY, Cameras
 
 EG3D, PLAIN, NPY = "json, EG3D's dataset.json", "json, plain list", "npy"
@@ -125,6 +126,7 @@ class LoadCameraConditions(io.ComfyNode):
         return user_files.fingerprint(user_files.user_path(folder))
 
     @classmethod
+    @in_range
     def execute(cls, folder, width, height) -> io.NodeOutput:
         images = user_files.load_pictures(user_files.user_path(folder), width, height)
         return io.NodeOutput(images, len(images))
@@ -162,6 +164,7 @@ class ExportViews(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, images, cameras, filename_prefix, start_points=5000, masks=None) -> io.NodeOutput:
         folder = user_files.new_output(filename_prefix)
         export_batch(folder, images, cameras["labels"], masks, start_points)

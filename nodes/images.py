@@ -7,6 +7,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..patches.grid import view_grid
 from ..patches.pictures import turntable_frames
+from .ranges import in_range
 from .sockets import CATEGORY, Cameras
 
 
@@ -29,6 +30,7 @@ class ViewGrid(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, images, columns, gap, cameras=None) -> io.NodeOutput:
         return io.NodeOutput(view_grid(images, columns, gap, None if cameras is None else cameras["labels"]))
 
@@ -62,6 +64,7 @@ class Turntable(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, images, fps, ping_pong, loops) -> io.NodeOutput:
         frames = turntable_frames(images, ping_pong, loops)
         rate = Fraction(round(fps * 1000), 1000)

@@ -19,6 +19,7 @@ from ..patches.sampling import (
 )
 from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from .conditioning import window_inputs
+from .ranges import in_range
 from .sockets import CATEGORY, Cameras, NovelView, ViewConsistency
 
 SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
@@ -99,6 +100,7 @@ class ViewConsistencySampler(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(
         cls, model, positive, latent, noise, cfg, preset, steps, eta, start, view_consistency=None, negative=None,
         window_size=0, overlap=OVERLAP, closed_orbit=False,
@@ -134,6 +136,7 @@ class ViewConsistencySchedule(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, model, preset, steps, eta, start) -> io.NodeOutput:
         return io.NodeOutput(*chosen_schedule(model, preset, steps, eta, start))
 
@@ -200,6 +203,7 @@ class ThreeDAwareNoise(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(
         cls, vae, resolution, seed, cameras=None, novel_view=None, image=None, reference_camera=None, proxies=None,
         mode="paper", model=None,

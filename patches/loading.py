@@ -210,10 +210,18 @@ def load_view_consistency(path: Path | str) -> HostNetwork:
     return build_view_consistency(tensors, UNetConfig.from_dict(metadata["config"]), metadata, path)
 
 
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """For a network of torch's own layers: of those the host can neither cast nor leave out single ones, and would
+    leave some where they are if it were short of memory."""
+
+    def load(self, *args, **kwargs) -> None:
+        super().load(*args, **{**kwargs, "full_load": True})
+
+
 def load_novel_view(path: Path | str) -> HostNetwork:
     """S, in float32 (it is small and its rays want the precision)."""
     module, metadata = load_network(path, expect="novel_view")
-    patcher = comfy.model_patcher.ModelPatcher(
+    patcher = WholePatcher(
         module, model_management.get_torch_device(), model_management.unet_offload_device()
     )
     return HostNetwork("novel_view", patcher, getattr(module, "config", None), metadata, Path(path))
@@ -221,18 +229,45 @@ def load_novel_view(path: Path | str) -> HostNetwork:
 
 def check_same_width(model, network: HostNetwork) -> None:
     """Raises ValueError, naming the numbers, unless `network` was made for a UNet of `model`'s width."""
-    has = _widths(model.model.model_config.unet_config)
-    needs = _widths(host_unet_settings(network.config))
+    _check_widths(model.model, host_unet_settings(network.config), _name(network))
+
+
+def check_control_width(model, module: nn.Module) -> None:
+    """Raises ValueError unless the residuals of control model `module` fit the UNet of BaseModel `model`.
+
+    The host logs a residual of another shape and goes on without it.
+    """
+    text = next(layer for name, layer in module.named_modules() if name.endswith("attn2.to_k"))
+    needs = {
+        "model_channels": module.model_channels, "channel_mult": module.channel_mult, "context_dim": text.in_features
+    }
+    _check_widths(model, needs, "The view ControlNet")
+
+
+def _check_widths(model, needs: dict[str, Any], name: str) -> None:
+    """The check itself, between BaseModel `model` and the settings that the network called `name` needs."""
+    has, needs = _widths(model.model_config.unet_config), _widths(needs)
     if has["model_channels"] is None:
         raise ValueError(
-            f"{type(model.model).__name__} is not of the SD1.5 family, but {_name(network)} works on an SD1.5 UNet; "
+            f"{type(model).__name__} is not of the SD1.5 family, but {name} works on an SD1.5 UNet; "
             "connect an SD1.5 checkpoint or Load Miniature."
         )
-    differing = [name for name in needs if has[name] != needs[name]]
+    differing = [key for key in needs if has[key] != needs[key]]
     if differing:
         raise ValueError(
-            f"{_name(network)} fits a UNet with {_listed(needs, differing)}, but this MODEL has "
+            f"{name} fits a UNet with {_listed(needs, differing)}, but this MODEL has "
             f"{_listed(has, differing)}; load the MODEL and the networks of one set together."
+        )
+
+
+def check_vae(vae, node: str) -> None:
+    """Raises ValueError unless `vae` makes latents of the SD1.5 family: pictures of 4 channels."""
+    if vae is None or vae.first_stage_model is None:
+        raise ValueError(f"{node} got no VAE: the checkpoint holds none; take one from Load VAE.")
+    if (vae.latent_channels, vae.latent_dim) != (4, 2):
+        raise ValueError(
+            f"{node} got a VAE with latents of {vae.latent_channels} channels in {vae.latent_dim} dimensions, SD1.5's "
+            "have 4 in 2; connect the VAE of the base model."
         )
 
 

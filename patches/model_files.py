@@ -34,7 +34,10 @@ def network_names(kind: str) -> list[str]:
 
 
 def explain_missing(name: str, kind: str, names: list[str]) -> str:
-    """One sentence for a name that is not among `names`."""
+    """One sentence for a name that is not among `names`: there is no such file, or what the file holds instead."""
+    path = _known_files(kind).get(name)
+    if path is not None:
+        return f"{name!r} is no {kind.replace('_', ' ')}: {_contents(path)}; choose one of {', '.join(names) or 'none'}"
     found = f"found: {', '.join(names)}" if names else "found none"
     searched = ", ".join(_folders(kind))
     return (
@@ -89,6 +92,14 @@ def _known_files(kind: str) -> dict[str, Path]:
             if name.endswith(SUFFIX):
                 known.setdefault(_SHARD.sub("", name), Path(folder) / name)
     return known
+
+
+def _contents(path: Path) -> str:
+    try:
+        kind = read_kind(path)
+    except (CheckpointError, OSError, ValueError) as error:
+        return str(error)
+    return f"the file holds {'weights of other software' if kind is None else 'a ' + kind.replace('_', ' ')}"
 
 
 def _kind_of(path: Path) -> str | None:

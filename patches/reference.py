@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..diffportrait3d.networks import join_references
-from .loading import HostNetwork, check_same_width
+from .loading import HostNetwork, check_same_width, check_vae
+from .pictures import check_images
 from .run_state import RunPatch, RunState, SigmaRange, chunk_size, unused_key, views_per_call
 
 KEY = "diffportrait3d.reference"
@@ -97,12 +98,16 @@ class ReferenceLatents(References):
 
 
 class ReferenceImages(References):
-    """References given as images [R, H, W, 3] in [0, 1], encoded at the size of the views once that is known."""
+    """References given as images [R, H, W, 3] in [0, 1], encoded at the size of the views once that is known.
+
+    Raises:
+        ValueError: see `References`; images with NaN, or a VAE of another family than SD1.5's.
+    """
 
     def __init__(self, vae, images: Tensor, mask: Tensor | None = None):
         super().__init__(images.shape[0], mask)
-        if not torch.isfinite(images).all():
-            raise ValueError("The reference image contains NaN or infinity; check the node it comes from.")
+        check_images(images, "Reference attention", "image")
+        check_vae(vae, "Reference attention")
         self.vae, self.images = vae, images[..., :3]
         self._encoded: dict[tuple[int, int], Tensor] = {}
 

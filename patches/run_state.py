@@ -6,8 +6,12 @@ also after an exception, so that no run can see another one's tensors.
 """
 from __future__ import annotations
 
+import logging
+
 from comfy.context_windows import IndexListContextHandler
 from comfy.patcher_extension import WrappersMP
+
+COMPILE_KEY = "torch.compile"  # under which comfy_api.torch_helpers keeps the compiled model's wrapper
 
 
 def unused_key(model, prefix: str) -> str:
@@ -28,6 +32,22 @@ def views_per_call(views: int, model_options: dict) -> int:
     handler = model_options.get("context_handler")
     windows = isinstance(handler, IndexListContextHandler) and handler.dim == 0
     return min(views, handler.context_length) if windows else views
+
+
+def refuse_several_gpus(model, label: str) -> None:
+    """Raises ValueError if the host would spread a run over several GPUs: a run's state belongs to one."""
+    if model.get_additional_models_with_key("multigpu"):
+        raise ValueError(f"{label} works on one GPU only; take MultiGPU CFG Split off this MODEL.")
+
+
+def skip_compilation(transformer_options: dict) -> None:
+    """Takes torch.compile out of a run's options: compiled code is not told what changes in them from step to step."""
+    around_model = transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    if around_model.pop(COMPILE_KEY, None):
+        logging.warning(
+            "torch.compile is skipped: compiled code would not notice that portrait and views change at every step; "
+            "this run is as without it."
+        )
 
 
 class SigmaRange:
@@ -96,7 +116,9 @@ class RunPatch:
             ) from None
 
     def _outer_sample(self, executor, noise, *args, **kwargs):
+        refuse_several_gpus(executor.class_obj.model_patcher, self.label)
         options = executor.class_obj.model_options["transformer_options"]
+        skip_compilation(options)
         options[self.key] = self.begin(executor.class_obj, noise)
         try:
             return executor(noise, *args, **kwargs)

@@ -139,6 +139,27 @@ def without_control(conditioning: list) -> list:
     return [[tokens, {k: v for k, v in options.items() if k not in dropped}] for tokens, options in conditioning]
 
 
+def check_views(model, positive: list, latent: dict) -> None:
+    """Raises ValueError unless MODEL `model` can sample a LATENT (samples [V, C, h, w]) with the prompt `positive`."""
+    samples, channels = latent["samples"], model.get_model_object("latent_format").latent_channels
+    if samples.ndim != 4 or samples.shape[0] == 0 or samples.shape[1] != channels:
+        raise ValueError(
+            f"View-Consistency Sampler: latent has the shape {tuple(samples.shape)}, and this MODEL wants (views, "
+            f"{channels}, height, width) with at least one view; connect 3D-Aware Noise or Empty Latent Image."
+        )
+    if not torch.isfinite(samples).all():
+        raise ValueError("View-Consistency Sampler: latent contains NaN or infinity; check the node it comes from.")
+    if not positive:
+        raise ValueError("View-Consistency Sampler: positive holds no prompt; connect an encoded text (empty will do).")
+    width = model.model.model_config.unet_config.get("context_dim")
+    for tokens, _ in positive:
+        if tokens is not None and width is not None and tokens.shape[-1] != width:
+            raise ValueError(
+                f"View-Consistency Sampler: positive has {tokens.shape[-1]} numbers per token, and this MODEL reads "
+                f"{width}; encode the prompt with the CLIP of the same checkpoint."
+            )
+
+
 def sample_views(model, positive, negative, noise, latent: dict, sampler, sigmas: Tensor, cfg: float, callback=None,
                  disable_pbar: bool = True) -> dict:
     """LATENT -> LATENT through the host's CFGGuider, as SamplerCustomAdvanced does it.
@@ -147,7 +168,11 @@ def sample_views(model, positive, negative, noise, latent: dict, sampler, sigmas
         noise: NOISE object; its seed also feeds the steps.
         latent: LATENT with one entry per view, samples [V, 4, h, w].
         callback: (step, x0, x, steps), e.g. the host's preview.
+
+    Raises:
+        ValueError: see `check_views`.
     """
+    check_views(model, positive, latent)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)

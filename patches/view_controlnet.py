@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..diffportrait3d.networks import UNetConfig
-from .loading import build_control_model, check_control_heads, read_network
+from .loading import build_control_model, check_control_heads, check_control_width, read_network
+from .pictures import check_images
 from .run_state import chunk_size
 
 
@@ -38,6 +39,11 @@ class ViewControlNet(comfy.controlnet.ControlNet):
         # The base class takes a hint of the right size as it is.
         self.cond_hint = hints.repeat(batched_number, 1, 1, 1)
         return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
+
+    def pre_run(self, model, *args, **kwargs) -> None:
+        """As the host does it; raises ValueError if the residuals would not fit the UNet of BaseModel `model`."""
+        check_control_width(model, self.control_model)
+        super().pre_run(model, *args, **kwargs)
 
     def _hints(self, x_noisy: Tensor, views: int, transformer_options: dict) -> Tensor:
         """Hints [V, 3, 8h, 8w] of the views in this call, in [-1, 1], on the device; kept while they serve."""
@@ -121,10 +127,11 @@ def apply_view_controlnet(
         images: one condition image per view, IMAGE [V, H, W, 3] in [0, 1].
 
     Raises:
-        ValueError: an empty batch, NaN in the images, or a percent range that is none.
+        ValueError: no images or no prompt, NaN in the images, or a percent range that is none.
     """
-    if images.shape[0] == 0 or not torch.isfinite(images).all():
-        raise ValueError(f"The {images.shape[0]} condition images must be at least one, without NaN or infinity.")
+    check_images(images, "View ControlNet", "image")
+    if not conditioning:
+        raise ValueError("View ControlNet: positive holds no prompt; connect an encoded text (empty will do).")
     if not 0.0 <= start_percent <= end_percent <= 1.0:
         raise ValueError(f"start_percent {start_percent} and end_percent {end_percent} must be 0 <= start <= end <= 1")
     if strength == 0.0:

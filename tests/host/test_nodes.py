@@ -79,23 +79,6 @@ def test_everything_is_explained(nodes):
             assert socket.tooltip, f"{name}: {socket.id or socket.display_name} has no tooltip"
 
 
-def test_editor_form_says_the_same_as_the_api_form(repository):
-    """The frontend wrote both: same nodes, same widget values, same links."""
-    editor = json.loads((repository / "workflows/turntable.json").read_text(encoding="utf-8"))
-    prompt = json.loads((repository / "workflows/api/turntable.json").read_text(encoding="utf-8"))
-    sources = {link[0]: [str(link[1]), link[2]] for link in editor["links"]}
-    assert {str(node["id"]): node["type"] for node in editor["nodes"]} == {
-        node_id: node["class_type"] for node_id, node in prompt.items()
-    }
-    for node in editor["nodes"]:
-        inputs = prompt[str(node["id"])]["inputs"]
-        linked = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot.get("link") is not None}
-        assert linked == {name: value for name, value in inputs.items() if isinstance(value, list)}
-        widgets = [value for value in inputs.values() if not isinstance(value, list)]
-        extras = ("image", "fixed")  # the upload button, what happens to the seed
-        assert [value for value in (node.get("widgets_values") or ()) if value not in extras] == widgets, node["type"]
-
-
 def test_turntable(host, run_workflow, turntable):
     result = run_workflow(turntable)
     sampler, decode, grid = (

@@ -86,9 +86,9 @@ def test_one_image_serves_all_views_and_others_must_match(path, prompt, images):
     assert difference(one, same) < 1e-5
     with pytest.raises(ValueError, match="3 condition images for 4 views"):
         run(path, apply(path, prompt, images[:3]), prompt)
-    with pytest.raises(ValueError, match="0 condition images"):
+    with pytest.raises(ValueError, match="View ControlNet: image is an empty batch"):
         apply(path, prompt, images[:0])
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="View ControlNet: image contains NaN"):
         apply(path, prompt, images * torch.nan)
 
 
