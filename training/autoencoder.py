@@ -26,9 +26,10 @@ from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.networks.autoencoder import LATENT_SCALE
 
 from .autoencoder_start import carry_colours
-from .config import StageConfig, parse_arguments, to_dict
-from .data import Batch, MultiViewDataset, SingleImages, encode_all, pick, to_network
-from .denoising import InputsConfig, frozen
+from .config import StageConfig, to_dict
+from .data import Batch, SingleImages, encode_all, open_splits, pick, to_network
+from .denoising import InputsConfig, NetworkSource
+from .initial import Files
 from .loop import Stage, stage_main
 from .losses import gradient_loss, kl_loss, psnr
 from .pictures import save_grid
@@ -58,34 +59,41 @@ class AutoencoderStage(Stage):
     name = "autoencoder"
 
     def __init__(self, config: AutoencoderStageConfig, device: torch.device):
-        self.config, self.device = config, device
-        self.data = MultiViewDataset(config.data.root, config.data.split, config.data.store(device))
-        self.validation = MultiViewDataset(config.data.root, config.data.validation_split, config.data.store(device))
-        self.autoencoder = self.initial()
+        self.data, self.validation = open_splits(config.data, device)
+        self.prepare(config, device, Files(config.inputs), self.data.resolution)
+        self.sampler = SingleImages(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
+
+    def prepare(
+        self, config: AutoencoderStageConfig, device: torch.device, source: NetworkSource, resolution: int | None = None
+    ) -> None:
+        self.config, self.device, self.resolution, self.whole = config, device, resolution, False
+        if config.decoder_only or config.inputs.autoencoder:
+            self.autoencoder = source("autoencoder")[0].to(device)
+        else:
+            new = AutoencoderKL(AutoencoderConfig.from_dict(config.network))
+            self.autoencoder = well_started(new).to(device)
         step = self.autoencoder.config.downscale
-        if config.crop % step or not 0 < config.crop <= self.data.resolution:
-            raise ValueError(
-                f"crop must be a multiple of {step} up to {self.data.resolution} pixels, not {config.crop}."
-            )
+        if config.crop % step or not 0 < config.crop <= resolution:
+            raise ValueError(f"crop must be a multiple of {step} up to {resolution} pixels, not {config.crop}.")
         self.trainable, self.frozen = self.autoencoder, {}
         if config.decoder_only:
             self.trainable = part_of(self.autoencoder, "decoder", "post_quant_conv")
             self.frozen = {"encoder": part_of(self.autoencoder, "encoder", "quant_conv")}
-        self.sampler = SingleImages(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
-        self.whole = False
 
-    def initial(self) -> AutoencoderKL:
-        """The autoencoder as the run begins."""
-        if self.config.decoder_only or self.config.inputs.autoencoder:
-            return frozen(self.config.inputs.autoencoder, "autoencoder")[0].to(self.device)
-        return well_started(AutoencoderKL(AutoencoderConfig.from_dict(self.config.network))).to(self.device)
+    def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
+        side = self.config.crop
+        return self.losses(torch.zeros(samples, 3, side, side, device=self.device))
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        self.whole = progress >= self.config.whole_from or self.config.crop == self.data.resolution
+        self.whole = progress >= self.config.whole_from or self.config.crop == self.resolution
         count = self.samples(batch)
         images = pick(self.data.images, batch.targets[:count], batch.flips[:count], self.device)  # [N, 3, H, W]
         if not self.whole:
             images = random_crops(images, self.config.crop)
+        return self.losses(images)
+
+    def losses(self, images: Tensor) -> dict[str, Tensor]:
+        """Losses of reconstructing images [N, 3, H, W] in [-1, 1]."""
         if self.config.decoder_only:
             with torch.no_grad():
                 latents = self.autoencoder.encode(images)  # [N, 4, h, w]
@@ -177,12 +185,11 @@ def well_started(autoencoder: AutoencoderKL) -> AutoencoderKL:
     return autoencoder
 
 
-def build(config: AutoencoderStageConfig, device: torch.device) -> AutoencoderStage:
-    return AutoencoderStage(config, device)
+build = AutoencoderStage
 
 
 def main(argv: list[str] | None = None) -> int:
-    return stage_main(build, parse_arguments(AutoencoderStageConfig, __doc__, argv))
+    return stage_main(AutoencoderStage, AutoencoderStageConfig, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffportrait3d.checkpoints import save_network
@@ -17,9 +16,9 @@ from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import UNet, UNetConfig
 
-from .config import parse_arguments, to_dict
+from .config import to_dict
 from .data import Sampler, SingleImages
-from .denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings, empty_context
+from .denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings
 from .loop import stage_main
 from .pictures import save_grid
 
@@ -48,11 +47,11 @@ class BaseStage(DenoisingStage):
         return SingleImages(self.data, loop.batch_size, loop.seed, self.config.data.flip)
 
     def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
-        return self.trainable(x, t, empty_context(self.trainable, len(x), self.device))
+        return self.trainable(x, t, self.context(len(x)))
 
     def validate(self, picture: Path) -> dict[str, float]:
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            return self.trainable(x, t, empty_context(self.trainable, len(x), self.device))
+            return self.trainable(x, t, self.context(len(x)))
 
         images = self.sample(eps, self.config.samples)
         save_grid(picture, images.split(8))
@@ -69,12 +68,11 @@ class BaseStage(DenoisingStage):
         )
 
 
-def build(config: BaseConfig, device: torch.device) -> BaseStage:
-    return BaseStage(config, device)
+build = BaseStage
 
 
 def main(argv: list[str] | None = None) -> int:
-    return stage_main(build, parse_arguments(BaseConfig, __doc__, argv))
+    return stage_main(BaseStage, BaseConfig, __doc__, argv)
 
 
 if __name__ == "__main__":

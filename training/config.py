@@ -14,6 +14,13 @@ import yaml
 
 T = TypeVar("T")
 
+# Settings of other trainers that must not exist here. 3D-aware noise works because SD1.5's last timestep still holds
+# 7 % of the image, and because F predicts noise: these change the one or the other.
+REFUSED = {
+    "zero_snr", "enable_zero_snr", "zero_terminal_snr", "rescale_betas_zero_snr", "zsnr",
+    "v_prediction", "v_parameterization", "prediction_type", "parameterization", "noise_offset",
+}  # fmt: skip
+
 
 class ConfigError(ValueError):
     """A configuration that names an unknown key or holds a value of the wrong type."""
@@ -28,6 +35,7 @@ class DataConfig:
     validation_split: str = "val"
     flip: bool = True  # random horizontal mirroring, camera labels included
     on_device: bool = True  # pictures and latents stay in the device's memory; off: in the host's
+    in_memory: bool = True  # pictures are read once; off: when a batch needs them (512 px take 0.8 MB each)
 
     def store(self, device: Any) -> Any:
         """Where pictures and latents are kept."""
@@ -38,6 +46,7 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up, then a constant or decaying learning rate."""
 
+    name: str = "adamw"  # adamw | adamw8bit (needs bitsandbytes and a GPU)
     lr: float = 4e-4
     weight_decay: float = 1e-2
     warmup_steps: int = 100
@@ -53,13 +62,16 @@ class LoopConfig:
 
     steps: int = 1000
     minutes: float | None = None  # wall-clock budget over all resumes; the earlier of both limits ends the run
-    batch_size: int = 32
+    batch_size: int = 32  # samples of one pass, shared out over all processes
+    accumulate: int = 1  # passes whose gradients make one step
+    checkpointing: bool = False  # compute activations anew in the backward pass: less memory, a third more work
     seed: int = 0
     log_every: int = 20
     validate_every: int = 500
     checkpoint_every: int = 500
     keep_last: int = 2
-    precision: str = "auto"  # auto | float32 | bfloat16
+    precision: str = "auto"  # auto | float32 | bfloat16 | float16; of computation, trained weights are in float32
+    frozen_precision: str = "float32"  # of frozen weights in memory: float32 | training (that of precision)
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     threads: int | None = None  # torch intra-op threads
 
@@ -85,6 +97,11 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     for key in values:
+        if key in REFUSED:
+            raise ConfigError(
+                f"'{where}{key}' does not exist on purpose: zero terminal SNR, v-prediction and noise offsets destroy "
+                "what 3D-aware noise relies on; remove it."
+            )
         if key not in names:
             raise ConfigError(f"Unknown key '{where}{key}'; known here: {', '.join(sorted(names))}.")
     return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in values.items()})
@@ -147,8 +164,21 @@ def load_config(cls: type[T], path: str | Path | None, overrides: typing.Sequenc
         raise ConfigError(f"{path or 'defaults'}: {error}") from None
 
 
-def parse_arguments(cls: type[T], description: str, argv: typing.Sequence[str] | None = None) -> T:
-    """The command line that every stage shares: ``--config FILE --set a.b=c ...``."""
+class Command(typing.NamedTuple):
+    """What a stage's command line says.
+
+    config: the checked configuration.
+    plan: only say what the stage would take.
+    resolution: of the pictures that are planned with, in pixels; None: the dataset's.
+    """
+
+    config: typing.Any
+    plan: bool
+    resolution: int | None
+
+
+def parse_arguments(cls: type, description: str, argv: typing.Sequence[str] | None = None) -> Command:
+    """The command line that every stage shares: ``--config FILE --set a.b=c ... [--plan]``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", help="YAML file, e.g. training/configs/cpu/base.yaml")
     parser.add_argument(
@@ -160,9 +190,12 @@ def parse_arguments(cls: type[T], description: str, argv: typing.Sequence[str] |
         dest="overrides",
         help="override single values, e.g. loop.steps=100 data.root=DIR",
     )
+    parser.add_argument("--plan", action="store_true", help="print parameters, memory and FLOPs of a step, and stop")
+    parser.add_argument("--resolution", type=int, metavar="PIXELS", help="with --plan: of pictures not there yet")
     arguments = parser.parse_args(argv)
     try:
-        return load_config(cls, arguments.config, arguments.overrides)
+        config = load_config(cls, arguments.config, arguments.overrides)
+        return Command(config, arguments.plan, arguments.resolution)
     except (ConfigError, yaml.YAMLError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

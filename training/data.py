@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .config import DataConfig
 from .state import write_atomically
 
 FORMAT, VERSION = "diffportrait3d-multiview", 1
@@ -69,11 +70,31 @@ def _read_image(path: Path, resolution: int) -> np.ndarray:
     return pixels.transpose(2, 0, 1)
 
 
+class PictureFiles:
+    """Pictures that stay on disk: indexed by rows like a tensor uint8 [N, 3, H, W]."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, paths: list[Path], resolution: int):
+        self.paths, self.resolution = paths, resolution
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        numbers = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            read = list(pool.map(lambda row: _read_image(self.paths[row], self.resolution), numbers))
+        return torch.from_numpy(np.stack(read))
+
+
 class MultiViewDataset:
-    """One split of a dataset. Pictures are read when first asked for and then stay in memory, on ``device``.
+    """One split of a dataset. Pictures are read when first asked for and then stay in memory, on ``device``; or they
+    are read whenever they are asked for, if not ``in_memory``.
 
     Attributes:
-        images: uint8 [N, 3, H, W], all views of all subjects, a subject's views in a row.
+        images: uint8 [N, 3, H, W] (or ``PictureFiles``, indexed in the same way), all views of all subjects, a
+            subject's views in a row.
         conditions: uint8 [N, 3, H, W], the camera conditions of these views.
         labels: float32 [N, 25] camera labels.
         subjects: list of int64 arrays, the rows of every subject.
@@ -82,8 +103,8 @@ class MultiViewDataset:
         fingerprint: hash of the split's manifest lines.
     """
 
-    def __init__(self, root: str | Path, split: str, device: torch.device | str = "cpu"):
-        root, self.device = Path(root), device
+    def __init__(self, root: str | Path, split: str, device: torch.device | str = "cpu", in_memory: bool = True):
+        root, self.device, self.in_memory = Path(root), device, in_memory
         header, subjects = read_manifest(root)
         chosen = [s for s in subjects if s["split"] == split]
         if not chosen:
@@ -120,8 +141,10 @@ class MultiViewDataset:
     def conditions(self) -> Tensor:
         return self._load("condition")
 
-    def _load(self, kind: str) -> Tensor:
+    def _load(self, kind: str) -> Tensor | PictureFiles:
         names, what = [view[kind] for view in self._views], f"{self.split} {kind}s"
+        if not self.in_memory:
+            return PictureFiles([self.root / name for name in names], self.resolution)
         out = torch.empty(len(names), 3, self.resolution, self.resolution, dtype=torch.uint8)
 
         def read(row: int) -> None:
@@ -134,6 +157,16 @@ class MultiViewDataset:
 
     def __len__(self) -> int:
         return len(self._views)
+
+
+def open_splits(config: DataConfig, device: torch.device) -> tuple[MultiViewDataset, MultiViewDataset]:
+    """The splits for training and validation."""
+    store = config.store(device)
+    train, validation = (
+        MultiViewDataset(config.root, split, store, config.in_memory)
+        for split in (config.split, config.validation_split)
+    )
+    return train, validation
 
 
 def mirror_label(label: Tensor) -> Tensor:
@@ -184,6 +217,21 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.targets.size)
+
+    def part(self, rank: int, count: int) -> Batch:
+        """The share of process ``rank`` of ``count``: whole groups, the first processes may have one more.
+
+        Raises:
+            DataError: a process would have none.
+        """
+        if len(self.flips) < count:
+            raise DataError(
+                f"loop.batch_size={len(self.flips)} cannot be shared out over {count} processes: start fewer of them, "
+                "or raise it."
+            )
+        mine = np.array_split(np.arange(len(self.flips)), count)[rank]
+        references = None if self.references is None else self.references[mine]
+        return Batch(self.targets[mine], references, self.flips[mine])
 
     @property
     def target_flips(self) -> np.ndarray:

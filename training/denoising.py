@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffportrait3d.checkpoints import load_network
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample
-from diffportrait3d.networks import UNet
 
 from .config import StageConfig
-from .data import Batch, LatentCache, MultiViewDataset, Sampler, fixed_groups, pick
+from .data import Batch, LatentCache, MultiViewDataset, Sampler, fixed_groups, open_splits, pick
+from .initial import Files
 from .loop import Stage
 
 REFERENCE_TIMESTEPS = ("current", "zero")
@@ -27,7 +27,8 @@ TIMESTEPS = ("uniform", "cubic")
 class InputsConfig:
     """Files of the networks that a stage builds on; each stage needs those before it.
 
-    A file of the kind that the stage itself trains is what it starts from, in place of fresh weights.
+    A file of the kind that the stage itself trains is what it starts from, in place of fresh weights. Files of other
+    people's that may be named, too, and what the empty prompt is without ``context``: ``training.initial``.
     """
 
     autoencoder: str | None = None
@@ -36,6 +37,7 @@ class InputsConfig:
     view_controlnet: str | None = None
     view_consistency: str | None = None
     novel_view: str | None = None
+    context: str | None = None  # CLIP's states of the empty prompt
 
 
 @dataclass
@@ -53,8 +55,16 @@ class DenoisingConfig(StageConfig):
     guidance_scale: float = 3.0
 
 
-# Gives a network of a kind and its metadata: from a file, or, for a plan, without weights.
-NetworkSource = Callable[[str], tuple[nn.Module, dict]]
+class NetworkSource(Protocol):
+    """Where networks come from: files (``training.initial.Files``), or a plan's, which have no weights."""
+
+    weights: bool
+
+    def __call__(self, kind: str) -> tuple[nn.Module, dict[str, Any]]:
+        """The network of a kind and its metadata."""
+
+    def prompt(self, context_dim: int) -> Tensor:
+        """The empty prompt [1, L, context_dim]."""
 
 
 @dataclass
@@ -68,22 +78,6 @@ class Openings:
 
     references: Tensor | None = None
     hints: Tensor | None = None
-
-
-def frozen(path: str | None, kind: str) -> tuple[nn.Module, dict]:
-    """A trained network that a stage builds on, and its metadata.
-
-    Raises:
-        ValueError: no file was named. CheckpointError: the file does not hold such a network.
-    """
-    if not path:
-        raise ValueError(f"This stage builds on a trained {kind}: name its file with --set inputs.{kind}=FILE.")
-    return load_network(path, kind)
-
-
-def empty_context(unet: UNet, count: int, device: torch.device) -> Tensor:
-    """The miniature's empty prompt: zeros [N, 1, context_dim]."""
-    return torch.zeros(count, 1, unet.config.context_dim, device=device)
 
 
 class DenoisingStage(Stage):
@@ -103,15 +97,18 @@ class DenoisingStage(Stage):
     denoiser: Denoiser
 
     def __init__(self, config: DenoisingConfig, device: torch.device):
-        self.prepare(config, device, self.from_files)
+        self.prepare(config, device, Files(config.inputs))
         self.open_data()
         self.sampler = self.make_sampler()
 
-    def prepare(self, config: DenoisingConfig, device: torch.device, source: NetworkSource) -> None:
-        """Check the settings and build the networks: all that a step needs but its batch."""
+    def prepare(
+        self, config: DenoisingConfig, device: torch.device, source: NetworkSource, resolution: int | None = None
+    ) -> None:
         self.check(config)
         self.config, self.device, self.frozen = config, device, {}
         self.build_networks(source)
+        self.check_widths()
+        self.prompt = source.prompt(self.denoiser.unet.config.context_dim)
 
     def check(self, config: DenoisingConfig) -> None:
         """Raises ValueError for a setting that has no such choice."""
@@ -123,22 +120,31 @@ class DenoisingStage(Stage):
         """Set ``trainable``, ``denoiser``, ``schedule`` and the networks in ``frozen``."""
         raise NotImplementedError
 
+    def check_widths(self) -> None:
+        """Raises ValueError where a network cannot work with F."""
+        width = self.denoiser.unet.config.model_channels
+        for name, network in self.denoiser.named_children():
+            if network.config.model_channels != width:
+                raise ValueError(
+                    f"inputs.{name} is {network.config.model_channels} channels wide, inputs.unet {width}: "
+                    "they belong to different base models."
+                )
+
     def make_sampler(self) -> Sampler:
         """The training batches."""
         raise NotImplementedError
 
-    def from_files(self, kind: str) -> tuple[nn.Module, dict]:
-        """The network that ``inputs`` names, and its metadata."""
-        return frozen(getattr(self.config.inputs, kind), kind)
+    def context(self, count: int) -> Tensor:
+        """The empty prompt for ``count`` latents [N, L, context_dim]."""
+        return self.prompt.to(self.device).expand(count, -1, -1)
 
     def open_data(self) -> None:
         """Both splits, and their latents."""
         config = self.config
-        self.autoencoder = frozen(config.inputs.autoencoder, "autoencoder")[0].to(self.device)
+        self.autoencoder = Files(config.inputs)("autoencoder")[0].to(self.device)
         self.frozen["autoencoder"] = self.autoencoder
         store = config.data.store(self.device)
-        self.data = MultiViewDataset(config.data.root, config.data.split, store)
-        self.validation = MultiViewDataset(config.data.root, config.data.validation_split, store)
+        self.data, self.validation = open_splits(config.data, self.device)
         folder = Path(config.latents_dir or config.run_dir)
         self.latents = LatentCache.build(self.data, self.autoencoder, folder).to(store)
         self.validation_latents = LatentCache.build(self.validation, self.autoencoder, folder).to(store)
@@ -162,9 +168,25 @@ class DenoisingStage(Stage):
             t = self.draw_timesteps(len(z)).to(self.device)
         if noise is None:
             noise = torch.randn(z.shape).to(self.device)
+        return self.squared_error(z, t, noise, self.openings(batch, data, latents))
+
+    def squared_error(self, z: Tensor, t: Tensor, noise: Tensor, openings: Openings) -> Tensor:
+        """The same, of clean latents z [N, 4, h, w]."""
         x = self.schedule.q_sample(z, t, noise)
-        eps = self.predict(x, t, self.openings(batch, data, latents))
-        return F.mse_loss(eps.float(), noise)
+        return F.mse_loss(self.predict(x, t, openings).float(), noise)
+
+    @property
+    def views(self) -> int:
+        """Targets per reference in a batch."""
+        return self.sharing
+
+    def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
+        count, side = samples * self.views, resolution // 8
+        references = torch.zeros(samples, 4, side, side, device=self.device) if self.uses_references else None
+        hints = torch.zeros(count, 3, resolution, resolution, device=self.device) if self.uses_conditions else None
+        z = torch.zeros(count, 4, side, side, device=self.device)
+        t = torch.zeros(count, dtype=torch.long, device=self.device)
+        return {"loss": self.squared_error(z, t, torch.zeros_like(z), Openings(references, hints))}
 
     def draw_timesteps(self, count: int) -> Tensor:
         """Timesteps of a batch of ``count`` latents in 0..T-1: int64 [count].
@@ -199,7 +221,7 @@ class DenoisingStage(Stage):
     def references(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
         """F_ref's token bank for one reference per sample: 16 tensors [B, M, C]. ``t``: [B]."""
         t_ref = t if self.config.reference_timestep == "current" else torch.zeros_like(t)
-        return self.denoiser.reference_encoder(z_ref, t_ref, empty_context(self.denoiser.unet, len(z_ref), self.device))
+        return self.denoiser.reference_encoder(z_ref, t_ref, self.context(len(z_ref)))
 
     def bank(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
         """Tokens of references [B, 4, h, w] for targets at ``t`` [B*V]: 16 tensors, [B, M, C] where the V targets of a
@@ -256,8 +278,8 @@ def guided_views(stage: DenoisingStage, batch: Batch) -> Tensor:
     """Samples of a batch's targets with guidance, each with its own subject's reference; groups see each other."""
     grouped = batch.targets.ndim == 2
     views = batch.targets.shape[1] if grouped else 1
-    count, unet = batch.targets.size, stage.denoiser.unet
-    context = empty_context(unet, count, stage.device)
+    count = batch.targets.size
+    context = stage.context(count)
     z_ref = stage.reference_latents(batch, stage.validation_latents)
     hints = stage.hints(batch, stage.validation)
     scale = stage.config.guidance_scale

@@ -1,22 +1,25 @@
 """One small explicit training loop, shared by all stages.
 
 A stage brings its networks, its batches and its loss (class ``Stage``); ``train`` does the rest: AdamW, warm-up and
-decay, gradient clipping, an average of the weights, logs, validation, checkpoints, resuming. A run lives in one
-folder::
+decay, gradient accumulation and clipping, an average of the weights, logs, validation, checkpoints, resuming. A run
+lives in one folder::
 
     config.yaml  log.jsonl  tensorboard/  validation/*.png  checkpoints/step-*.pt  summary.json  <network>.safetensors
 
 ``summary.json`` is written last: a folder that has it is finished, any other resumes from its newest checkpoint. On a
-CPU and limited by steps a resumed run gives the same bits as an uninterrupted one.
+CPU and limited by steps a resumed run of one process gives the same bits as an uninterrupted one.
+
+``accelerate launch -m training.<stage>`` runs it in several processes (see ``training.parallel``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import random
 import signal
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .config import LoopConfig, OptimizerConfig, StageConfig
+from diffportrait3d.networks import set_checkpointing
+
+from .config import LoopConfig, StageConfig, parse_arguments
+from .optimizer import Scaler, build_optimizer, learning_rate
+from .parallel import Processes, join, put_together, sharded_like, whole
 from .state import WeightAverage, check_config, newest_checkpoint, restore_rng, rng_state, write_atomically
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+FROZEN_PRECISIONS = ("float32", "training")
 
 
 class Interrupted(Exception):
@@ -42,7 +52,12 @@ class Stage:
         trainable: the one network whose parameters are trained.
         frozen: networks that take part but must not change; the loop puts them in eval mode without gradients.
         sampler: yields batches by ``next()``; its position is ``state_dict()`` / ``load_state_dict()``.
+        branches: batches differ in which layers of the trained network they use (FSDP cannot do that).
+        full_precision: frozen networks that always stay in float32.
     """
+
+    branches = False
+    full_precision = ("autoencoder",)
 
     name: str
     trainable: nn.Module
@@ -51,6 +66,26 @@ class Stage:
 
     def loss(self, batch: Any, progress: float) -> dict[str, Tensor]:
         """Losses of one batch; the entry "loss" is minimised, all are logged. May draw from torch's global RNG."""
+        raise NotImplementedError
+
+    @classmethod
+    def without_data(cls, config: Any, device: torch.device, source: Any, resolution: int) -> Stage:
+        """The stage with its networks and nothing to train them on, for a plan."""
+        stage = cls.__new__(cls)
+        stage.prepare(config, device, source, resolution)
+        return stage
+
+    def prepare(self, config: Any, device: torch.device, source: Any, resolution: int | None = None) -> None:
+        """Check the settings and build the networks: all that a step needs but its batch.
+
+        Args:
+            source: gives networks by their kind (``training.denoising.NetworkSource``).
+            resolution: of the pictures, in pixels.
+        """
+        raise NotImplementedError
+
+    def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
+        """Losses of a made-up batch: the same work as a real one of so many samples, without its values."""
         raise NotImplementedError
 
     def samples(self, batch: Any) -> int:
@@ -78,8 +113,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else torch.float32
-    if name not in ("float32", "bfloat16"):
-        raise ValueError(f"loop.precision must be auto, float32 or bfloat16, not '{name}'.")
+    if name not in PRECISIONS:
+        raise ValueError(f"loop.precision must be auto, {' or '.join(PRECISIONS)}, not '{name}'.")
     return getattr(torch, name)
 
 
@@ -92,22 +127,6 @@ def prepare(config: LoopConfig) -> torch.device:
     np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
     return pick_device(config.device)
-
-
-def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
-    """Learning rate of the 0-based ``step`` at ``progress`` in [0, 1] of the run."""
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    progress = min(1.0, progress)
-    floor = config.final_lr_ratio
-    if config.decay == "constant":
-        factor = 1.0
-    elif config.decay == "linear":
-        factor = 1.0 - (1.0 - floor) * progress
-    elif config.decay == "cosine":
-        factor = floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
-    else:
-        raise ValueError(f"optimizer.decay must be cosine, linear or constant, not '{config.decay}'.")
-    return config.lr * warmup * factor
 
 
 class _Signals:
@@ -132,7 +151,10 @@ class _Signals:
 class _Log:
     """log.jsonl and tensorboard; on resuming, lines after the checkpoint are dropped."""
 
-    def __init__(self, run_dir: Path, start: int):
+    def __init__(self, run_dir: Path, start: int, writes: bool):
+        self.writes = writes  # one process does
+        if not writes:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run_dir / "log.jsonl"
@@ -143,31 +165,57 @@ class _Log:
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if not self.writes:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
+    def close(self) -> None:
+        if self.writes:
+            self.board.close()
+
 
 class Trainer:
     """State and mechanics of one run; ``train`` below is its short form."""
 
-    def __init__(self, stage: Stage, config: StageConfig, device: torch.device):
+    def __init__(self, stage: Stage, config: StageConfig, device: torch.device, processes: Processes | None = None):
         self.stage, self.config, self.device = stage, config, device
+        self.processes = processes or Processes(device)
         self.run_dir = Path(config.run_dir)
         self.dtype = pick_precision(config.loop.precision, device)
-        for module in stage.frozen.values():
-            module.to(device).eval().requires_grad_(False)
+        self._check()
+        self.frozen_dtype = self.dtype if config.loop.frozen_precision == "training" else torch.float32
+        for name, module in stage.frozen.items():
+            module.to(device, torch.float32 if name in stage.full_precision else self.frozen_dtype)
+            module.eval().requires_grad_(False)
         stage.trainable.to(device).train().requires_grad_(True)
+        for module in (stage.trainable, *stage.frozen.values()):
+            set_checkpointing(module, config.loop.checkpointing)
+        self.call = self.processes.wrap(stage.trainable)
         self.parameters = list(stage.trainable.parameters())
         self._assert_separate()
-        opt = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=opt.lr, betas=(0.9, 0.999), weight_decay=opt.weight_decay
-        )
-        self.average = WeightAverage(stage.trainable, opt.ema) if opt.ema else None
+        self.optimizer = build_optimizer(config.optimizer, self.parameters, self.processes.sharded)
+        self.scaler = Scaler(device, self.dtype)
+        self.average = WeightAverage(stage.trainable, config.optimizer.ema) if config.optimizer.ema else None
         self.step, self.seen, self.elapsed_before = 0, 0, 0.0
         self.recent: dict[str, list[float]] = {}
+        if self.processes.count > 1:
+            torch.manual_seed(config.loop.seed + self.processes.rank)  # every process has noise of its own
+
+    def _check(self) -> None:
+        loop, sharded = self.config.loop, self.processes.sharded
+        if loop.frozen_precision not in FROZEN_PRECISIONS:
+            raise ValueError(
+                f"loop.frozen_precision must be {' or '.join(FROZEN_PRECISIONS)}, not '{loop.frozen_precision}'."
+            )
+        if loop.accumulate < 1:
+            raise ValueError(f"loop.accumulate must be at least 1, not {loop.accumulate}.")
+        if sharded and self.dtype == torch.float16:
+            raise ValueError("loop.precision=float16 does not work with FSDP; use bfloat16, or DDP.")
+        if sharded and self.stage.branches:
+            raise ValueError(f"{self.stage.name}: its batches use different layers, which FSDP cannot do; use DDP.")
 
     def _assert_separate(self) -> None:
         trained = {id(p) for p in self.parameters}
@@ -181,44 +229,62 @@ class Trainer:
         def millions(module: nn.Module) -> str:
             return f"{sum(p.numel() for p in module.parameters()) / 1e6:8.3f} M"
 
+        several = f", {self.processes.count} processes" if self.processes.count > 1 else ""
         rows = [
-            f"{self.stage.name}: device {self.device}, {str(self.dtype).removeprefix('torch.')}",
+            f"{self.stage.name}: device {self.device}, {str(self.dtype).removeprefix('torch.')}{several}",
             f"  trained {millions(self.stage.trainable)}  {type(self.stage.trainable).__name__}",
         ]
         return "\n".join(rows + [f"  frozen  {millions(m)}  {name}" for name, m in self.stage.frozen.items()])
 
     def save(self) -> None:
         """Everything needed to go on, atomically; older checkpoints beyond ``keep_last`` go."""
+        rngs = self.processes.gathered(rng_state())
         state = {
             "step": self.step,
             "seen": self.seen,
             "elapsed": self.elapsed(),
             "recent": self.recent,
-            "network": self.stage.trainable.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
+            "network": whole(self.stage.trainable.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "average": whole(self.average.state_dict()) if self.average else None,
+            "scaler": self.scaler.state_dict(),
             "sampler": self.stage.sampler.state_dict(),
-            "rng": rng_state(),
+            "rng": rngs[0],
+            "other_rngs": rngs[1:],
         }
-        folder = self.run_dir / "checkpoints"
-        write_atomically(folder / f"step-{self.step:08d}.pt", lambda p: torch.save(state, p))
-        for old in sorted(folder.glob("step-*.pt"))[: -max(1, self.config.loop.keep_last)]:
-            old.unlink()
+        if self.processes.main:
+            folder = self.run_dir / "checkpoints"
+            write_atomically(folder / f"step-{self.step:08d}.pt", lambda p: torch.save(state, p))
+            for old in sorted(folder.glob("step-*.pt"))[: -max(1, self.config.loop.keep_last)]:
+                old.unlink()
+        self.processes.wait()
 
     def resume(self) -> bool:
-        """Load the newest checkpoint, if there is one."""
+        """Load the newest checkpoint, if there is one.
+
+        With another number of processes it goes on, too, but they draw new noise.
+        """
         path = newest_checkpoint(self.run_dir)
         if path is None:
             return False
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self.stage.trainable.load_state_dict(state["network"])
+        own = self.stage.trainable.state_dict()
+        self.stage.trainable.load_state_dict({k: sharded_like(v, own[k]) for k, v in state["network"].items()})
+        for index, values in state["optimizer"]["state"].items():
+            p = self.parameters[index]
+            values.update({k: sharded_like(v, p) for k, v in values.items() if isinstance(v, Tensor)})
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
+            shadow = state["average"]["shadow"]
+            shadow.update({k: sharded_like(v, self.average.shadow[k]) for k, v in shadow.items()})
             self.average.load_state_dict(state["average"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
         self.stage.sampler.load_state_dict(state["sampler"])
         self.step, self.seen, self.elapsed_before = state["step"], state["seen"], state["elapsed"]
         self.recent = state["recent"]
-        restore_rng(state["rng"])
+        rngs = [state["rng"], *state.get("other_rngs", [])]
+        if len(rngs) == self.processes.count:
+            restore_rng(rngs[self.processes.rank])
         return True
 
     def elapsed(self) -> float:
@@ -231,60 +297,88 @@ class Trainer:
         by_time = self.elapsed() / 60 / loop.minutes if loop.minutes else 0.0
         return max(self.step / max(1, loop.steps), by_time)
 
-    def one_step(self) -> dict[str, float]:
-        """Draw a batch, descend once. Returns the losses."""
-        progress = self.progress()
+    def autocast(self, on: bool = True) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=on and self.dtype != torch.float32)
+
+    def one_step(self, progress: float | None = None) -> dict[str, float]:
+        """Draw ``accumulate`` batches, descend once. Returns the losses."""
+        progress = self.progress() if progress is None else progress
         rate = learning_rate(self.config.optimizer, self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = next(self.stage.sampler)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            losses = self.stage.loss(batch, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.grad_clip)
-        if not torch.isfinite(norm):
+        passes = [self.one_pass(progress, index) for index in range(self.config.loop.accumulate)]
+        self.scaler.unscale(self.optimizer)
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.grad_clip)))
+        if not self.scaler.accepts(norm):
             raise FloatingPointError(
                 f"{self.stage.name}: the gradient is not finite at step {self.step}; lower optimizer.lr "
                 f"(the newest checkpoint in '{self.run_dir}' is from before)."
             )
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
         if self.average:
             self.average.update(self.stage.trainable)
         self.step += 1
-        self.seen += self.stage.samples(batch)
-        values = {name: float(value.detach()) for name, value in losses.items()}
+        values = {name: sum(losses[name] for losses in passes) / len(passes) for name in passes[0]}
         for name, value in values.items():
             self.recent[name] = (self.recent.get(name, []) + [value])[-200:]
-        return {**values, "lr": rate, "grad_norm": float(norm)}
+        return {**values, "lr": rate, "grad_norm": norm}
+
+    def one_pass(self, progress: float, index: int) -> dict[str, float]:
+        """Forward and backward pass number ``index`` of a step; the mean over its batches is what is minimised."""
+        passes = self.config.loop.accumulate
+        batch = next(self.stage.sampler)
+        part, weight = self.processes.share(batch)
+        with self.processes.gradients(self.call, last=index == passes - 1):
+            with self.autocast():
+                losses = self.call(self.stage.loss, part, progress)
+            loss = losses["loss"] if passes == 1 and weight == 1 else losses["loss"] * (weight / passes)
+            self.scaler.scale(loss).backward()
+        self.seen += self.stage.samples(batch)
+        return self.processes.mean({name: weight * float(value.detach()) for name, value in losses.items()})
 
     def validate(self) -> dict[str, float]:
-        """The stage's validation on averaged weights, without touching the training's random numbers."""
-        picture = self.run_dir / "validation" / f"step-{self.step:08d}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
+        """The stage's validation on averaged weights, without touching the training's random numbers.
+
+        All processes run it, as sharded weights need; the first one's picture is kept.
+        """
         devices = [self.device] if self.device.type == "cuda" else []
         applied = self.average.applied(self.stage.trainable) if self.average else contextlib.nullcontext()
-        with torch.random.fork_rng(devices), torch.no_grad(), applied:
+        call = self.call if self.processes.sharded else _directly
+        with (
+            tempfile.TemporaryDirectory() as elsewhere,
+            torch.random.fork_rng(devices),
+            torch.no_grad(),
+            applied,
+            self.autocast(self.frozen_dtype != torch.float32),
+        ):
+            folder = self.run_dir / "validation" if self.processes.main else Path(elsewhere)
+            folder.mkdir(parents=True, exist_ok=True)
             torch.manual_seed(self.config.loop.seed)
             self.stage.trainable.eval()
-            values = self.stage.validate(picture)
+            values = call(self.stage.validate, folder / f"step-{self.step:08d}.png")
             self.stage.trainable.train()
         return {f"validation/{name}": value for name, value in values.items()}
 
     def run(self) -> dict[str, Any]:
         """Train to the end (or raise ``Interrupted`` after saving) and write the network and the summary."""
-        loop = self.config.loop
+        loop, main = self.config.loop, self.processes.main
         self.started = time.monotonic()
         resumed = self.resume()
-        print(self.describe() + (f"\n  resumed at step {self.step}" if resumed else ""), flush=True)
-        log = _Log(self.run_dir, self.step)
-        last: dict[str, float] = {}
+        if main:
+            print(self.describe() + (f"\n  resumed at step {self.step}" if resumed else ""), flush=True)
+        log = _Log(self.run_dir, self.step, main)
         with (
             _Signals() as signals,
-            tqdm(total=loop.steps, initial=self.step, desc=self.stage.name, mininterval=5) as bar,
+            tqdm(total=loop.steps, initial=self.step, desc=self.stage.name, mininterval=5, disable=not main) as bar,
         ):
-            while self.progress() < 1:
-                values = self.one_step()
+            while True:
+                progress, received = self.processes.agree(self.progress(), signals.received)
+                if received is not None:
+                    self._stop(received)
+                if progress >= 1:
+                    break
+                values = self.one_step(progress)
                 bar.update()
                 if self.step % loop.log_every == 0:
                     speed = self.seen / max(1e-9, self.elapsed())
@@ -293,18 +387,18 @@ class Trainer:
                     )
                     log.write(self.step, {**values, "samples": self.seen, "minutes": self.elapsed() / 60})
                 if self.step % loop.validate_every == 0:
-                    last = self.validate()
-                    log.write(self.step, last)
-                if signals.received is not None:
-                    self.save()
-                    raise Interrupted(
-                        f"{self.stage.name}: stopped by {signal.Signals(signals.received).name} and saved at step "
-                        f"{self.step}; the same command continues."
-                    )
+                    log.write(self.step, self.validate())
                 if self.step % loop.checkpoint_every == 0:
                     self.save()
         self.save()
         return self._finish(log)
+
+    def _stop(self, received: int) -> None:
+        self.save()
+        raise Interrupted(
+            f"{self.stage.name}: stopped by {signal.Signals(received).name} and saved at step {self.step}; "
+            "the same command continues."
+        )
 
     def _finish(self, log: _Log) -> dict[str, Any]:
         minutes = self.elapsed() / 60
@@ -313,7 +407,7 @@ class Trainer:
             self.average = None
         validation = self.validate()
         log.write(self.step, validation)
-        log.board.close()
+        log.close()
         summary = {
             "stage": self.stage.name,
             "steps": self.step,
@@ -322,16 +416,27 @@ class Trainer:
             "samples_per_second": round(self.seen / max(1e-9, 60 * minutes), 2),
             "device": str(self.device),
             "precision": str(self.dtype).removeprefix("torch."),
+            "processes": self.processes.count,
             "losses": {name: float(np.mean(v)) for name, v in self.recent.items()},
             **validation,
         }
+        put_together(self.stage.trainable)
+        if self.processes.main:
+            self._write(summary)
+        self.processes.wait()
+        return summary
+
+    def _write(self, summary: dict[str, Any]) -> None:
         self.stage.trainable.eval()
         with torch.no_grad():
             self.stage.finish(self.run_dir, summary)
         write_atomically(
             self.run_dir / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=1), encoding="utf-8")
         )
-        return summary
+
+
+def _directly(function: Any, *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def finished(run_dir: str | Path) -> dict[str, Any] | None:
@@ -340,16 +445,20 @@ def finished(run_dir: str | Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def train(stage: Stage, config: StageConfig, device: torch.device) -> dict[str, Any]:
+def train(
+    stage: Stage, config: StageConfig, device: torch.device, processes: Processes | None = None
+) -> dict[str, Any]:
     """Run (or continue) one stage in ``config.run_dir`` and return its summary.
 
     Raises:
         Interrupted: SIGINT or SIGTERM arrived; everything is saved.
         ValueError: the folder holds a run with other settings.
     """
-    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
-    check_config(Path(config.run_dir), config)
-    return Trainer(stage, config, device).run()
+    processes = processes or Processes(device)
+    with processes.main_first():
+        Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+        check_config(Path(config.run_dir), config)
+    return Trainer(stage, config, device, processes).run()
 
 
 def run_stage(build: Any, config: StageConfig) -> dict[str, Any]:
@@ -359,18 +468,30 @@ def run_stage(build: Any, config: StageConfig) -> dict[str, Any]:
         print(f"{done['stage']}: '{config.run_dir}' is finished (delete the folder to train it again).")
         return done
     device = prepare(config.loop)
-    return train(build(config, device), config, device)
-
-
-def stage_main(build: Any, config: StageConfig) -> int:
-    """Exit status of a stage's script; errors that a user can mend become one sentence."""
+    processes = join(config.loop.device) or Processes(device)
     try:
-        summary = run_stage(build, config)
+        with processes.main_first():  # it encodes the latents
+            stage = build(config, processes.device)
+        return train(stage, config, processes.device, processes)
+    finally:
+        processes.leave()
+
+
+def stage_main(stage: type[Stage], config_class: type[StageConfig], description: str, argv: Any = None) -> int:
+    """A stage's script. Returns its exit status; errors that a user can mend become one sentence."""
+    command = parse_arguments(config_class, description, argv)
+    try:
+        if command.plan:
+            from .plan import plan
+
+            print(plan(stage, command.config, command.resolution))
+            return 0
+        summary = run_stage(stage, command.config)
     except Interrupted as stop:
         print(stop, flush=True)
         return 130
     except (FileNotFoundError, ValueError, FloatingPointError) as error:
-        print(f"error: {error}", flush=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     print(json.dumps(summary, indent=1))
     return 0

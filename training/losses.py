@@ -55,14 +55,33 @@ class EncoderFeatures(nn.Module):
 class VggFeatures(nn.Module):
     """VGG-16 after relu1_2, relu2_2, relu3_3 and relu4_3, from a weights file that the user names.
 
-    The file holds torchvision's ``vgg16`` state dict (``features.N.weight`` ...), as .safetensors or .pth.
+    The file holds torchvision's ``vgg16`` state dict (``features.N.weight`` ...), as .safetensors or .pth. Without a
+    file the weights are random.
     """
 
     LAYOUT = (64, 64, "tap", 128, 128, "tap", 256, 256, 256, "tap", 512, 512, 512, "tap")
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path | None):
         super().__init__()
-        path = Path(path)
+        state = self._read(Path(path)) if path is not None else None
+        self.convs, index, channels = nn.ModuleList(), 0, 3
+        for item in self.LAYOUT:
+            if item == "tap":
+                index += 1  # the max pooling
+                continue
+            conv = nn.Conv2d(channels, item, 3, padding=1)
+            if state is not None:
+                try:
+                    conv.load_state_dict({k: state[f"features.{index}.{k}"] for k in ("weight", "bias")})
+                except KeyError as error:
+                    raise ValueError(f"'{path}' is not torchvision's vgg16 state dict: {error} is missing.") from None
+            self.convs.append(conv)
+            index, channels = index + 2, item  # a convolution and its ReLU
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Tensor]:
         if not path.is_file():
             raise FileNotFoundError(
                 f"No VGG-16 weights at '{path}'; name torchvision's vgg16 state dict, or leave "
@@ -71,23 +90,8 @@ class VggFeatures(nn.Module):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        self.convs, index, channels = nn.ModuleList(), 0, 3
-        for item in self.LAYOUT:
-            if item == "tap":
-                index += 1  # the max pooling
-                continue
-            conv = nn.Conv2d(channels, item, 3, padding=1)
-            try:
-                conv.load_state_dict({k: state[f"features.{index}.{k}"] for k in ("weight", "bias")})
-            except KeyError as error:
-                raise ValueError(f"'{path}' is not torchvision's vgg16 state dict: {error} is missing.") from None
-            self.convs.append(conv)
-            index, channels = index + 2, item  # a convolution and its ReLU
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[N, 3, H, W] in [-1, 1] to four feature maps."""

@@ -17,9 +17,10 @@ from torch import Tensor
 from diffportrait3d.checkpoints import save_network
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
 
-from .config import StageConfig, parse_arguments, to_dict
-from .data import Batch, MultiViewDataset, Pairs, fixed_groups, pick, pick_labels
-from .denoising import InputsConfig, frozen
+from .config import StageConfig, to_dict
+from .data import Batch, MultiViewDataset, Pairs, fixed_groups, open_splits, pick, pick_labels
+from .denoising import InputsConfig, NetworkSource
+from .initial import Files
 from .loop import Stage, stage_main
 from .losses import EncoderFeatures, VggFeatures, perceptual_loss, psnr
 from .pictures import save_grid
@@ -44,25 +45,29 @@ class NovelViewStage(Stage):
     name = "novel_view"
 
     def __init__(self, config: NovelViewStageConfig, device: torch.device):
-        self.config, self.device = config, device
-        if config.perceptual_vgg:
-            self.features = VggFeatures(config.perceptual_vgg)
-        else:
-            self.features = EncoderFeatures(
-                frozen(config.inputs.autoencoder, "autoencoder")[0], config.perceptual_levels
-            )
-        self.frozen = {"perceptual features": self.features}
-        self.data = MultiViewDataset(config.data.root, config.data.split, config.data.store(device))
-        self.validation = MultiViewDataset(config.data.root, config.data.validation_split, config.data.store(device))
-        self.trainable = self.initial()
+        self.data, self.validation = open_splits(config.data, device)
+        self.prepare(config, device, Files(config.inputs), self.data.resolution)
         self.sampler = Pairs(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
 
-    def initial(self) -> NovelViewModel:
-        """The network to start from: earlier weights if ``inputs`` names them."""
-        if self.config.inputs.novel_view:
-            return frozen(self.config.inputs.novel_view, "novel_view")[0]
-        network = {"image_size": self.data.resolution, **self.config.network}
-        return NovelViewModel(NovelViewConfig.from_dict(network))
+    def prepare(
+        self, config: NovelViewStageConfig, device: torch.device, source: NetworkSource, resolution: int | None = None
+    ) -> None:
+        self.config, self.device = config, device
+        if config.perceptual_vgg:
+            self.features = VggFeatures(config.perceptual_vgg if source.weights else None)
+        else:
+            self.features = EncoderFeatures(source("autoencoder")[0], config.perceptual_levels)
+        self.frozen = {"perceptual features": self.features}
+        if config.inputs.novel_view:
+            self.trainable = source("novel_view")[0]
+        else:
+            network = {"image_size": resolution, **config.network}
+            self.trainable = NovelViewModel(NovelViewConfig.from_dict(network))
+
+    def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
+        image = torch.zeros(samples, 3, resolution, resolution, device=self.device)
+        label = torch.zeros(samples, 25, device=self.device)
+        return self.errors(self.trainable(image, label, label).float(), image)
 
     def views(self, batch: Batch, data: MultiViewDataset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Source images, source labels, target labels, target images of a batch of pairs."""
@@ -74,7 +79,10 @@ class NovelViewStage(Stage):
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         *inputs, target = self.views(batch, self.data)
-        output = self.trainable(*inputs).float()
+        return self.errors(self.trainable(*inputs).float(), target)
+
+    def errors(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """L2 and perceptual loss of images [N, 3, H, W] in [-1, 1], and their weighted sum."""
         mse, perceptual = F.mse_loss(output, target), perceptual_loss(self.features, output, target)
         return {"loss": mse + self.config.perceptual_weight * perceptual, "mse": mse, "perceptual": perceptual}
 
@@ -108,12 +116,11 @@ class NovelViewStage(Stage):
         )
 
 
-def build(config: NovelViewStageConfig, device: torch.device) -> NovelViewStage:
-    return NovelViewStage(config, device)
+build = NovelViewStage
 
 
 def main(argv: list[str] | None = None) -> int:
-    return stage_main(build, parse_arguments(NovelViewStageConfig, __doc__, argv))
+    return stage_main(NovelViewStage, NovelViewStageConfig, __doc__, argv)
 
 
 if __name__ == "__main__":

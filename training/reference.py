@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffportrait3d.checkpoints import save_network
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ReferenceEncoder
 
-from .config import parse_arguments, to_dict
+from .config import to_dict
 from .data import Sampler, ViewGroups
-from .denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings, empty_context, schedule_of
+from .denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings, schedule_of
 from .loop import stage_main
 from .pictures import save_grid
 
@@ -55,11 +54,11 @@ class ReferenceStage(DenoisingStage):
 
     def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
         bank = self.bank(openings.references, t)
-        return self.denoiser.unet(x, t, empty_context(self.denoiser.unet, len(x), self.device), bank=bank)
+        return self.denoiser.unet(x, t, self.context(len(x)), bank=bank)
 
     def validate(self, picture: Path) -> dict[str, float]:
         batch = self.validation_batch()
-        context = empty_context(self.denoiser.unet, len(batch), self.device)
+        context = self.context(len(batch))
         z_ref = self.reference_latents(batch, self.validation_latents)
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
@@ -81,12 +80,11 @@ class ReferenceStage(DenoisingStage):
         )
 
 
-def build(config: ReferenceConfig, device: torch.device) -> ReferenceStage:
-    return ReferenceStage(config, device)
+build = ReferenceStage
 
 
 def main(argv: list[str] | None = None) -> int:
-    return stage_main(build, parse_arguments(ReferenceConfig, __doc__, argv))
+    return stage_main(ReferenceStage, ReferenceConfig, __doc__, argv)
 
 
 if __name__ == "__main__":

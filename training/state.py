@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from .config import StageConfig, to_dict
+from .config import ConfigError, StageConfig, from_dict, to_dict
 
 # Settings that may change between a run and its continuation without changing what is trained.
 FREE_TO_CHANGE = {
@@ -116,6 +116,8 @@ def check_config(run_dir: Path, config: StageConfig) -> None:
     path, now = run_dir / "config.yaml", to_dict(config)
     if path.is_file():
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(ConfigError):  # settings that are newer than the run have their defaults there
+            before = to_dict(from_dict(type(config), before))
         changed = sorted(_differences(before, now))
         if changed:
             raise ValueError(

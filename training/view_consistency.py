@@ -18,14 +18,13 @@ from diffportrait3d.checkpoints import save_network
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ViewConsistency
 
-from .config import parse_arguments, to_dict
+from .config import to_dict
 from .data import Batch, Sampler, ViewGroups, fixed_groups
 from .denoising import (
     DenoisingConfig,
     DenoisingStage,
     NetworkSource,
     Openings,
-    empty_context,
     guided_views,
     schedule_of,
 )
@@ -58,6 +57,14 @@ class ViewConsistencyStage(DenoisingStage):
         if config.timestep_per not in TIMESTEP_PER:
             raise ValueError(f"timestep_per must be one of {', '.join(TIMESTEP_PER)}, not '{config.timestep_per}'.")
 
+    @property
+    def views(self) -> int:
+        return self.config.views
+
+    @property
+    def branches(self) -> bool:
+        return self.config.unconditional > 0
+
     def build_networks(self, source: NetworkSource) -> None:
         (unet, metadata), (reference, reference_metadata) = source("unet"), source("reference_encoder")
         control, config = source("view_controlnet")[0], self.config
@@ -80,8 +87,8 @@ class ViewConsistencyStage(DenoisingStage):
 
     def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
         views = self.config.views
-        context = empty_context(self.denoiser.unet, len(x), self.device)
-        if self.trainable.training and float(torch.rand(())) < self.config.unconditional:
+        context = self.context(len(x))
+        if self.trainable.training and self.branches and float(torch.rand(())) < self.config.unconditional:
             return self.denoiser.unconditional(x, t, context, views)
         with torch.no_grad():
             bank = self.bank(openings.references, t)
@@ -133,12 +140,11 @@ class ViewConsistencyStage(DenoisingStage):
         )
 
 
-def build(config: ViewConsistencyConfig, device: torch.device) -> ViewConsistencyStage:
-    return ViewConsistencyStage(config, device)
+build = ViewConsistencyStage
 
 
 def main(argv: list[str] | None = None) -> int:
-    return stage_main(build, parse_arguments(ViewConsistencyConfig, __doc__, argv))
+    return stage_main(ViewConsistencyStage, ViewConsistencyConfig, __doc__, argv)
 
 
 if __name__ == "__main__":

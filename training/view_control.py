@@ -17,14 +17,13 @@ from diffportrait3d.checkpoints import save_network
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ViewControlNet
 
-from .config import parse_arguments, to_dict
+from .config import to_dict
 from .data import Sampler, ViewGroups
 from .denoising import (
     DenoisingConfig,
     DenoisingStage,
     NetworkSource,
     Openings,
-    empty_context,
     guided_views,
     schedule_of,
 )
@@ -67,7 +66,7 @@ class ViewControlStage(DenoisingStage):
     def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
         with torch.no_grad():
             bank = self.bank(openings.references, t)
-        context = empty_context(self.denoiser.unet, len(x), self.device)
+        context = self.context(len(x))
         return self.denoiser.conditional(x, t, context, bank, openings.hints)
 
     def validate(self, picture: Path) -> dict[str, float]:
@@ -89,12 +88,11 @@ class ViewControlStage(DenoisingStage):
         )
 
 
-def build(config: ViewControlConfig, device: torch.device) -> ViewControlStage:
-    return ViewControlStage(config, device)
+build = ViewControlStage
 
 
 def main(argv: list[str] | None = None) -> int:
-    return stage_main(build, parse_arguments(ViewControlConfig, __doc__, argv))
+    return stage_main(ViewControlStage, ViewControlConfig, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The networks of the method, one definition each, in plain torch with the names of the LDM checkpoints."""
 from .autoencoder import LATENT_SCALE, AutoencoderKL
+from .checkpointing import set_checkpointing
 from .config import AutoencoderConfig, NetworkConfig, UNetConfig
 from .novel_view import NovelViewConfig, NovelViewModel
 from .reference_encoder import ReferenceEncoder, join_references
@@ -20,4 +21,5 @@ __all__ = [
     "ViewConsistency",
     "ViewControlNet",
     "join_references",
+    "set_checkpointing",
 ]

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .checkpointing import Checkpointed
+
 # Called with the post-norm1 tokens of every self-attention in running order; what it returns is appended to them.
 TokenExchange = Callable[[Tensor], "Tensor | None"]
 
@@ -175,10 +177,10 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-class Block(nn.Sequential):
+class Block(Checkpointed, nn.Sequential):
     """One numbered block of the UNet: hands each layer what it needs."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, exchange: TokenExchange | None = None) -> Tensor:
+    def compute(self, x: Tensor, emb: Tensor, context: Tensor, exchange: TokenExchange | None = None) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)

@@ -30,6 +30,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..cameras import PIVOT, split_label
+from .checkpointing import Checkpointed
 from .config import NetworkConfig
 
 DENSITY_SCALE = 10.0  # opacity per world unit of softplus(logit - 1); heads are about 0.3 units wide
@@ -155,7 +156,7 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Checkpointed):
     """GroupNorm, SiLU, convolution, twice, plus the input. Starts as the identity (zero last convolution)."""
 
     def __init__(self, channels: int, out_channels: int | None = None, dimensions: int = 2):
@@ -168,7 +169,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 

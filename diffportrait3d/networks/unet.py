@@ -160,8 +160,8 @@ class UNet(nn.Module):
         return h, skips
 
     def _middle(self, h, emb, context, exchange: TokenExchange | None, view_attention, num_views):
+        if view_attention is None:
+            return self.middle_block(h, emb, context, exchange)
         first, transformer, last = self.middle_block
         h = transformer(first(h, emb), context, exchange)
-        if view_attention is not None:
-            h = view_attention.after_middle_transformer(h, num_views)
-        return last(h, emb)
+        return last(view_attention.after_middle_transformer(h, num_views), emb)

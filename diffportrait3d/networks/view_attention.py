@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .checkpointing import Checkpointed
 from .config import UNetConfig
 from .layers import Attention, FeedForward, zero_init
 
@@ -77,14 +78,14 @@ class ViewTransformer(nn.Module):
         return x + rearrange(self.proj_out(h), "(b h w) v c -> (b v) c h w", h=height, w=x.shape[3])
 
 
-class ViewAttentionModule(nn.Module):
+class ViewAttentionModule(Checkpointed):
     """One module of the release; its weights live under `temporal_transformer`."""
 
     def __init__(self, channels: int, num_heads: int, max_views: int, operations=nn):
         super().__init__()
         self.temporal_transformer = ViewTransformer(channels, num_heads, max_views, operations)
 
-    def forward(self, x: Tensor, num_views: int) -> Tensor:
+    def compute(self, x: Tensor, num_views: int) -> Tensor:
         return self.temporal_transformer(x, num_views)
 
 
