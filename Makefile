@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 PRESET ?= cpu
 WORKERS ?= 2
 
-.PHONY: help setup test demo miniature golden evaluate clean
+.PHONY: help setup test demo miniature golden evaluate ablations clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST) | sed 's/ - /\t/' | expand -t 20
@@ -27,6 +27,9 @@ golden: setup ## every golden number, by the core and through ComfyUI
 
 evaluate: setup ## the miniature on held-out identities
 	@$(RUN) -m evaluation.miniature $(ARGS)
+
+ablations: setup ## the paper's ablations on held-out identities; WORKERS=2 processes
+	@$(RUN) -m evaluation.ablations --workers $(WORKERS) --doc docs/ablations.md $(ARGS)
 
 clean: ## remove what setup and the tools made, except .cache, runs and outputs
 	rm -rf .venv .host .pytest_cache .ruff_cache build *.egg-info

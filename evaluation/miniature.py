@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import math
 import time
 from pathlib import Path
 
@@ -23,28 +21,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training import render
-from training.data import DataError, read_manifest
-from training.state import write_atomically
+from training.data import DataError
 
+from .arms import ARMS
 from .bootstrap import bootstrap_difference, bootstrap_mean
-from .metrics import angle_between, masked_l1, psnr, ssim, viewing_directions, yaw_pitch
+from .journal import append_record, column, read_journal, write_json
+from .measures import METRICS, measure
 from .pose_regressor import PoseRegressor, load_pose_regressor
 from .report import cell, markdown_table, picture_rows, save_png, stack_pages
-from .reprojection import reprojection_error, reprojection_pairs
-from .subjects import Subject, held_out_subjects, subject_digest
-from .system import ARMS, Miniature
+from .reprojection import reprojection_pairs
+from .subjects import Subject, held_out_subjects
+from .system import Miniature
 
-# name -> (column title, digits)
-METRICS = {
-    "pose": ("pose error (deg)", 2),
-    "yaw": ("yaw (deg)", 2),
-    "pitch": ("pitch (deg)", 2),
-    "psnr": ("PSNR (dB)", 2),
-    "ssim": ("SSIM", 3),
-    "foreground_l1": ("foreground L1", 4),
-    "background_l1": ("background L1", 4),
-    "reprojection": ("reprojection L1", 4),
-}
 CONTEXT = {
     "ground_truth": "ground truth (floor)",
     "autoencoder": "autoencoder of it",
@@ -52,23 +40,6 @@ CONTEXT = {
     "reference_copy": "copy of the reference",
 }
 TITLES = CONTEXT | {name: arm.title for name, arm in ARMS.items()}
-
-
-def measure(images: Tensor, subject: Subject, regressor: PoseRegressor, pairs: list) -> dict[str, float]:
-    """Every metric of one subject's views [V, 3, H, W] in [0, 1], averaged over the views; NaN where undefined."""
-    truth, asked = subject.images, viewing_directions(subject.labels)
-    seen = regressor.predict(images * 2 - 1)
-    (yaw, pitch), (asked_yaw, asked_pitch) = yaw_pitch(seen), yaw_pitch(asked)
-    return {
-        "pose": angle_between(seen, asked).mean().item(),
-        "yaw": (yaw - asked_yaw).abs().mean().item(),
-        "pitch": (pitch - asked_pitch).abs().mean().item(),
-        "psnr": psnr(images, truth).mean().item(),
-        "ssim": ssim(images, truth).mean().item(),
-        "foreground_l1": masked_l1(images, truth, subject.mask).nanmean().item(),
-        "background_l1": masked_l1(images, truth, ~subject.mask).nanmean().item(),
-        "reprojection": reprojection_error(images, pairs),
-    }
 
 
 def evaluate_subject(
@@ -115,48 +86,23 @@ def conditions(options: argparse.Namespace, system: Miniature) -> dict:
     }
 
 
-def test_data(options: argparse.Namespace, resolution: int) -> Path:
+def test_data(options: argparse.Namespace, resolution: int, references: int = 1) -> Path:
     """The dataset asked for; if none was named, held-out people are rendered into the cache (what is there stays)."""
     if options.data:
         return options.data
-    kind = "ict" if options.ict else "analytic"
-    folder = options.cache / f"{kind}-{resolution}px-{options.views + 1}views"
-    settings = render.dataset_settings(resolution, options.views + 1, 60, 20, 0.67 if options.ict else 0.0, 64, 0)
+    kind, views = "ict" if options.ict else "analytic", options.views + references
+    folder = options.cache / f"{kind}-{resolution}px-{views}views"
+    settings = render.dataset_settings(resolution, views, 60, 20, 0.67 if options.ict else 0.0, 64, 0)
     counts = {"train": 0, "val": 0, "test": options.identities}
     render.render_dataset(folder, settings, counts, options.ict, workers=options.threads or 2)
     return folder
 
 
-def read_journal(path: Path, expected: dict, root: Path) -> list[dict]:
-    """Finished identities of an earlier run under the same conditions; starts the journal if there is none.
-
-    Raises DataError if conditions or subjects differ.
-    """
-    if not path.is_file():
-        write_atomically(path, lambda p: p.write_text(json.dumps(expected) + "\n", encoding="utf-8"))
-        return []
-    *lines, rest = path.read_text(encoding="utf-8").split("\n")
-    if rest:  # a line cut off by an interruption
-        write_atomically(path, lambda p: p.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
-    found, *records = [json.loads(line) for line in lines] or [{}]
-    differing = [name for name in expected if found.get(name) != expected[name]]
-    test = [s for s in read_manifest(root)[1] if s["split"] == "test"]
-    if any(record["digest"] != subject_digest(line) for record, line in zip(records, test, strict=False)):
-        differing.append("subjects")
-    if differing:
-        raise DataError(f"'{path}' holds results with other {', '.join(differing)}; delete it or choose another --out.")
-    return records
-
-
 def summarise(records: list[dict]) -> tuple[dict, dict]:
     """Intervals per row and metric, and of the paired differences full - arm for every arm but the full one."""
-
-    def column(row: str, metric: str) -> np.ndarray:
-        return np.array([r["results"][row][metric] for r in records], dtype=np.float64)
-
-    summary = {row: {m: bootstrap_mean(column(row, m)) for m in METRICS} for row in TITLES}
+    summary = {row: {m: bootstrap_mean(column(records, row, m)) for m in METRICS} for row in TITLES}
     differences = {
-        row: {m: bootstrap_difference(column("full", m), column(row, m)) for m in METRICS}
+        row: {m: bootstrap_difference(column(records, "full", m), column(records, row, m)) for m in METRICS}
         for row in ARMS
         if row != "full"
     }
@@ -195,6 +141,16 @@ def save_page(path: Path, subject: Subject, views: dict[str, Tensor]) -> None:
     save_png(picture_rows(rows), path)
 
 
+def check_resolution(subject: Subject, system: Miniature, options: argparse.Namespace) -> None:
+    """DataError if the subject's pictures are of another size than the weights work at."""
+    side = subject.images.shape[-1]
+    if side != system.resolution:
+        raise DataError(
+            f"'{options.data}' has {side} px pictures, the weights in '{options.weights}' work at "
+            f"{system.resolution} px; use a dataset of that resolution."
+        )
+
+
 def measure_all(options: argparse.Namespace, system: Miniature, regressor: PoseRegressor, expected: dict) -> list[dict]:
     """The records of all identities asked for; those of an earlier run are reused, new ones written down at once."""
     journal = options.out.with_suffix(".identities.jsonl")
@@ -202,16 +158,11 @@ def measure_all(options: argparse.Namespace, system: Miniature, regressor: PoseR
     subjects = held_out_subjects(options.data, options.identities, options.views, start=len(records))
     bar = tqdm(subjects, total=options.identities, initial=len(records), desc="identities", unit="id")
     for index, subject in enumerate(bar, start=len(records)):
-        if subject.images.shape[-1] != system.resolution:
-            raise DataError(
-                f"'{options.data}' has {subject.images.shape[-1]} px pictures, the weights in '{options.weights}' "
-                f"work at {system.resolution} px; use a dataset of that resolution."
-            )
+        check_resolution(subject, system, options)
         record, views = evaluate_subject(system, regressor, subject, options.seed + index, options)
         if index < options.pictures:
             save_page(page_file(options, index), subject, views)
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_record(journal, record)
         records.append(record)
     return records
 
@@ -219,7 +170,7 @@ def measure_all(options: argparse.Namespace, system: Miniature, regressor: PoseR
 def run(options: argparse.Namespace) -> dict:
     """Measure what is not measured yet; print the tables, write JSON and picture, return the results."""
     started = time.perf_counter()
-    system, regressor = Miniature(options.weights), load_pose_regressor(options.pose_regressor)
+    system, regressor = Miniature(options.weights, device=options.device), load_pose_regressor(options.pose_regressor)
     options.data = test_data(options, system.resolution)
     expected = conditions(options, system)
     records = measure_all(options, system, regressor, expected)
@@ -240,22 +191,13 @@ def run(options: argparse.Namespace) -> dict:
         "full_minus_arm": {row: {m: i._asdict() for m, i in values.items()} for row, values in differences.items()},
         "identities": records,
     }
-    text = json.dumps(_without_nan(results), indent=1, allow_nan=False)
-    write_atomically(options.out, lambda p: p.write_text(text, encoding="utf-8"))
+    write_json(options.out, results)
     return results
 
 
-def _without_nan(value):
-    """JSON has no NaN: quantities that do not exist become null."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.miniature", description=__doc__.splitlines()[0])
+def common_parser(prog: str, description: str, out: str, views: int) -> argparse.ArgumentParser:
+    """Options of every command that measures a weights folder on held-out identities."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--weights", type=Path, default=Path("weights/miniature"), help="folder of the six networks")
     parser.add_argument("--pose-regressor", type=Path, help="default: pose_regressor.safetensors in --weights")
     parser.add_argument("--data", type=Path, help="dataset with a test split; rendered into --cache if absent")
@@ -264,20 +206,30 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--ict", type=Path, help="ICT Face Model Light, to render test subjects of that kind")
     parser.add_argument("--identities", type=int, default=100)
-    parser.add_argument("--views", type=int, default=8, help="target views per identity, generated together")
+    parser.add_argument("--views", type=int, default=views, help="target views per identity, generated together")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps")
     parser.add_argument("--eta", type=float, default=0.5)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0, help="identity k uses seed + k in every arm")
-    parser.add_argument("--out", type=Path, default=Path("results.json"))
+    parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--pictures", type=int, default=4, help="identities shown in the PNG beside --out")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--device", default="cpu", help="where the networks run, e.g. cuda (default %(default)s)")
+    return parser
+
+
+def finish_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+    """Fill in what depends on other options and refuse numbers that make no sense."""
     options.pose_regressor = options.pose_regressor or options.weights / "pose_regressor.safetensors"
     for name in ("identities", "views", "steps"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     return options
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = common_parser("python -m evaluation.miniature", __doc__.splitlines()[0], "results.json", views=8)
+    return finish_options(parser, parser.parse_args(arguments))
 
 
 def main(arguments: list[str] | None = None) -> int:

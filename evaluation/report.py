@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from training.state import write_atomically
 
 from .bootstrap import Interval
 
-LABEL_WIDTH = 120
+LABEL_WIDTH, LABEL_CHARACTERS = 120, 18
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
@@ -37,7 +38,8 @@ def picture_rows(rows: list[tuple[str, Tensor]]) -> Image.Image:
     page = Image.new("RGB", (LABEL_WIDTH + count * side, len(rows) * side), (128, 128, 128))
     draw = ImageDraw.Draw(page)
     for y, (title, images) in enumerate(rows):
-        draw.text((6, y * side + side // 2 - 6), title, fill=(255, 255, 255))
+        lines = textwrap.wrap(title, LABEL_CHARACTERS)
+        draw.text((6, y * side + side // 2 - 6 * len(lines)), "\n".join(lines), fill=(255, 255, 255))
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()  # [n, H, W, 3]
         for x, image in enumerate(pixels):
             page.paste(Image.fromarray(image), (LABEL_WIDTH + x * side, y * side))

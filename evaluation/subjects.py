@@ -1,4 +1,4 @@
-"""Held-out subjects of a rendered dataset, with the exact depth that only the test split has."""
+"""Held-out subjects of a dataset, with the exact depth that rendered test splits have."""
 
 from __future__ import annotations
 
@@ -18,58 +18,80 @@ from training.data import DataError, read_manifest
 
 @dataclass
 class Subject:
-    """A reference view and V other views. Images [.., 3, H, W] in [0, 1], labels [.., 25] (EG3D)."""
+    """Reference views and V other views. Images [.., 3, H, W] in [0, 1], labels [.., 25] (EG3D)."""
 
     id: str
     digest: str  # sha256 of the subject's line in the manifest
-    reference: Tensor  # [1, 3, H, W]
-    reference_label: Tensor  # [1, 25]
+    reference: Tensor  # [R, 3, H, W], the first one is the portrait
+    reference_label: Tensor  # [R, 25]
     images: Tensor  # [V, 3, H, W], the ground truth
     conditions: Tensor  # [V, 3, H, W], another identity at the same cameras
     labels: Tensor  # [V, 25]
-    depth: Tensor  # [V, H, W] camera z, 0 = background
-    mask: Tensor  # [V, H, W] bool, foreground
+    depth: Tensor | None = None  # [V, H, W] camera z, 0 = background
+    mask: Tensor | None = None  # [V, H, W] bool, foreground
+    other_reference: Tensor | None = None  # [R, 3, H, W], somebody else's portraits
+    other_conditions: Tensor | None = None  # [V, 3, H, W], yet another identity at the same cameras
 
 
-def held_out_subjects(root: str | Path, count: int, views: int, start: int = 0) -> Iterator[Subject]:
-    """Subjects start..count-1 of split test: their first view is the reference, the next `views` are targets.
+def held_out_lines(root: str | Path, count: int) -> list[dict]:
+    """Manifest lines of the first `count` subjects of split test; DataError if there are fewer."""
+    test = [s for s in read_manifest(root)[1] if s["split"] == "test"]
+    if len(test) < count:
+        raise DataError(f"'{root}' has {len(test)} test subjects of {count}; use --identities {len(test)}.")
+    return test[:count]
+
+
+def held_out_subjects(
+    root: str | Path, count: int, views: int, start: int = 0, references: int = 1
+) -> Iterator[Subject]:
+    """Subjects start..count-1 of split test: their first view is the reference, the next `views` are targets, and
+    further references follow these.
 
     Raises DataError if there are fewer subjects or views, or if a file cannot be read.
     """
-    root = Path(root)
-    _, subjects = read_manifest(root)
-    test = [s for s in subjects if s["split"] == "test"]
-    if len(test) < count:
-        raise DataError(f"'{root}' has {len(test)} test subjects of {count}; use --identities {len(test)}.")
-    for subject in test[start:count]:
-        if len(subject["views"]) < views + 1:
-            raise DataError(
-                f"Subject {subject['id']} in '{root}' has {len(subject['views'])} views; a reference and {views} "
-                f"targets need {views + 1}. Use --views {len(subject['views']) - 1} or render more."
-            )
-        yield _load(root, subject, views)
+    for line in held_out_lines(root, count)[start:]:
+        yield load_subject(Path(root), line, views, references)
+
+
+def load_subject(root: Path, line: dict, views: int, references: int = 1, depth: bool = True) -> Subject:
+    """A subject by its line in the manifest; `depth` also reads depth and mask. Raises DataError."""
+    name, needed = line["id"], views + references
+    if len(line["views"]) < needed:
+        possible = len(line["views"]) - references
+        raise DataError(
+            f"Subject {name} in '{root}' has {len(line['views'])} views; {references} references and {views} targets "
+            f"need {needed}. Use --views {possible} or render more."
+        )
+    portrait, *rest = line["views"][:needed]
+    targets, portraits = rest[:views], [portrait, *rest[views:]]
+    exact = {}
+    if depth:
+        pairs = [_read_depth(root / _depth_file(name, view)) for view in targets]
+        exact = {"depth": torch.stack([d for d, _ in pairs]), "mask": torch.stack([m for _, m in pairs])}
+    return Subject(
+        id=name,
+        digest=subject_digest(line),
+        reference=read_pictures(root, portraits, "image"),
+        reference_label=_labels(portraits),
+        images=read_pictures(root, targets, "image"),
+        conditions=read_pictures(root, targets, "condition"),
+        labels=_labels(targets),
+        **exact,
+    )
+
+
+def read_pictures(root: Path, views: list[dict], kind: str) -> Tensor:
+    """The pictures that a manifest names under `kind`, [V, 3, H, W] in [0, 1]."""
+    return torch.stack([read_image(root / view[kind]) for view in views])
+
+
+def _labels(views: list[dict]) -> Tensor:
+    return torch.tensor([view["label"] for view in views], dtype=torch.float32)
 
 
 def subject_digest(line: dict) -> str:
     """sha256 of a manifest line."""
     return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()
-
-
-def _load(root: Path, line: dict, views: int) -> Subject:
-    name = line["id"]
-    reference, *targets = line["views"][: views + 1]
-    depth, mask = zip(*(_read_depth(root / _depth_file(name, view)) for view in targets), strict=True)
-    return Subject(
-        id=name,
-        digest=subject_digest(line),
-        reference=_read_image(root / reference["image"])[None],
-        reference_label=torch.tensor([reference["label"]], dtype=torch.float32),
-        images=torch.stack([_read_image(root / view["image"]) for view in targets]),
-        conditions=torch.stack([_read_image(root / view["condition"]) for view in targets]),
-        labels=torch.tensor([view["label"] for view in targets], dtype=torch.float32),
-        depth=torch.stack(depth),
-        mask=torch.stack(mask),
-    )
 
 
 def _depth_file(name: str, view: dict) -> str:
@@ -78,12 +100,13 @@ def _depth_file(name: str, view: dict) -> str:
     return view["depth"]
 
 
-def _read_image(path: Path) -> Tensor:
+def read_image(path: Path) -> Tensor:
+    """A picture as [3, H, W] in [0, 1]; DataError names the file."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255  # [H, W, 3]
     except OSError as error:
-        raise DataError(f"Image '{path}' cannot be read ({error}); render the dataset again, it resumes.") from None
+        raise DataError(f"Image '{path}' cannot be read ({error}); make its folder again.") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""A rendered dataset that needs no renderer: a ball in eight colours, exact in every number."""
+"""A rendered dataset that needs no renderer: a ball in eight colours, exact in every number; a tiny system."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ import torch
 from PIL import Image
 
 from diffportrait3d.cameras import orbit_camera, split_label
+from diffportrait3d.checkpoints import save_network
+from diffportrait3d.networks import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    NovelViewConfig,
+    NovelViewModel,
+    ReferenceEncoder,
+    UNet,
+    UNetConfig,
+    ViewConsistency,
+    ViewControlNet,
+)
+from evaluation.pose_regressor import PoseRegressor, save_pose_regressor
 
 RADIUS, CENTRE = 0.18, torch.tensor([0.0, 0.0, 0.2])
 
@@ -57,3 +70,29 @@ def ball_dataset(tmp_path_factory) -> Path:
     header = {"format": "diffportrait3d-multiview", "version": 1, "resolution": size}
     (root / "manifest.jsonl").write_text("\n".join(json.dumps(line) for line in [header, *lines]) + "\n")
     return root
+
+
+def wake(module: torch.nn.Module) -> torch.nn.Module:
+    """Zero-initialised layers get values, so that every part of the system changes the pictures."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """A tiny untrained system, every part of which changes the pictures."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    cfg = UNetConfig(model_channels=32, context_dim=8, channel_mult=(1, 1), num_res_blocks=1, attention_levels=(0, 1))
+    for kind, network in (("unet", UNet), ("reference_encoder", ReferenceEncoder), ("view_controlnet", ViewControlNet),
+                          ("view_consistency", ViewConsistency)):  # fmt: skip
+        save_network(folder / f"{kind}.safetensors", wake(network(cfg)), kind, linear_end=0.00489)
+    autoencoder = AutoencoderKL(AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1))
+    save_network(folder / "autoencoder.safetensors", wake(autoencoder), "autoencoder")
+    small = NovelViewConfig(image_size=64, render_size=16, base_channels=8, feature_channels=6, volume_size=8,
+                            volume_channels=4, prior_channels=2, samples_per_ray=8)  # fmt: skip
+    save_network(folder / "novel_view.safetensors", wake(NovelViewModel(small)), "novel_view")
+    save_pose_regressor(folder / "pose_regressor.safetensors", PoseRegressor(8))
+    return folder

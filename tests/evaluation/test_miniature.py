@@ -6,47 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.checkpoints import save_network
-from diffportrait3d.networks import (
-    AutoencoderConfig,
-    AutoencoderKL,
-    NovelViewConfig,
-    NovelViewModel,
-    ReferenceEncoder,
-    UNet,
-    UNetConfig,
-    ViewConsistency,
-    ViewControlNet,
-)
 from evaluation import miniature
-from evaluation.pose_regressor import PoseRegressor, save_pose_regressor
+from evaluation.arms import ARMS
 from evaluation.subjects import held_out_subjects
-from evaluation.system import ARMS, Miniature
-
-
-def wake(module: torch.nn.Module) -> torch.nn.Module:
-    """Zero-initialised layers get values, so that every part of the system changes the pictures."""
-    for parameter in module.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
-    return module
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    cfg = UNetConfig(model_channels=32, context_dim=8, channel_mult=(1, 1), num_res_blocks=1, attention_levels=(0, 1))
-    for kind, network in (("unet", UNet), ("reference_encoder", ReferenceEncoder), ("view_controlnet", ViewControlNet),
-                          ("view_consistency", ViewConsistency)):  # fmt: skip
-        save_network(folder / f"{kind}.safetensors", wake(network(cfg)), kind, linear_end=0.00489)
-    autoencoder = AutoencoderKL(AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1))
-    save_network(folder / "autoencoder.safetensors", wake(autoencoder), "autoencoder")
-    small = NovelViewConfig(image_size=64, render_size=16, base_channels=8, feature_channels=6, volume_size=8,
-                            volume_channels=4, prior_channels=2, samples_per_ray=8)  # fmt: skip
-    save_network(folder / "novel_view.safetensors", wake(NovelViewModel(small)), "novel_view")
-    save_pose_regressor(folder / "pose_regressor.safetensors", PoseRegressor(8))
-    return folder
+from evaluation.system import Miniature
 
 
 def command(weights, data, out, *more: str) -> list[str]:

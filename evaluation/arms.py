@@ -1,0 +1,72 @@
+"""What is changed about the system in each experiment, one thing at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to generate the views of a subject; the defaults are the full system.
+
+    Attributes:
+        title: how tables and pictures call it.
+        encoder: F_ref as "trained", the "untrained" copy of F that its training began with, or "none".
+        references: how many portraits F_ref reads; S always reads the first one alone.
+        person: whose portraits F_ref reads, the subject's "own" or those of "another" person. S reads the subject's.
+        aligned: False turns, scales and shifts F_ref's portraits (`evaluation.alignment`).
+        condition: what F_cam is shown: the "given" pictures, the "swapped" ones (somebody else at the same cameras),
+            or "none".
+        view_consistency: "trained" on shuffled views, on "ordered" ones (weights named by the user), or "none".
+        start: what is diffused to the terminal step for the start noise: S's "proxy" views, the "reference" in every
+            view (the release's fallback), the "truth" (the best there could be); or pure noise, "random" in every
+            view or the "shared" one.
+        steps, guidance: None takes the command's.
+    """
+
+    title: str
+    encoder: str = "trained"
+    references: int = 1
+    person: str = "own"
+    aligned: bool = True
+    condition: str = "given"
+    view_consistency: str = "trained"
+    start: str = "proxy"
+    steps: int | None = None
+    guidance: float | None = None
+
+
+# "No reference" and "no camera" keep S's start noise, which carries a trace of both: one part is removed at a time.
+ARMS = {
+    "full": Arm("full system"),
+    "no_reference": Arm("no reference", encoder="none"),
+    "no_camera": Arm("no camera", condition="none"),
+    "no_view_consistency": Arm("no view consistency", view_consistency="none"),
+    "random_noise": Arm("random noise", start="random"),
+}
+
+# Random noise in some pairs: S's start noise carries so much layout that it hides what the other parts do.
+ABLATION_ARMS = ARMS | {
+    "untrained_reference": Arm("F_ref untrained", encoder="untrained"),
+    "unaligned_reference": Arm("reference unaligned", aligned=False),
+    "shared_noise": Arm("noise shared by the views", start="shared"),
+    "reference_noise": Arm("noise from the reference", start="reference"),
+    "truth_noise": Arm("noise from the ground truth", start="truth"),
+    "random_noise_no_reference": Arm("random noise, no reference", start="random", encoder="none"),
+    "random_noise_no_camera": Arm("random noise, no camera", start="random", condition="none"),
+    "random_noise_no_view_consistency": Arm(
+        "random noise, no view consistency", start="random", view_consistency="none"
+    ),
+    "ordered_views": Arm("view consistency trained on ordered views", view_consistency="ordered"),
+    "two_references": Arm("2 references", references=2),
+    "four_references": Arm("4 references", references=4),
+    "swapped_condition": Arm("condition of somebody else", condition="swapped"),
+    "swapped_reference": Arm("reference of somebody else", person="another"),
+    "guidance_1": Arm("guidance 1", guidance=1.0),
+    "guidance_2": Arm("guidance 2", guidance=2.0),
+    "guidance_5": Arm("guidance 5", guidance=5.0),
+    "guidance_8": Arm("guidance 8", guidance=8.0),
+    "steps_5": Arm("5 steps", steps=5),
+    "steps_10": Arm("10 steps", steps=10),
+    "steps_50": Arm("50 steps", steps=50),
+}
