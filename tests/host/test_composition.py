@@ -273,6 +273,46 @@ def test_weights_of_other_dtypes(path, by_ourselves, monkeypatch, option, dtype,
     assert difference(views, expected) < tolerance
 
 
+def test_torch_compile_is_skipped_with_one_warning(host, path, by_ourselves, caplog, assert_clean):
+    """Before and after our nodes: the run is as without it."""
+    compiled = node("TorchCompileModel", "inductor")
+    with assert_clean(path.model):
+        for compose in (lambda model: compiled(host, path, ours(path, model)),
+                        lambda model: ours(path, compiled(host, path, model))):
+            caplog.clear()
+            model = compose(path.model)
+            assert torch.equal(run(path, model), by_ourselves(8))
+            assert len([record for record in caplog.records if "torch.compile is skipped" in record.message]) == 1
+            assert model.get_wrappers("apply_model", "torch.compile"), "only the run goes without it"
+
+
+def test_weights_that_do_not_fit_stay_where_they_are(host, path, by_ourselves, monkeypatch, assert_clean):
+    """As with the host's option --novram: every layer of every network is brought in for its own call only."""
+    loaded = path.comfy.model_management.LoadedModel
+    load = loaded.model_load
+    path.comfy.model_management.unload_all_models()
+    with assert_clean(path.model):
+        whole = run(path, lora(host, path, ours(path, path.model)))
+        path.comfy.model_management.unload_all_models()
+        with monkeypatch.context() as short_of_memory:
+            short_of_memory.setattr(loaded, "model_load", lambda self, budget=0, **kwargs: load(self, 0.1, **kwargs))
+            views = run(path, lora(host, path, ours(path, path.model)))
+            control = path.control_net.control_model_wrapped
+            for network in (path.model, path.encoder.patcher, path.views.patcher, control):
+                layers = [m for m in network.model.modules() if list(m.parameters(recurse=False))]
+                assert layers and all(layer.comfy_cast_weights for layer in layers)
+                assert network.loaded_size() == 0
+        assert difference(views, whole) < 1e-5
+
+
+def test_several_gpus_are_refused(path):
+    """Views and portrait of a run are on one device; the host's MultiGPU CFG Split leaves this mark on a MODEL."""
+    split = path.model.clone()
+    split.set_additional_models("multigpu", [path.model.clone()])
+    with pytest.raises(ValueError, match="works on one GPU only; take MultiGPU CFG Split off this MODEL"):
+        run(path, ours(path, split))
+
+
 @pytest.mark.parametrize("views", [VIEWS, 8])
 def test_interrupted_run_leaves_nothing_behind(path, assert_clean, views):
     """In the middle of a run, also between windows; the same MODEL afterwards gives what a fresh one gives."""

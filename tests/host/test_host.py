@@ -103,6 +103,27 @@ def test_refused_pack_shows_the_hosts_words(host, tmp_path, code):
         assert "LookupError: no such thing" in str(caught.value), "the traceback is missing"
 
 
+@pytest.mark.parametrize("version", ["0.3.64", "0.29.9", "0.9.0-1-gabcdef"])
+def test_older_host_is_told_in_one_sentence(host, monkeypatch, tmp_path, version):
+    import comfyui_version
+
+    monkeypatch.setattr(comfyui_version, "__version__", version)
+    with pytest.raises(HostError) as caught:
+        host.load_pack(name=f"{PACK_NAME}-{tmp_path.name}")
+    told = f"DiffPortrait3D needs ComfyUI 0.30.0 or newer, and this one is {version}; update ComfyUI."
+    assert told in pack_failure(str(caught.value))
+
+
+@pytest.mark.parametrize("version", ["0.30.0", "0.30.1", "0.100.2", "1.0.0-rc1"])
+def test_this_host_and_newer_ones_are_welcome(pack, monkeypatch, repository, version):
+    import comfyui_version
+
+    oldest = pack.patches.host_version.OLDEST
+    assert f'requires-comfyui = ">={oldest}"' in (repository / "pyproject.toml").read_text(encoding="utf-8")
+    monkeypatch.setattr(comfyui_version, "__version__", version)
+    pack.patches.host_version.check_host_version()
+
+
 def test_loaded_pack_is_no_failure():
     log = f"Cannot import extras/nodes_glsl.py module for custom nodes: x\n   0.0 seconds: custom_nodes/{PACK_NAME}"
     assert pack_failure(log) is None

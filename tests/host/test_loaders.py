@@ -68,6 +68,14 @@ def test_novel_view_equals_the_core_s(pack, loading, folder):
     assert torch.allclose(proxies, (expected.movedim(1, -1) + 1) / 2, atol=1e-5)
 
 
+def test_novel_view_is_loaded_whole(loading, folder):
+    """Also where the host has no memory left to promise: it would leave behind what it can neither cast nor move."""
+    patcher = loading.load_novel_view(folder / "novel_view.safetensors").patcher
+    patcher.partially_load(torch.device("meta"), 0.1)  # what was moved has no data any more
+    assert {t.device.type for t in (*patcher.model.parameters(), *patcher.model.buffers())} == {"meta"}
+    assert patcher.loaded_size() == patcher.model_size()
+
+
 def test_shards_make_one_network(pack, loading, tmp_path, folder):
     network = NETWORKS["view_consistency"](NARROW_CONFIG)
     network.load_state_dict(known_weights(NARROW_CONFIG)["view_consistency"])
