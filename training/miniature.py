@@ -1,10 +1,12 @@
 """The miniature: the whole system, base model included, trained small on rendered heads by one command.
 
     python -m training.miniature --preset cpu --out runs/miniature [--data DIR] [--ict ict_model.npz] [--export]
+        [--start weights/miniature]
 
 Renders the data if they are not there, then trains every network in order, each in a folder of its own. Whatever
 is finished is skipped, whatever was stopped is resumed. Ends with a table of what each stage took. ``--export`` also
-writes the networks in half precision to weights/miniature, where the ComfyUI nodes find them.
+writes the networks in half precision to weights/miniature, where the ComfyUI nodes find them. ``--start`` goes on
+from networks that are there, in place of fresh ones; of the autoencoder only the decoder is trained then.
 """
 
 from __future__ import annotations
@@ -51,15 +53,21 @@ def network_file(out: Path, stage: str) -> Path:
     return out / stage / f"{STAGES[stage][1]}.safetensors"
 
 
-def stage_overrides(stage: str, out: Path, data: Path) -> list[str]:
-    """What ties a preset's stage to this run: folders, data, and the networks it builds on."""
+def stage_overrides(stage: str, out: Path, data: Path, start: Path | None = None) -> list[str]:
+    """What ties a preset's stage to this run: folders, data, the networks it builds on, and the one it goes on from."""
     values = {"run_dir": out / stage, "data.root": data}
     writers = {kind: name for name, (_, kind, _) in STAGES.items()}
     for kind in STAGES[stage][2]:
         values[f"inputs.{kind}"] = network_file(out, writers[kind])
     if stage not in ("autoencoder", "novel_view"):
         values["latents_dir"] = out / "latents"  # encoded once for all stages
-    return [f"{key}={json.dumps(str(value))}" for key, value in values.items()]
+    if start is not None:
+        kind = STAGES[stage][1]
+        values[f"inputs.{kind}"] = start / f"{kind}.safetensors"
+    overrides = [f"{key}={json.dumps(str(value))}" for key, value in values.items()]
+    if start is not None and stage == "autoencoder":
+        overrides.append("decoder_only=true")  # the other networks know the latents of its encoder
+    return overrides
 
 
 def render_data(preset: str, data: Path, ict: Path | None) -> None:
@@ -77,13 +85,15 @@ def render_data(preset: str, data: Path, ict: Path | None) -> None:
         raise ValueError(f"Rendering to '{data}' failed; the message is above.")
 
 
-def run(preset: str, out: Path, data: Path, ict: Path | None, overrides: list[str]) -> list[dict[str, Any]]:
+def run(
+    preset: str, out: Path, data: Path, ict: Path | None, overrides: list[str], start: Path | None = None
+) -> list[dict[str, Any]]:
     """Data and all stages; ``overrides`` apply to every stage. Returns the stages' summaries in order."""
     configs = {}
     for stage, (class_name, _, _) in STAGES.items():  # all of them first: a typing error must not cost hours
         cls = getattr(importlib.import_module(f"training.{stage}"), class_name)
         path = CONFIGS / preset / f"{stage}.yaml"
-        configs[stage] = load_config(cls, path, [*stage_overrides(stage, out, data), *overrides])
+        configs[stage] = load_config(cls, path, [*stage_overrides(stage, out, data, start), *overrides])
     render_data(preset, data, ict)
     summaries = []
     for stage, config in configs.items():
@@ -140,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("runs/miniature"), help="folder of the run")
     p.add_argument("--data", type=Path, help="multi-view dataset; rendered if absent (default: OUT/data)")
     p.add_argument("--ict", type=Path, help="ICT face model (.npz) to render people from; without it all are analytic")
+    p.add_argument("--start", type=Path, help="folder of six networks to go on from, e.g. weights/miniature")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a value of every stage, e.g. loop.threads=1")  # fmt: skip
     p.add_argument("--threads", type=int, help="torch threads (short for --set loop.threads=N)")
@@ -155,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         overrides.append(f"loop.threads={arguments.threads}")
     data = arguments.data or arguments.out / "data"
     try:
-        summaries = run(arguments.preset, arguments.out, data, arguments.ict, overrides)
+        summaries = run(arguments.preset, arguments.out, data, arguments.ict, overrides, arguments.start)
         print("\n" + table(summaries))
         if arguments.export:
             files = export(arguments.out, arguments.weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from diffportrait3d.checkpoints import load_network, read_metadata
 from training import miniature
 from training.state import newest_checkpoint
@@ -26,6 +28,16 @@ def test_the_whole_recipe(tmp_path, capsys):
     before = {stage: newest_checkpoint(out / stage).stat().st_mtime_ns for stage in miniature.STAGES}
     assert miniature.main(arguments[:4]) == 0
     assert before == {stage: newest_checkpoint(out / stage).stat().st_mtime_ns for stage in miniature.STAGES}
+
+
+def test_a_run_goes_on_from_the_networks_of_a_folder(tmp_path):
+    start, out, data = Path("start"), Path("run"), Path("data")
+    for stage, (_, kind, built_on) in miniature.STAGES.items():
+        values = dict(line.split("=", 1) for line in miniature.stage_overrides(stage, out, data, start))
+        assert values.pop(f"inputs.{kind}") == f'"{start / kind}.safetensors"'
+        assert (values.pop("decoder_only", "false") == "true") == (stage == "autoencoder")
+        fresh = dict(line.split("=", 1) for line in miniature.stage_overrides(stage, out, data))
+        assert values == fresh and {f"inputs.{name}" for name in built_on} <= set(fresh)
 
 
 def test_exporting_an_unfinished_run_is_refused(tmp_path, dataset, capsys):
