@@ -81,7 +81,8 @@ class AutoencoderStage(Stage):
             self.frozen = {"encoder": part_of(self.autoencoder, "encoder", "quant_conv")}
 
     def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
-        side = self.config.crop
+        cropped, whole = (samples, self.config.crop), (min(self.config.whole_batch_size, samples), resolution)
+        samples, side = max(cropped, whole, key=lambda phase: phase[0] * phase[1] ** 2)  # the larger phase's
         return self.losses(torch.zeros(samples, 3, side, side, device=self.device))
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:

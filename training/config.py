@@ -170,11 +170,13 @@ class Command(typing.NamedTuple):
     config: the checked configuration.
     plan: only say what the stage would take.
     resolution: of the pictures that are planned with, in pixels; None: the dataset's.
+    processes: that share the batch in the plan.
     """
 
     config: typing.Any
     plan: bool
     resolution: int | None
+    processes: int
 
 
 def parse_arguments(cls: type, description: str, argv: typing.Sequence[str] | None = None) -> Command:
@@ -192,10 +194,11 @@ def parse_arguments(cls: type, description: str, argv: typing.Sequence[str] | No
     )
     parser.add_argument("--plan", action="store_true", help="print parameters, memory and FLOPs of a step, and stop")
     parser.add_argument("--resolution", type=int, metavar="PIXELS", help="with --plan: of pictures not there yet")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --plan: that share the batch")
     arguments = parser.parse_args(argv)
     try:
         config = load_config(cls, arguments.config, arguments.overrides)
-        return Command(config, arguments.plan, arguments.resolution)
+        return Command(config, arguments.plan, arguments.resolution, arguments.processes)
     except (ConfigError, yaml.YAMLError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

@@ -484,7 +484,7 @@ def stage_main(stage: type[Stage], config_class: type[StageConfig], description:
         if command.plan:
             from .plan import plan
 
-            print(plan(stage, command.config, command.resolution))
+            print(plan(stage, command.config, command.resolution, command.processes))
             return 0
         summary = run_stage(stage, command.config)
     except Interrupted as stop:

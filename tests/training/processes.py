@@ -1,0 +1,58 @@
+"""Run by the tests in two processes: one step of a stage, its gradients and weights saved. Not a test itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from training.loop import Trainer, prepare
+from training.parallel import Processes, join, whole
+
+
+def seeded_noise(stage, batch, _progress):
+    """The stage's loss with noise that depends on the targets alone, however a batch is cut."""
+    rows = batch.targets.reshape(len(batch.flips), -1)
+    shape = stage.latents.values.shape[2:]
+    noise, t = [], []
+    for row in rows:
+        generator = torch.Generator().manual_seed(int(row[0]))
+        t += [int(torch.randint(0, 1000, (), generator=generator))] * len(row)
+        noise.append(torch.randn(len(row), *shape, generator=generator))
+    return {"loss": stage.noise_loss(batch, stage.data, stage.latents, torch.tensor(t), torch.cat(noise))}
+
+
+def one_step(stage_name: str, settings: list[str]) -> dict[str, torch.Tensor]:
+    """Gradients of the first step (as clipped) and the weights after it, whole."""
+    import importlib
+
+    from training.config import load_config
+
+    module = importlib.import_module(f"training.{stage_name}")
+    config = load_config(module.ReferenceConfig, None, settings)
+    device = prepare(config.loop)
+    processes = join("cpu") or Processes(device)
+    with processes.main_first():
+        stage = module.build(config, device)
+    stage.loss = lambda batch, progress: seeded_noise(stage, batch, progress)
+    trainer = Trainer(stage, config, device, processes)
+    trainer.started = 0.0
+    values = trainer.one_step(0.0)
+    parameters = dict(stage.trainable.named_parameters())
+    out = {f"grad.{k}": whole(p.grad).clone() for k, p in parameters.items() if p.grad is not None}
+    out |= {f"weight.{k}": whole(p.detach()).clone() for k, p in parameters.items()}
+    out["loss"] = torch.tensor(values["loss"])
+    trainer.save()  # a collective operation where weights are sharded
+    assert trainer.resume()
+    if processes.main:
+        torch.save(out, Path(config.run_dir) / "step.pt")
+    processes.wait()
+    processes.leave()
+    return out
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    one_step(sys.argv[1], json.loads(sys.argv[2]))

@@ -1,0 +1,79 @@
+"""Two processes take the step that one takes on the joint batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.data import Batch, DataError
+from training.loop import Trainer, prepare
+from training.parallel import Processes
+
+from .processes import one_step
+from .test_stages import stage_config
+
+
+def settings(dataset, networks, run_dir, *more):
+    values = [f"run_dir={run_dir}", f"data.root={dataset}", f"latents_dir={run_dir}", "loop.device=cpu",
+              "loop.precision=float32", "loop.batch_size=3", "optimizer.warmup_steps=0",
+              "optimizer.ema=0.9"]  # fmt: skip
+    return [*values, *(f"inputs.{kind}={networks[kind]}" for kind in ("autoencoder", "unet")), *more]
+
+
+def in_two_processes(stage, values, sharded):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
+               str(Path(__file__).parent / "processes.py"), stage, json.dumps(values)]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str(sharded).lower(),
+                   "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+@pytest.mark.parametrize(
+    ("sharded", "more"),
+    [(False, ["loop.accumulate=2", "loop.checkpointing=true"]), (True, [])],
+    ids=["ddp", "fsdp"],
+)
+def test_two_processes_are_one_with_the_joint_batch(sharded, more, dataset, networks, tmp_path):
+    """Three samples over two processes: two and one. The dead layers behind F_ref's last tokens get no gradient."""
+    in_two_processes("reference", settings(dataset, networks, tmp_path, *more), sharded)
+    got = torch.load(tmp_path / "step.pt")
+    want = one_step("reference", settings(dataset, networks, tmp_path / "alone", *more))
+    assert got.keys() == want.keys()
+    largest = max(value.abs().max() for name, value in want.items() if name.startswith("grad."))
+    for name, value in want.items():
+        if not name.startswith("weight."):
+            assert torch.allclose(got[name], value, rtol=1e-3, atol=1e-5 * largest), name
+    # AdamW's first step is the gradient's sign: where that is nearly zero, it may differ.
+    moved = torch.cat([(got[k] - want[k]).abs().flatten() for k in want if k.startswith("weight.")])
+    assert moved.mean() < 1e-6
+
+    # One process goes on with the checkpoint of both, sharded or not.
+    saved = torch.load(tmp_path / "checkpoints/step-00000001.pt", weights_only=True)
+    module, config = stage_config("reference", dataset, networks, tmp_path, "optimizer.ema=0.9")
+    device = prepare(config.loop)
+    trainer = Trainer(module.build(config, device), config, device)
+    assert trainer.resume() and trainer.step == 1
+    own = trainer.stage.trainable.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in saved["network"].items())
+    trainer.started = 0.0
+    trainer.one_step()
+
+
+def test_batches_are_shared_out_whole():
+    import numpy as np
+
+    batch = Batch(np.arange(10).reshape(5, 2), np.arange(5), np.zeros(5, bool))
+    parts = [batch.part(rank, 2) for rank in range(2)]
+    assert [len(p.flips) for p in parts] == [3, 2]
+    assert np.concatenate([p.targets for p in parts]).tolist() == batch.targets.tolist()
+    with pytest.raises(DataError, match="batch_size=5 cannot be shared out over 6"):
+        batch.part(0, 6)
+    part, weight = Processes(torch.device("cpu")).share(batch)
+    assert part is batch and weight == 1.0
