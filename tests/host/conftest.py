@@ -54,6 +54,21 @@ def write_networks():
     return write
 
 
+@pytest.fixture(scope="session")
+def stock_autoencoder(host):
+    """stock_autoencoder(channels): random weights of the host's smallest VAE, for latents of so many channels."""
+    from comfy.taesd.taesd import TAESD
+
+    def weights(channels: int = 4):
+        generator, tensors = torch.Generator().manual_seed(0), TAESD(latent_channels=channels).state_dict()
+        for tensor in tensors.values():
+            if tensor.ndim:  # the host's layers come with whatever was in memory
+                torch.nn.init.normal_(tensor, std=0.05, generator=generator)
+        return tensors
+
+    return weights
+
+
 @pytest.fixture
 def assert_clean(host):
     """`with assert_clean(model): ...` fails if the ModelPatcher is not bit for bit what it was before.

@@ -59,14 +59,6 @@ def files(host, write_networks):
     shutil.rmtree(inputs)
 
 
-def stock_vae(comfy, channels: int):
-    """A tiny autoencoder of the host for latents of so many channels (16: as Flux and SD3 have them)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = comfy.taesd.taesd.TAESD(latent_channels=channels).state_dict()
-    return comfy.sd.VAE(sd=weights)
-
-
 def flux(comfy):
     """A MODEL of another family than Stable Diffusion."""
     config = comfy.supported_models.Flux(dict(FLUX))
@@ -76,10 +68,8 @@ def flux(comfy):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def values(host, pack, path, files):
+def values(host, pack, path, files, stock_autoencoder):
     """What `Given` can hand out, good and bad."""
-    import comfy.taesd.taesd  # noqa: F401
-
     comfy, loading, control = path.comfy, path.patches.loading, path.patches.view_controlnet
     other = UNetConfig(model_channels=32, context_dim=48)
     config = pack.diffportrait3d.networks.UNetConfig.from_dict(other.to_dict())
@@ -98,7 +88,8 @@ def values(host, pack, path, files):
         "other width": loading.build_model(NETWORKS["unet"](other).state_dict(), config, {}),
         "control": path.control_net, "adapter": comfy.controlnet.T2IAdapter(None, 3, 8, "nearest-exact"),
         "S": loading.load_novel_view(files / "novel_view.safetensors"),
-        "vae": stock_vae(comfy, 4), "vae of 16": stock_vae(comfy, 16), "empty vae": comfy.sd.VAE(sd={}),
+        "vae": comfy.sd.VAE(sd=stock_autoencoder()), "empty vae": comfy.sd.VAE(sd={}),
+        "vae of 16": comfy.sd.VAE(sd=stock_autoencoder(16)),  # as Flux and SD3 have it
         "image": image, "nan image": image * NAN, "images": images, "two": images[:2], "none": images[:0],
         "nan": images * NAN, "empty mask": masks[:1] * 0, "nan mask": masks[:1] * NAN, "masks": masks,
         "two masks": masks[:2], "one black mask": one_black, "small masks": masks[:, ::2, ::2],
