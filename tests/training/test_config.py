@@ -9,6 +9,8 @@ import pytest
 from training.config import ConfigError, StageConfig, load_config, to_dict
 from training.miniature import CONFIGS, PRESETS, STAGES
 
+PAPER_STAGES = ("reference", "view_control", "view_consistency", "novel_view")
+
 
 def test_overrides_and_types():
     config = load_config(StageConfig, None, ["optimizer.lr=1e-3", "loop.steps=7", "optimizer.ema=", "data.flip=false"])
@@ -26,6 +28,9 @@ def test_overrides_and_types():
         ("loop.steps=", "loop.steps"),
         ("loop=3", "loop"),
         ("loop.steps", "key=value"),
+        ("noise_offset=0.05", "3D-aware noise"),
+        ("prediction_type=v_prediction", "3D-aware noise"),
+        ("loop.zero_snr=true", "3D-aware noise"),
     ],
 )
 def test_mistakes_are_named(override, message):
@@ -45,3 +50,15 @@ def test_presets_are_valid(preset, stage):
     config = load_config(cls, CONFIGS / preset / f"{stage}.yaml")
     assert config.run_dir.endswith(stage)
     assert load_config(cls, None, []) is not None and "loop" in to_dict(config)
+
+
+@pytest.mark.parametrize("preset", ["paper_6xa100", "single_24gb"])
+@pytest.mark.parametrize("stage", PAPER_STAGES)
+def test_presets_at_full_width_are_valid(preset, stage):
+    cls = getattr(importlib.import_module(f"training.{stage}"), STAGES[stage][0])
+    config = load_config(cls, CONFIGS / preset / f"{stage}.yaml")
+    assert config.run_dir.endswith(stage) and config.loop.precision == "bfloat16"
+    if stage != "novel_view":
+        views = config.views if stage == "view_consistency" else 1
+        assert config.optimizer.lr == 1e-5  # the paper's, as are 16 images a step
+        assert config.loop.batch_size * config.loop.accumulate * views == 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from training import loop
 from training.config import LoopConfig, OptimizerConfig, StageConfig
 from training.loop import Interrupted, Stage, learning_rate, pick_precision, prepare, run_stage
+from training.optimizer import build_optimizer
 from training.state import WeightAverage, newest_checkpoint
 
 
@@ -76,13 +79,14 @@ def curve(run_dir: Path) -> list[tuple]:
     return [tuple((k, v) for k, v in sorted(line.items()) if k != "minutes") for line in lines]
 
 
-@pytest.mark.parametrize("kill_at", [2, 4, 9])
-def test_a_stopped_run_continues_to_the_same_bits(tmp_path, kill_at):
-    run(tmp_path / "whole")
-    with pytest.raises(Interrupted, match=f"step {kill_at}"):
-        run(tmp_path / "stopped", kill_at)
+@pytest.mark.parametrize(("kill_at", "accumulate"), [(2, 1), (4, 1), (9, 1), (7, 3)])
+def test_a_stopped_run_continues_to_the_same_bits(tmp_path, kill_at, accumulate):
+    """Also in the middle of a step of three passes, which is taken to its end first."""
+    run(tmp_path / "whole", accumulate=accumulate)
+    with pytest.raises(Interrupted, match=f"step {-(-kill_at // accumulate)}"):
+        run(tmp_path / "stopped", kill_at, accumulate=accumulate)
     assert not (tmp_path / "stopped/summary.json").exists()
-    run(tmp_path / "stopped")
+    run(tmp_path / "stopped", accumulate=accumulate)
     whole, stopped = torch.load(tmp_path / "whole/toy.pt"), torch.load(tmp_path / "stopped/toy.pt")
     assert all(torch.equal(whole[k], stopped[k]) for k in whole)
     assert curve(tmp_path / "whole") == curve(tmp_path / "stopped")
@@ -177,6 +181,64 @@ def test_a_shared_frozen_parameter_is_caught(tmp_path):
     settings = config(tmp_path)
     with pytest.raises(AssertionError, match="thief"):
         loop.Trainer(toy, settings, prepare(settings.loop))
+
+
+def test_settings_that_are_newer_than_a_run_have_their_defaults(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, kill_at=3)
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del settings["loop"]["accumulate"], settings["optimizer"]["name"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert run(tmp_path)["steps"] == 12
+
+
+def test_accumulated_passes_are_one_larger_batch(tmp_path, monkeypatch):
+    rows = torch.randn(4, 6, 3)
+
+    def loss(self, batch, progress):
+        x = rows[[(i - 1) % 4 for i in batch]].flatten(0, 1)
+        return {"loss": (self.trainable[0](x) - 1).square().mean()}
+
+    monkeypatch.setattr(Toy, "loss", loss)
+    gradients = []
+    for name, accumulate, sampler in (("passes", 4, Counting()), ("joint", 1, iter([[1, 2, 3, 4]]))):
+        settings = config(tmp_path / name, accumulate=accumulate)
+        device = prepare(settings.loop)
+        trainer = loop.Trainer(Toy(), settings, device)
+        trainer.stage.sampler, trainer.started = sampler, 0.0
+        trainer.one_step(0.0)
+        gradients.append(trainer.stage.trainable[0].weight.grad)
+    assert torch.allclose(*gradients, rtol=1e-5)
+
+
+def test_float16_scales_its_loss_and_skips_steps_until_it_fits(tmp_path):
+    settings = config(tmp_path, precision="float16")
+    trainer = loop.Trainer(Toy(), settings, prepare(settings.loop))
+    trainer.started = 0.0
+    before = trainer.scaler.scaler.get_scale()
+    weight = trainer.stage.trainable[0].weight
+    kept = weight.detach().clone()
+    trainer.stage.loss = lambda batch, progress: {"loss": weight.sum() * float("inf")}
+    trainer.one_step()
+    assert trainer.scaler.scaler.get_scale() < before and torch.equal(weight, kept)
+    del trainer.stage.loss
+    trainer.one_step()
+    trainer.one_step()
+    assert not torch.equal(weight, kept)
+    trainer.save()
+    again = loop.Trainer(Toy(), settings, prepare(settings.loop))
+    assert again.resume() and again.scaler.scaler.get_scale() == trainer.scaler.scaler.get_scale()
+
+
+def test_optimizers_are_named():
+    weights = [nn.Parameter(torch.zeros(8, 8))]
+    with pytest.raises(ValueError, match="lion"):
+        build_optimizer(OptimizerConfig(name="lion"), weights, False)
+    with pytest.raises(ValueError, match="FSDP"):
+        build_optimizer(OptimizerConfig(name="adamw8bit"), weights, True)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(ValueError, match="pip install bitsandbytes"):
+            build_optimizer(OptimizerConfig(name="adamw8bit"), weights, False)
 
 
 def test_precision():
