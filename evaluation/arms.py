@@ -21,7 +21,8 @@ class Arm:
         start: what is diffused to the terminal step for the start noise: S's "proxy" views, the "reference" in every
             view (the release's fallback), the "truth" (the best there could be); or pure noise, "random" in every
             view or the "shared" one.
-        steps, guidance: None takes the command's.
+        steps_factor: of the command's number of DDIM steps.
+        guidance: None takes the command's.
     """
 
     title: str
@@ -32,7 +33,7 @@ class Arm:
     condition: str = "given"
     view_consistency: str = "trained"
     start: str = "proxy"
-    steps: int | None = None
+    steps_factor: float = 1.0
     guidance: float | None = None
 
 
@@ -45,10 +46,25 @@ ARMS = {
     "random_noise": Arm("random noise", start="random"),
 }
 
-# Random noise in some pairs: S's start noise carries so much layout that it hides what the other parts do.
-ABLATION_ARMS = ARMS | {
+# In the order of the paper's experiments. Random noise in some pairs: S's start noise carries so much layout that it
+# hides what the other parts do.
+ABLATION_ARMS = {
+    "full": ARMS["full"],
+    # appearance reference
+    "no_reference": ARMS["no_reference"],
     "untrained_reference": Arm("F_ref untrained", encoder="untrained"),
     "unaligned_reference": Arm("reference unaligned", aligned=False),
+    "swapped_reference": Arm("reference of somebody else", person="another"),
+    "two_references": Arm("2 references", references=2),
+    "four_references": Arm("4 references", references=4),
+    # view control
+    "no_camera": ARMS["no_camera"],
+    "swapped_condition": Arm("condition of somebody else", condition="swapped"),
+    # view consistency
+    "no_view_consistency": ARMS["no_view_consistency"],
+    "ordered_views": Arm("view consistency trained on ordered views", view_consistency="ordered"),
+    # start noise
+    "random_noise": ARMS["random_noise"],
     "shared_noise": Arm("noise shared by the views", start="shared"),
     "reference_noise": Arm("noise from the reference", start="reference"),
     "truth_noise": Arm("noise from the ground truth", start="truth"),
@@ -57,16 +73,12 @@ ABLATION_ARMS = ARMS | {
     "random_noise_no_view_consistency": Arm(
         "random noise, no view consistency", start="random", view_consistency="none"
     ),
-    "ordered_views": Arm("view consistency trained on ordered views", view_consistency="ordered"),
-    "two_references": Arm("2 references", references=2),
-    "four_references": Arm("4 references", references=4),
-    "swapped_condition": Arm("condition of somebody else", condition="swapped"),
-    "swapped_reference": Arm("reference of somebody else", person="another"),
+    # sampling
     "guidance_1": Arm("guidance 1", guidance=1.0),
     "guidance_2": Arm("guidance 2", guidance=2.0),
     "guidance_5": Arm("guidance 5", guidance=5.0),
     "guidance_8": Arm("guidance 8", guidance=8.0),
-    "steps_5": Arm("5 steps", steps=5),
-    "steps_10": Arm("10 steps", steps=10),
-    "steps_50": Arm("50 steps", steps=50),
+    "quarter_steps": Arm("a quarter of the steps", steps_factor=0.25),
+    "half_steps": Arm("half of the steps", steps_factor=0.5),
+    "double_steps": Arm("twice the steps", steps_factor=2.0),
 }

@@ -96,7 +96,7 @@ class Miniature:
     ) -> Tensor:
         """All target views at once, [V, 3, H, W] in [0, 1]. Arms with equal seeds share every drop of noise.
 
-        proxies: S's views from `proxies`, the same for every arm. steps, scale: used by arms without their own.
+        proxies: S's views from `proxies`, the same for every arm. scale: used by arms without their own.
         """
         count = len(subject.labels)
         denoiser, reference = self.denoiser(arm), self._reference(arm, subject, seed)
@@ -112,7 +112,8 @@ class Miniature:
             return view_noise(seed, range(count), x.shape[1:], stream=step + 1).to(x)
 
         start = self._start(arm, subject, proxies, seed)
-        return self.decode(ddim_sample(eps, start, self.schedule, arm.steps or steps, eta, step_noise=fresh))
+        steps = max(1, round(steps * arm.steps_factor))
+        return self.decode(ddim_sample(eps, start, self.schedule, steps, eta, step_noise=fresh))
 
     def _reference(self, arm: Arm, subject: Subject, seed: int) -> Tensor | None:
         """What F_ref reads, [R, 4, h, w]."""

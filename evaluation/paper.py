@@ -1,0 +1,221 @@
+"""The paper's tables for anything that generates portraits: metrics of generated views beside the paper's figures.
+
+    python -m evaluation.paper VIEWS [VIEWS ...] --out runs/paper --sizes 256 512 --backgrounds with without
+        [--alexnet FILE] [--vgg16 FILE] [--inception FILE] [--identity FILE] [--pose FILE] [--device cuda]
+
+VIEWS are folders of `evaluation.generate`, or of any program that writes their layout (docs/evaluation.md). Backbones
+are files that you name; their sha256 goes into the JSON and nothing is downloaded. A metric whose backbone is missing
+is left out; the miniature's own judges report under names that begin with "mini". Intervals are 95 % bootstraps over
+identities.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from training.data import DataError
+from training.state import write_atomically
+
+from .bootstrap import Interval, bootstrap_mean
+from .journal import write_json
+from .judges import COLUMNS, PAPER_COLUMN, SET_METRICS, Judges
+from .paper_figures import rows_for
+from .paper_plots import save_plots
+from .report import cell, markdown_table, picture_rows, save_png, stack_pages
+from .view_folders import Views, all_views, identities, read_header
+
+FILES = {
+    "alexnet": "torchvision's AlexNet: LPIPS (alex)",
+    "vgg16": "torchvision's VGG16: LPIPS (vgg) and DISTS",
+    "inception": "torch-fidelity's Inception v3: FID and KID",
+    "identity": "TorchScript face embedding: [N, 3, 112, 112] in [-1, 1] -> [N, D]: ID",
+    "pose": "TorchScript head angles: [N, 3, 224, 224] in [0, 1] -> pitch, yaw, roll in radians: POSE",
+}
+PAGE_SIDE = 128
+
+
+@dataclass
+class Measured:
+    """One setting: a folder of views at one size, with or without background."""
+
+    folder: str
+    task: str
+    reference: str
+    size: int
+    background: str
+    images: int = 0
+    identities: int = 0
+    mask: str = "none"
+    intervals: dict[str, Interval] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}, {self.reference} reference, {self.size} px, {self.background} background"
+
+
+def prepare(views: Views, size: int, background: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Generated, truth [V, 3, S, S] and reference [1, 3, S, S] at a size; without background it becomes white.
+
+    A generated view without a mask of its own is cut out by the truth's. The reference keeps its background: only ID
+    reads it. Raises DataError if there are no masks.
+    """
+    generated, truth = views.generated, views.truth
+    if background == "without":
+        if views.mask is None:
+            raise DataError(
+                f"'{views.id}' has no NN_mask.png, which --backgrounds without needs; write masks or leave it out."
+            )
+        own = views.mask if views.generated_mask is None else views.generated_mask
+        generated, truth = generated * own + 1 - own, truth * views.mask + 1 - views.mask
+    return resize(generated, size), resize(truth, size), resize(views.reference, size)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """[N, 3, H, W] to [N, 3, size, size] by antialiased bicubic interpolation, rounded to 8 bits as files would be."""
+    if images.shape[-1] != size or images.shape[-2] != size:
+        images = F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return (images.clamp(0, 1) * 255).round() / 255
+
+
+def measure(folder: Path, size: int, background: str, judges: Judges) -> Measured:
+    """All metrics of one setting."""
+    header = read_header(folder)
+    result = Measured(str(folder), header["task"], header["reference"], size, background)
+    columns: dict[str, list[float]] = {}
+    sets: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    bar = tqdm(all_views(folder), total=len(identities(folder)), desc=result.title, unit="id")
+    for views in bar:
+        generated, truth, reference = prepare(views, size, background)
+        for name, values in judges.per_view(generated, truth, reference).items():
+            columns.setdefault(name, []).append(values.nanmean().item())
+        made, real = judges.features(generated), judges.features(truth)
+        for prefix in made:
+            lists = sets.setdefault(prefix, ([], []))
+            lists[0].append(real[prefix])
+            lists[1].append(made[prefix])
+        result.images += len(generated)
+        result.identities += 1
+        if background == "without":
+            result.mask = "truth's for both" if views.generated_mask is None else "each its own"
+    result.intervals = {name: bootstrap_mean(values) for name, values in columns.items()}
+    for prefix, (real, made) in sets.items():
+        for name, distance in SET_METRICS.items():
+            value = distance(torch.cat(real), torch.cat(made))
+            result.intervals[prefix + name] = Interval(value, value, value, result.images)
+    return result
+
+
+def table(result: Measured) -> str:
+    """Ours and the paper's rows of the same setting, as Markdown under a heading."""
+    names = [name for name in COLUMNS if name in result.intervals]
+    rows = [["**measured here**", *(_cell(result, name) for name in names)]]
+    for row in rows_for(result.task, result.size, result.background, result.reference):
+        numbers = [row.numbers.get(PAPER_COLUMN.get(name, ""), "") for name in names]
+        rows.append([f"Table {row.table}, {row.data}: {row.method}", *(str(n) for n in numbers)])
+    facts = f"{result.identities} identities, N = {result.images} images; views from `{Path(result.folder).name}`"
+    if result.background == "without":
+        facts += f"; cut out by masks: {result.mask}"
+    arrows = [f"{COLUMNS[name][0]} {'↑' if COLUMNS[name][2] else '↓'}" for name in names]
+    return f"### {result.title}\n\n{facts}.\n\n" + markdown_table(["", *arrows], rows)
+
+
+def _cell(result: Measured, name: str) -> str:
+    interval, digits = result.intervals[name], COLUMNS[name][1]
+    if name.removeprefix("mini_") in SET_METRICS:
+        return "none" if interval.mean != interval.mean else f"{interval.mean:.{digits}f}"
+    return cell(interval, digits)
+
+
+def document(results: list[Measured], judges: Judges) -> str:
+    """The whole Markdown page."""
+    missing = [f"--{name} ({FILES[name]})" for name in FILES if name not in judges.sha256]
+    parts = [
+        "# Beside the paper's tables",
+        "Mean [95 % bootstrap interval over identities]. The paper's figures are for its own data and weights: "
+        "comparable only for the same data, size and N. FID is biased for few images: never compare different N.",
+        *(table(result) for result in results),
+        "Backbones: " + (", ".join(f"{k} `{v[:12]}`" for k, v in judges.sha256.items()) or "none") + ".",
+    ]
+    if missing:
+        parts.append("Not measured for want of: " + "; ".join(missing) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def save_pages(folders: list[Path], count: int, out: Path) -> None:
+    """Reference, truth and generated views of the first identities of every folder, in one PNG."""
+    pages = []
+    for number, folder in enumerate(folders):
+        header = read_header(folder)
+        for index, views in zip(range(count), all_views(folder), strict=False):
+            rows = [
+                (f"{header['task']}, {header['reference']} reference", resize(views.reference, PAGE_SIDE)),
+                ("ground truth", resize(views.truth, PAGE_SIDE)),
+                ("generated", resize(views.generated, PAGE_SIDE)),
+            ]
+            pages.append(out.with_suffix(".pages") / f"{number:02d}_{index:03d}.png")
+            save_png(picture_rows(rows), pages[-1])
+    if pages:
+        stack_pages(pages, out)
+
+
+def run(options: argparse.Namespace) -> list[Measured]:
+    """Measure every setting; write paper.json, paper.md, plots.png and pictures.png into --out."""
+    files = {name: path for name in FILES if (path := getattr(options, name))}
+    for folder in options.views:
+        read_header(folder)  # before any network is loaded
+    judges = Judges(files, options.miniature, options.device)
+    settings = [(f, s, b) for f in options.views for s in options.sizes for b in options.backgrounds]
+    results = [measure(*setting, judges) for setting in settings]
+    text = document(results, judges)
+    print(text)
+    out = options.out
+    write_atomically(out / "paper.md", lambda p: p.write_text(text, encoding="utf-8"))
+    found = [
+        asdict(r) | {"intervals": {name: i._asdict() for name, i in r.intervals.items()}, "views": read_header(folder)}
+        for (folder, _, _), r in zip(settings, results, strict=True)
+    ]
+    write_json(out / "paper.json", {"backbones_sha256": judges.sha256, "settings": found})
+    save_plots(results, out / "plots.png")
+    save_pages(options.views, options.pictures, out / "pictures.png")
+    print(f"wrote {out}/paper.json, paper.md, plots.png and pictures.png")
+    return results
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.paper", description=__doc__.splitlines()[0])
+    parser.add_argument("views", type=Path, nargs="+", help="folders of generated views")
+    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the results")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="pixels (default 256 512)")
+    parser.add_argument("--backgrounds", nargs="+", choices=("with", "without"), default=["with"])
+    for name, text in FILES.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--miniature", type=Path, help="weights folder whose networks judge, too, under names with "
+        "'mini'; without any backbone: weights/miniature")
+    parser.add_argument("--pictures", type=int, default=4, help="identities of every folder in pictures.png")
+    parser.add_argument("--device", default="cpu", help="where the backbones run")
+    options = parser.parse_args(arguments)
+    if not options.miniature and not any(getattr(options, name) for name in FILES):
+        options.miniature = Path("weights/miniature")
+    if any(size < 32 or size % 8 for size in options.sizes):
+        parser.error(f"--sizes must be multiples of 8 from 32 on, got {' '.join(map(str, options.sizes))}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    torch.set_flush_denormal(True)
+    try:
+        run(parse(arguments))
+    except (ValueError, FileNotFoundError) as error:  # DataError, BackboneError and CheckpointError are ValueErrors
+        raise SystemExit(f"{error}") from None
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
