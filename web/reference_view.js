@@ -1,15 +1,17 @@
-// Reference View shows its picture at once when a number changes, as the run would show it.
+// Reference View shows its picture as soon as it is loaded or a number changes, as the run would show it.
 import { app } from '../../scripts/app.js';
 import { api } from '../../scripts/api.js';
 
 const NODE = 'DP3D_ReferenceView';
 
-// The file that Load Image holds behind the portrait input; null without a node there, undefined for any other node.
+// The file that Load Image holds behind the portrait input; null without a node there, undefined for any other node and
+// for a file that the server has not.
 function portraitOf(node) {
   const source = node.getInputNode(node.findInputSlot('portrait'));
   if (!source) return null;
-  const value = source.widgets?.find(({ name }) => name === 'image')?.value;
-  return typeof value === 'string' ? value : undefined;
+  const { value, options } = source.widgets?.find(({ name }) => name === 'image') ?? {};
+  const unknown = Array.isArray(options?.values) && !options.values.includes(value);
+  return typeof value === 'string' && !unknown ? value : undefined;
 }
 
 async function picture(node, portrait) {
@@ -23,8 +25,10 @@ async function picture(node, portrait) {
   return response.blob();
 }
 
-// The way by which pictures come to a node while it is being run.
+// The way by which pictures come to a node while it is being run. Meanwhile another graph may have been opened, and a
+// node of that one has the number now.
 function show(node, blob) {
+  if (node.graph?.getNodeById(node.id) !== node) return;
   const id = String(node.id);
   const ids = { nodeId: id, displayNodeId: id, parentNodeId: id, realNodeId: id };
   api.dispatchCustomEvent('b_preview_with_metadata', { blob, ...ids });
@@ -53,6 +57,13 @@ function makeLive(node) {
     }
   }
 
+  for (const [when, hook] of [['onConfigure', node.onConfigure], ['onConnectionsChange', node.onConnectionsChange]]) {
+    node[when] = function (...values) {
+      const result = hook?.apply(this, values);
+      setTimeout(draw); // once the whole graph is there
+      return result;
+    };
+  }
   for (const widget of node.widgets ?? []) {
     const { callback } = widget;
     widget.callback = function (...values) {

@@ -113,8 +113,9 @@ def test_windows_show_previews_and_are_exported(editor, server):
 
 
 def test_reference_view_follows_its_numbers(editor):
-    """A new picture on the node as soon as a number changes, without a run."""
+    """A picture on the node as soon as it is loaded, and a new one when a number changes, without a run."""
     editor.open(WORKFLOWS / "many_views_to_3d.json")
+    assert shown_pictures(editor, REFERENCE_VIEW) == 1
     seen = editor.evaluate("""(id) => new Promise((resolve) => {
         const { api, graph } = window.app;
         const drawn = ({ detail }) => resolve({ id: String(detail.nodeId), bytes: detail.blob.size });
@@ -124,6 +125,29 @@ def test_reference_view_follows_its_numbers(editor):
         yaw.callback(20);
     })""", REFERENCE_VIEW)
     assert seen["id"] == REFERENCE_VIEW and seen["bytes"] > 1000
+
+
+def test_late_picture_is_not_shown_in_another_graph(editor):
+    """The other graph has a node of the same number, and that one is no Reference View."""
+    editor.open(WORKFLOWS / "many_views_to_3d.json")
+    assert shown_pictures(editor, REFERENCE_VIEW) == 1
+    other = json.loads((WORKFLOWS / "with_another_controlnet.json").read_text(encoding="utf-8"))
+    assert {str(node["id"]): node["type"] for node in other["nodes"]}[REFERENCE_VIEW] == "ControlNetLoader"
+    shown = editor.evaluate("""async (id, other) => {
+        const { app } = window;
+        let answers = 0;
+        const count = new PerformanceObserver((list) => {
+            answers += list.getEntries().filter(({ name }) => name.endsWith('reference_view')).length;
+        });
+        count.observe({ entryTypes: ['resource'] });
+        app.graph.getNodeById(Number(id)).widgets.find((widget) => widget.name === 'yaw').callback(20);
+        await app.loadGraphData(other, true, true, 'workflow');
+        while (!answers) await new Promise((resolve) => setTimeout(resolve, 50));
+        await new Promise((resolve) => setTimeout(resolve, 500));
+        app.canvas.draw(true, true);
+        return app.graph.getNodeById(Number(id)).imgs?.length ?? 0;
+    }""", REFERENCE_VIEW, other)
+    assert shown == 0
 
 
 def test_refused_input_shows_on_its_node(editor):
