@@ -108,6 +108,8 @@ class DenoisingStage(Stage):
         self.config, self.device, self.frozen = config, device, {}
         self.build_networks(source)
         self.check_widths()
+        self.autoencoder = source("autoencoder")[0].to(device)  # it encodes the data, and decodes previews
+        self.frozen["autoencoder"] = self.autoencoder
         self.prompt = source.prompt(self.denoiser.unet.config.context_dim)
 
     def check(self, config: DenoisingConfig) -> None:
@@ -141,8 +143,6 @@ class DenoisingStage(Stage):
     def open_data(self) -> None:
         """Both splits, and their latents."""
         config = self.config
-        self.autoencoder = Files(config.inputs)("autoencoder")[0].to(self.device)
-        self.frozen["autoencoder"] = self.autoencoder
         store = config.data.store(self.device)
         self.data, self.validation = open_splits(config.data, self.device)
         folder = Path(config.latents_dir or config.run_dir)

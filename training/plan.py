@@ -39,10 +39,6 @@ CLIP_WIDTH, CLIP_TOKENS = 768, 77
 SD15_VAE = AutoencoderConfig(ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, patch_size=1, norm_groups=32)
 
 
-# A new peak is believed after a garbage collection; collecting for every small rise would take minutes.
-RISE = 1.02
-
-
 @dataclass
 class Plan:
     """One step of one process.
@@ -90,21 +86,25 @@ class Unallocated:
 
 
 class _Living(TorchDispatchMode):
-    """Follows the bytes of tensors from the operation that makes them until nobody holds them."""
+    """Follows the bytes of tensors from the operation that makes them until nobody holds them.
 
-    def __init__(self, known: list[Tensor]):
+    cycles: fake tensors may lie in reference cycles, as those of checkpointed blocks do (real ones do not): a new peak
+    is believed after a garbage collection.
+    """
+
+    def __init__(self, known: list[Tensor], cycles: bool):
         super().__init__()
         self.known = {id(t.untyped_storage()): None for t in known}
-        self.bytes = self.peak = self.believed = 0
+        self.bytes = self.peak = 0
+        self.cycles = cycles
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
-        if self.bytes > RISE * self.believed:
-            gc.collect()  # fake tensors of checkpointed blocks lie in cycles; real ones do not
-            self.believed = max(self.believed, self.bytes)
+        if self.cycles and self.bytes > self.peak:
+            gc.collect()
         self.peak = max(self.peak, self.bytes)
         return out
 
@@ -175,7 +175,8 @@ def _measure(
     parameters = list(stage.trainable.parameters())
     frozen = [p for module in stage.frozen.values() for p in (*module.parameters(), *module.buffers())]
     weights = [*parameters, *stage.trainable.buffers()]
-    living, counter, saved = _Living([*weights, *frozen]), FlopCounterMode(display=False, custom_mapping=_ATTENTION), {}
+    living = _Living([*weights, *frozen], config.loop.checkpointing)
+    counter, saved = FlopCounterMode(display=False, custom_mapping=ATTENTION), {}
     skipped = set(living.known)
 
     def keep(tensor: Tensor) -> Tensor:
@@ -233,7 +234,7 @@ def _attention_backward_flops(grad: Any, q: Any, k: Any, v: Any, *args: Any, out
 
 
 # torch's counter knows the attention kernels of GPUs only.
-_ATTENTION = {
+ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
