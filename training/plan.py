@@ -187,18 +187,13 @@ def _measure(
 
     gc.collect()
     gc.freeze()  # what exists by now need not be searched again
-    passes = min(2, config.loop.accumulate)  # from the second on the gradients of the first are there
     with living, counter, cuda_norms() if cuda else contextlib.nullcontext():
-        for _ in range(passes):
-            saved.clear()
-            with (
-                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-                torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
-            ):
-                loss = stage.rehearse(samples, pixels)["loss"]
-            activations = sum(saved.values())
-            loss.backward()
-            del loss
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+        ):
+            loss = stage.rehearse(samples, pixels)["loss"]
+        loss.backward()
     living.forget()
     gc.unfreeze()
     average = 4 * sum(p.numel() for p in parameters) if config.optimizer.ema else 0
@@ -208,15 +203,17 @@ def _measure(
         "gradients": _bytes([p.grad for p in parameters if p.grad is not None]),
         "optimizer": state_bytes(config.optimizer, [p for p in parameters if p.grad is not None]),
         "average": average,
-        "activations": activations,
+        "activations": sum(saved.values()),
     }
+    # From the second pass on the gradients of the first are there.
+    before = memory["gradients"] if config.loop.accumulate > 1 else 0
     lasting = sum(memory[k] for k in ("weights, trained", "weights, frozen", "optimizer", "average"))
     return Plan(
         trained={type(stage.trainable).__name__: sum(p.numel() for p in parameters)},
         frozen={name: sum(p.numel() for p in module.parameters()) for name, module in stage.frozen.items()},
         memory=memory,
-        peak=lasting + living.peak,
-        flops=counter.get_total_flops() * config.loop.accumulate // passes,
+        peak=lasting + before + living.peak,
+        flops=counter.get_total_flops() * config.loop.accumulate,
         notes=notes,
     )
 
