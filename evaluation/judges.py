@@ -40,7 +40,7 @@ COLUMNS = {
     "mini_lpips": ("mini-LPIPS", 4, False),
     "mini_pose": ("mini-POSE (deg)", 2, False),
     "mini_pose_mse": ("mini-POSE, MSE (rad^2)", 4, False),
-    "mini_fid": ("mini-FID", 3, False),
+    "mini_fid": ("mini-FID", 4, False),
     "mini_kid": ("mini-KID", 4, False),
 }
 SET_METRICS = {"fid": perceptual.frechet_distance, "kid": perceptual.kernel_distance}
@@ -140,7 +140,7 @@ class Judges:
             found[""] = self.networks["inception"]((pictures * 255).round().to(torch.uint8)).cpu()
         if "autoencoder" in self.networks:
             levels = self.networks["autoencoder"].encoder.features(pictures * 2 - 1)
-            found["mini_"] = torch.cat([level.mean((2, 3)) for level in levels], dim=1).cpu()
+            found["mini_"] = torch.cat([F.normalize(level.mean((2, 3)), dim=1) for level in levels], dim=1).cpu()
         return found
 
 

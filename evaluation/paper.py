@@ -50,6 +50,7 @@ class Measured:
     reference: str
     size: int
     background: str
+    native: int = 0  # pixels of the files
     images: int = 0
     identities: int = 0
     mask: str = "none"
@@ -100,6 +101,7 @@ def measure(folder: Path, size: int, background: str, judges: Judges) -> Measure
             lists = sets.setdefault(prefix, ([], []))
             lists[0].append(real[prefix])
             lists[1].append(made[prefix])
+        result.native = views.generated.shape[-1]
         result.images += len(generated)
         result.identities += 1
         if background == "without":
@@ -120,6 +122,8 @@ def table(result: Measured) -> str:
         numbers = [row.numbers.get(PAPER_COLUMN.get(name, ""), "") for name in names]
         rows.append([f"Table {row.table}, {row.data}: {row.method}", *(str(n) for n in numbers)])
     facts = f"{result.identities} identities, N = {result.images} images; views from `{Path(result.folder).name}`"
+    if result.native < result.size:
+        facts += f"; enlarged from {result.native} px, which flatters SSIM and PSNR: not comparable with the paper"
     if result.background == "without":
         facts += f"; cut out by masks: {result.mask}"
     arrows = [f"{COLUMNS[name][0]} {'↑' if COLUMNS[name][2] else '↓'}" for name in names]

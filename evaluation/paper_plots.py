@@ -34,7 +34,8 @@ def save_plots(results: list[Measured], path: Path) -> None:
         _panel(axis, results, name)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
-    figure.suptitle("bars: 95 % intervals over identities; x: the paper, on its own data", fontsize=9)
+    legend = "bars: 95 % intervals over identities; x: the paper, on its own data (not beside enlarged views)"
+    figure.suptitle(legend, fontsize=9)
     FigureCanvasAgg(figure)
     write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=110))
 
@@ -49,7 +50,7 @@ def _panel(axis, results: list[Measured], name: str) -> None:
         for row in rows_for(result.task, result.size, result.background, result.reference):
             number = row.numbers.get(PAPER_COLUMN.get(name, ""))
             fits = row.method in OURS and row.data == "NeRSemble" and row.reference == result.reference
-            if fits and number is not None:
+            if fits and number is not None and result.native >= result.size:
                 axis.plot([number], [height], "x", color=colour)
     short = [
         f"{r.task[:5]}, {r.reference}, {r.size}" + (", cut out" if r.background == "without" else "")

@@ -69,7 +69,7 @@ def test_measures_and_reports(views, weights, files, tmp_path, capsys):
     assert settings[64, "without"]["intervals"]["pose_mse"]["mean"] < numbers["pose_mse"]["mean"]
     text = (tmp_path / "paper.md").read_text()
     assert text in capsys.readouterr().out and "Table 1a, NeRSemble: DiffPortrait3D" in text
-    assert "N = 4 images" in text and "--vgg16" in text.split("Not measured")[1]
+    assert "enlarged from 64 px" in text and "N = 4 images" in text and "--vgg16" in text.split("Not measured")[1]
     for name in ("plots.png", "pictures.png"):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 200
@@ -107,7 +107,7 @@ def test_the_paper_s_figures():
     novel = {row.method: row.numbers for row in rows_for("novel", 256, "with", "aligned")}
     ours = {"pose": 0.0068, "lpips": 0.23, "ssim": 0.62, "dists": 0.21, "id": 0.7, "fid": 27.4}
     assert novel["DiffPortrait3D"] == ours
-    assert len(rows_for("novel", 512, "with", "aligned")) == 4 and len(rows_for("novel", 512, "with", "unaligned")) == 5
+    assert len(rows_for("novel", 512, "with", "aligned")) == 5 and len(rows_for("novel", 512, "with", "unaligned")) == 3
     assert {row.table for row in rows_for("reconstruction", 512, "without", "aligned")} == {"3"}
 
 
