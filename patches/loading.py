@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ..diffportrait3d.checkpoints import CheckpointError, load_network, read_metadata, read_tensors
-from ..diffportrait3d.networks import AutoencoderConfig, UNetConfig, ViewConsistency
+from ..diffportrait3d.networks import AutoencoderConfig, UNetConfig, ViewConsistency, set_norm_groups
 
 # Hosts without dynamic VRAM have one patcher class only.
 Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
@@ -98,6 +98,7 @@ def build_model(tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[s
         dtype, model_management.unet_manual_cast(dtype, model_management.get_torch_device())
     )
     model = model_config.get_model({}, "", device=model_management.unet_offload_device())
+    set_norm_groups(model.diffusion_model, config.norm_groups)
     patcher = _patcher(model, **kwargs)
     _load_strictly(model.diffusion_model, tensors, patcher)
     return patcher
@@ -133,9 +134,7 @@ def load_vae(path: Path | str):
         config={"params": {"ddconfig": settings, "embed_dim": config.z_channels}},
     )
     _check_keys(set(vae.first_stage_model.state_dict()), set(tensors), path)
-    for module in vae.first_stage_model.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.num_groups = config.norm_groups
+    set_norm_groups(vae.first_stage_model, config.norm_groups)
     if config.patch_size > 1:
         _see_patches(vae.first_stage_model, config.patch_size)
     return vae
@@ -159,6 +158,7 @@ def build_reference_encoder(
         operations=comfy.ops.manual_cast,
     )
     module.out = nn.Identity()
+    set_norm_groups(module, config.norm_groups)
     return _host_network("reference_encoder", module, tensors, config, metadata, path)
 
 
@@ -181,6 +181,7 @@ def build_control_model(tensors: dict[str, Tensor], config: UNetConfig) -> nn.Mo
         device=model_management.unet_offload_device(),
         operations=comfy.ops.manual_cast,
     )
+    set_norm_groups(module, config.norm_groups)
     _load_strictly(module, tensors, None)
     return module.eval().requires_grad_(False)
 

@@ -2,6 +2,7 @@
 from .autoencoder import LATENT_SCALE, AutoencoderKL
 from .checkpointing import set_checkpointing
 from .config import AutoencoderConfig, NetworkConfig, UNetConfig
+from .layers import set_norm_groups
 from .novel_view import NovelViewConfig, NovelViewModel
 from .reference_encoder import ReferenceEncoder, join_references
 from .unet import UNet
@@ -22,4 +23,5 @@ __all__ = [
     "ViewControlNet",
     "join_references",
     "set_checkpointing",
+    "set_norm_groups",
 ]

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .layers import timestep_embedding
+from .layers import set_norm_groups, timestep_embedding
 from .unet import build_input_blocks, build_middle_block, build_output_blocks, build_time_embed
 
 
@@ -26,6 +26,7 @@ class ReferenceEncoder(nn.Module):
         self.input_blocks = build_input_blocks(config)
         self.middle_block = build_middle_block(config)
         self.output_blocks = build_output_blocks(config)
+        set_norm_groups(self, config.norm_groups)
 
     def load_from_unet(self, state_dict: Mapping[str, Tensor]) -> None:
         """Initialises F_ref as a copy of F, as the paper does."""

@@ -18,6 +18,7 @@ from .layers import (
     SpatialTransformer,
     TokenExchange,
     Upsample,
+    set_norm_groups,
     timestep_embedding,
     zero_init,
 )
@@ -109,6 +110,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             nn.GroupNorm(32, width), nn.SiLU(), zero_init(nn.Conv2d(width, config.out_channels, 3, padding=1))
         )
+        set_norm_groups(self, config.norm_groups)
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .checkpointing import Checkpointed
 from .config import UNetConfig
-from .layers import Attention, FeedForward, zero_init
+from .layers import Attention, FeedForward, set_norm_groups, zero_init
 
 
 def sinusoidal_table(length: int, channels: int) -> Tensor:
@@ -108,6 +108,7 @@ class ViewConsistency(nn.Module):
             nn.ModuleList(module(c) for _ in range(2 if i in upsampled else 1))
             for i, c in enumerate(config.output_channels())
         )
+        set_norm_groups(self, config.norm_groups)
 
     def remove_positions(self) -> None:
         """Zeroes the positional tables: attention becomes blind to the order of the views, and to their number.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .layers import Block, timestep_embedding, zero_init
+from .layers import Block, set_norm_groups, timestep_embedding, zero_init
 from .unet import build_input_blocks, build_middle_block, build_time_embed
 
 
@@ -37,6 +37,7 @@ class ViewControlNet(nn.Module):
         self.zero_convs = nn.ModuleList(Block(zero_init(nn.Conv2d(c, c, 1))) for c in config.input_channels())
         middle = config.input_channels()[-1]
         self.middle_block_out = Block(zero_init(nn.Conv2d(middle, middle, 1)))
+        set_norm_groups(self, config.norm_groups)
 
     def load_from_unet(self, state_dict: Mapping[str, Tensor]) -> None:
         """Initialises the encoder half as a copy of F; hint block and zero convolutions stay as they are."""

@@ -1,14 +1,16 @@
 """Weight files to host objects."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from diffportrait3d.checkpoints import save_network
+from diffportrait3d.denoiser import Denoiser
 from evaluation.core_golden import NETWORKS
-from evaluation.host_golden import NARROW_CONFIG, known_weights
+from evaluation.host_golden import NARROW_CONFIG, HostPath, known_weights
 
 CONVENTIONS = {"linear_end": 0.00489, "reference_timestep": "zero", "middle_view_attention": "never"}
 
@@ -37,6 +39,29 @@ def test_model(host, loading, folder):
     assert isinstance(model.model.latent_format, host.comfy.latent_formats.SD15)
     again = model.cached_patcher_init[0](*model.cached_patcher_init[1], disable_dynamic=True)
     assert type(again) is host.comfy.model_patcher.ModelPatcher
+
+
+def test_few_norm_groups_as_in_the_core(host, pack):
+    """What a narrow set of networks is trained with: all of them, in both passes."""
+    config = replace(NARROW_CONFIG, norm_groups=8)
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"x_noisy": (6, 4, 8, 8), "ref_latent": (1, 4, 8, 8), "context": (1, 7, 32)}
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    inputs["hint"] = torch.rand(6, 3, 64, 64, generator=generator) * 2 - 1
+    inputs["t"], inputs["ref_latent2"] = torch.full((6,), 601), inputs["ref_latent"]
+    networks = {}
+    for kind, weights in known_weights(config).items():
+        networks[kind] = NETWORKS[kind](config)
+        networks[kind].load_state_dict(weights)
+    core = Denoiser(**networks, middle_view_attention="unconditional")
+    with torch.inference_mode():
+        context = inputs["context"].expand(6, -1, -1)
+        rest = (inputs["t"], context, inputs["ref_latent"], inputs["hint"], 6)
+        expected = core.guided(inputs["x_noisy"], *rest)
+        eps = HostPath(pack, host.comfy, config).predict(inputs, 1, True, True, 3.0)
+        other = HostPath(pack, host.comfy, NARROW_CONFIG).predict(inputs, 1, True, True, 3.0)
+    assert (eps - expected).abs().max() < 1e-4
+    assert (other - expected).abs().max() > 0.1
 
 
 def test_vae_equals_the_core_s(loading, folder):
