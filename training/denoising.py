@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffportrait3d.denoiser import Denoiser
@@ -18,6 +17,7 @@ from .config import StageConfig
 from .data import Batch, LatentCache, MultiViewDataset, Sampler, fixed_groups, open_splits, pick
 from .initial import Files
 from .loop import Stage
+from .losses import coarse_loss
 
 REFERENCE_TIMESTEPS = ("current", "zero")
 TIMESTEPS = ("uniform", "cubic")
@@ -48,6 +48,7 @@ class DenoisingConfig(StageConfig):
     latents_dir: str | None = None  # where encoded training images are kept; None: the run folder
     reference_timestep: str = "current"  # what F_ref is given: the step's timestep, or zero
     timesteps: str = "uniform"  # of training; cubic: mostly noisy ones, where pose and colours are decided
+    coarse_weight: float = 0.0  # of the error's averages over cells (``losses.coarse_loss``) in training
     linear_end: float = 0.012  # last beta; used by the base stage, later stages follow the base model's file
     validation_subjects: int = 8
     validation_loss_samples: int = 96
@@ -152,9 +153,20 @@ class DenoisingStage(Stage):
     # ---- training
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return {"loss": self.noise_loss(batch, self.data, self.latents)}
+        return self.losses(self.noise_error(batch, self.data, self.latents))
 
-    def noise_loss(
+    def losses(self, error: Tensor) -> dict[str, Tensor]:
+        """What is minimised, and the mean square in it, of an error in noise [N, 4, h, w]."""
+        square = error.square().mean()
+        if not self.config.coarse_weight:
+            return {"loss": square}
+        return {"loss": square + self.config.coarse_weight * coarse_loss(error), "square": square}
+
+    def noise_loss(self, *arguments: Any) -> Tensor:
+        """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1), of what ``noise_error`` takes."""
+        return self.noise_error(*arguments).square().mean()
+
+    def noise_error(
         self,
         batch: Batch,
         data: MultiViewDataset,
@@ -162,18 +174,18 @@ class DenoisingStage(Stage):
         t: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1); ``t`` [N] and ``noise`` are drawn if None."""
+        """eps_theta(x_t, t, ...) - eps of a batch [N, 4, h, w]; ``t`` [N] and ``noise`` are drawn if None."""
         z = latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
         if t is None:
             t = self.draw_timesteps(len(z)).to(self.device)
         if noise is None:
             noise = torch.randn(z.shape).to(self.device)
-        return self.squared_error(z, t, noise, self.openings(batch, data, latents))
+        return self.error(z, t, noise, self.openings(batch, data, latents))
 
-    def squared_error(self, z: Tensor, t: Tensor, noise: Tensor, openings: Openings) -> Tensor:
+    def error(self, z: Tensor, t: Tensor, noise: Tensor, openings: Openings) -> Tensor:
         """The same, of clean latents z [N, 4, h, w]."""
         x = self.schedule.q_sample(z, t, noise)
-        return F.mse_loss(self.predict(x, t, openings).float(), noise)
+        return self.predict(x, t, openings).float() - noise
 
     @property
     def views(self) -> int:
@@ -186,7 +198,7 @@ class DenoisingStage(Stage):
         hints = torch.zeros(count, 3, resolution, resolution, device=self.device) if self.uses_conditions else None
         z = torch.zeros(count, 4, side, side, device=self.device)
         t = torch.zeros(count, dtype=torch.long, device=self.device)
-        return {"loss": self.squared_error(z, t, torch.zeros_like(z), Openings(references, hints))}
+        return self.losses(self.error(z, t, torch.zeros_like(z), Openings(references, hints)))
 
     def draw_timesteps(self, count: int) -> Tensor:
         """Timesteps of a batch of ``count`` latents in 0..T-1: int64 [count].

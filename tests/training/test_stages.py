@@ -12,6 +12,7 @@ from diffportrait3d.checkpoints import load_network, read_metadata
 from training.config import ConfigError, load_config
 from training.data import MultiViewDataset, pick, to_network
 from training.loop import Trainer, finished, prepare, run_stage
+from training.losses import coarse_loss
 
 STAGES = {
     "autoencoder": ("AutoencoderStageConfig", "autoencoder", ["crop=32"]),
@@ -111,6 +112,23 @@ def test_a_stage_starts_from_the_file_of_its_own_kind(stage, dataset, networks, 
     trained = trainer_of(stage, dataset, networks, tmp_path / "later", f"inputs.{kind}={file}").stage.trainable
     expected = load_network(file)[0].state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in trained.state_dict().items())
+
+
+def test_coarse_errors_count_more_in_training_and_not_in_validation(dataset, networks, tmp_path):
+    white = torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert float(coarse_loss(white)) == pytest.approx(1.0, rel=0.1)
+    assert float(coarse_loss(torch.full((1, 4, 16, 16), 0.5))) == pytest.approx(0.25 * (16 + 256) / 2)
+    stages = [
+        trainer_of("base", dataset, networks, tmp_path / weight, f"coarse_weight={weight}").stage
+        for weight in ("0.0", "2.0")
+    ]
+    losses = [stage.losses(white) for stage in stages]
+    assert set(losses[0]) == {"loss"} and torch.equal(losses[0]["loss"], losses[1]["square"])
+    assert torch.allclose(losses[1]["loss"], losses[1]["square"] + 2 * coarse_loss(white))
+    stages[1].trainable.load_state_dict(stages[0].trainable.state_dict())
+    with torch.no_grad():
+        first, second = (stage.validation_loss(stage.validation_batch()) for stage in stages)
+    assert first == second
 
 
 def test_reference_timestep_zero_gives_the_encoder_zero(dataset, networks, tmp_path):
