@@ -1,7 +1,11 @@
-"""A multi-view dataset of four subjects, made of coloured blobs: enough for every stage at 64 px."""
+"""A multi-view dataset of four subjects, made of coloured blobs: enough for every stage at 64 px; and the stages.
+
+What the tests share is here: pytest loads this module first, and test modules cannot import one another.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -10,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from training.config import load_config
+from training.loop import Trainer, prepare
 
 RESOLUTION = 64
 VIEWS = 9
@@ -21,6 +28,16 @@ TINY_UNET = {
     "attention_levels": [0],
 }
 TINY_AUTOENCODER = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "patch_size": 4}
+# stage: (its configuration's class, the kind of network it trains, settings of its own)
+STAGES = {
+    "autoencoder": ("AutoencoderStageConfig", "autoencoder", ["crop=32"]),
+    "base": ("BaseConfig", "unet", ["samples=2"]),
+    "reference": ("ReferenceConfig", "reference_encoder", []),
+    "view_control": ("ViewControlConfig", "view_controlnet", []),
+    "view_consistency": ("ViewConsistencyConfig", "view_consistency", ["views=4"]),
+    "novel_view": ("NovelViewStageConfig", "novel_view", []),
+}
+DENOISING = ("base", "reference", "view_control", "view_consistency")
 
 
 def label(yaw: float) -> list[float]:
@@ -95,6 +112,34 @@ def networks(tmp_path_factory) -> dict[str, str]:
         save_network(files[kind], module, kind, linear_end=0.005)
     torch.set_rng_state(torch_state)
     return files
+
+
+def stage_config(stage, dataset, networks, run_dir, *more):
+    """(training.STAGE, its settings) for two steps on the tiny networks."""
+    module = importlib.import_module(f"training.{stage}")
+    class_name, _, extra = STAGES[stage]
+    values = [f"run_dir={run_dir}", f"data.root={dataset}", "loop.steps=2", "loop.batch_size=2", "loop.log_every=1",
+              "loop.checkpoint_every=1", "loop.device=cpu", "optimizer.warmup_steps=0"]  # fmt: skip
+    if stage in DENOISING:
+        values += ["ddim_steps=2", "validation_loss_samples=2", "validation_subjects=2"]
+    if stage in (*DENOISING, "novel_view"):
+        values += [f"inputs.{kind}={file}" for kind, file in networks.items() if kind != STAGES[stage][1]]
+    if stage == "autoencoder":
+        values += [f"network={json.dumps(TINY_AUTOENCODER)}", "validation_images=2", "statistics_images=4"]
+    if stage == "base":
+        values += [f"network={json.dumps(TINY_UNET)}", "linear_end=0.005"]
+    if stage == "novel_view":
+        values += ["network={render_size: 16, base_channels: 16, volume_size: 8, samples_per_ray: 4}"]
+    return module, load_config(getattr(module, class_name), None, [*values, *extra, *more])
+
+
+def trainer_of(stage, dataset, networks, run_dir, *more) -> Trainer:
+    """The trainer of a stage, ready for its first step."""
+    module, config = stage_config(stage, dataset, networks, run_dir, *more)
+    device = prepare(config.loop)
+    trainer = Trainer(module.build(config, device), config, device)
+    trainer.started = 0.0
+    return trainer
 
 
 @pytest.fixture(autouse=True)

@@ -199,7 +199,7 @@ def test_the_empty_prompt_from_a_file_or_not_at_all(made, networks, tmp_path):
 
 
 def test_networks_of_different_widths_are_refused(networks, dataset, tmp_path):
-    from .test_stages import stage_config
+    from .conftest import stage_config
 
     save_network(tmp_path / "wide.safetensors", ReferenceEncoder(UNetConfig(model_channels=64)), "reference_encoder")
     others = {**networks, "reference_encoder": str(tmp_path / "wide.safetensors")}

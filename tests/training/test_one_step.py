@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffportrait3d.networks import ViewConsistency
 from training.data import pick, pick_labels
 
-from .test_stages import trainer_of
+from .conftest import trainer_of
 
 LR, DECAY, CLIP, EPSILON = 4e-4, 1e-2, 1.0, 1e-8
 

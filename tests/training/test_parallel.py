@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from training.data import Batch, DataError
 from training.loop import Trainer, prepare
 from training.parallel import Processes
 
-from .processes import one_step
-from .test_stages import stage_config
+from .conftest import stage_config
+
+SCRIPT = Path(__file__).parent / "processes.py"
+one_step = runpy.run_path(str(SCRIPT))["one_step"]
 
 
 def settings(dataset, networks, run_dir, *more):
@@ -28,10 +31,10 @@ def settings(dataset, networks, run_dir, *more):
 
 def in_two_processes(stage, values, sharded):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-               str(Path(__file__).parent / "processes.py"), stage, json.dumps(values)]  # fmt: skip
+               str(SCRIPT), stage, json.dumps(values)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str(sharded).lower(),
                    "ACCELERATE_USE_CPU": "true"}  # fmt: skip
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 

@@ -12,8 +12,7 @@ from diffportrait3d.networks import UNet, UNetConfig
 from training import reference
 from training.plan import ATTENTION, make_plan
 
-from .conftest import TINY_UNET
-from .test_stages import stage_config, trainer_of
+from .conftest import TINY_UNET, stage_config, trainer_of
 
 WORK = ["loop.batch_size=8", "loop.precision=float32", "optimizer.ema=0.9"]
 CASES = [

@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-
 import pytest
 import torch
 
 from diffportrait3d.checkpoints import load_network, read_metadata
 from training.config import ConfigError, load_config
 from training.data import MultiViewDataset, pick, to_network
-from training.loop import Trainer, finished, prepare, run_stage
+from training.loop import finished, run_stage
 from training.losses import coarse_loss
 
-STAGES = {
-    "autoencoder": ("AutoencoderStageConfig", "autoencoder", ["crop=32"]),
-    "base": ("BaseConfig", "unet", ["samples=2"]),
-    "reference": ("ReferenceConfig", "reference_encoder", []),
-    "view_control": ("ViewControlConfig", "view_controlnet", []),
-    "view_consistency": ("ViewConsistencyConfig", "view_consistency", ["views=4"]),
-    "novel_view": ("NovelViewStageConfig", "novel_view", []),
-}
-DENOISING = ("base", "reference", "view_control", "view_consistency")
-
-
-def stage_config(stage, dataset, networks, run_dir, *more):
-    from .conftest import TINY_AUTOENCODER, TINY_UNET
-
-    module = importlib.import_module(f"training.{stage}")
-    class_name, _, extra = STAGES[stage]
-    values = [f"run_dir={run_dir}", f"data.root={dataset}", "loop.steps=2", "loop.batch_size=2", "loop.log_every=1",
-              "loop.checkpoint_every=1", "loop.device=cpu", "optimizer.warmup_steps=0"]  # fmt: skip
-    if stage in DENOISING:
-        values += ["ddim_steps=2", "validation_loss_samples=2", "validation_subjects=2"]
-    if stage in (*DENOISING, "novel_view"):
-        values += [f"inputs.{kind}={file}" for kind, file in networks.items() if kind != STAGES[stage][1]]
-    if stage == "autoencoder":
-        values += [f"network={json.dumps(TINY_AUTOENCODER)}", "validation_images=2", "statistics_images=4"]
-    if stage == "base":
-        values += [f"network={json.dumps(TINY_UNET)}", "linear_end=0.005"]
-    if stage == "novel_view":
-        values += ["network={render_size: 16, base_channels: 16, volume_size: 8, samples_per_ray: 4}"]
-    return module, load_config(getattr(module, class_name), None, [*values, *extra, *more])
-
-
-def trainer_of(stage, dataset, networks, run_dir, *more):
-    module, config = stage_config(stage, dataset, networks, run_dir, *more)
-    device = prepare(config.loop)
-    trainer = Trainer(module.build(config, device), config, device)
-    trainer.started = 0.0
-    return trainer
+from .conftest import DENOISING, STAGES, stage_config, trainer_of
 
 
 def values_of(module):
