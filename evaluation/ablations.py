@@ -30,6 +30,7 @@ from training.state import write_atomically
 
 from .arms import ABLATION_ARMS, Arm
 from .bootstrap import bootstrap_mean
+from .command import run_command
 from .expectations import SMALL, Verdict, verdicts
 from .journal import append_record, column, read_journal, write_json
 from .measures import ABLATION_METRICS, measure_arm
@@ -259,15 +260,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
-    try:
-        run(options)
-    except (ValueError, FileNotFoundError) as error:  # DataError and CheckpointError are ValueErrors
-        raise SystemExit(f"{error}") from None
-    return 0
+    return run_command(run, parse(arguments))
 
 
 if __name__ == "__main__":

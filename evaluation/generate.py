@@ -15,12 +15,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from training.data import DataError
 
 from .arms import ABLATION_ARMS
+from .command import run_command
 from .subjects import Subject, held_out_lines, load_subject
 from .system import Miniature
 from .view_folders import REFERENCES, TASKS, Views, write_header, write_views
@@ -91,14 +91,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    torch.set_flush_denormal(True)
     options = parse(arguments)
-    try:
-        generate(options)
-    except (ValueError, FileNotFoundError) as error:  # DataError and CheckpointError are ValueErrors
-        raise SystemExit(f"{error}") from None
+    status = run_command(generate, options)
     print(f"wrote {options.out}")
-    return 0
+    return status
 
 
 if __name__ == "__main__":

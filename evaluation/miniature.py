@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from training.data import DataError
 
 from .arms import ARMS
 from .bootstrap import bootstrap_difference, bootstrap_mean
+from .command import run_command
 from .journal import append_record, column, read_journal, write_json
 from .measures import METRICS, measure
 from .pose_regressor import PoseRegressor, load_pose_regressor
@@ -233,15 +233,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
-    try:
-        run(options)
-    except (ValueError, FileNotFoundError) as error:  # DataError and CheckpointError are ValueErrors
-        raise SystemExit(f"{error}") from None
-    return 0
+    return run_command(run, parse(arguments))
 
 
 if __name__ == "__main__":

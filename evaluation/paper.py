@@ -24,6 +24,7 @@ from training.data import DataError
 from training.state import write_atomically
 
 from .bootstrap import Interval, bootstrap_mean
+from .command import run_command
 from .journal import write_json
 from .judges import COLUMNS, PAPER_COLUMN, SET_METRICS, Judges
 from .paper_figures import rows_for
@@ -213,12 +214,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    torch.set_flush_denormal(True)
-    try:
-        run(parse(arguments))
-    except (ValueError, FileNotFoundError) as error:  # DataError, BackboneError and CheckpointError are ValueErrors
-        raise SystemExit(f"{error}") from None
-    return 0
+    return run_command(run, parse(arguments))
 
 
 if __name__ == "__main__":
