@@ -21,6 +21,7 @@ from .losses import coarse_loss
 
 REFERENCE_TIMESTEPS = ("current", "zero")
 TIMESTEPS = ("uniform", "cubic")
+LOSS_WEIGHTINGS = ("epsilon", "velocity")
 
 
 @dataclass
@@ -48,6 +49,7 @@ class DenoisingConfig(StageConfig):
     latents_dir: str | None = None  # where encoded training images are kept; None: the run folder
     reference_timestep: str = "current"  # what F_ref is given: the step's timestep, or zero
     timesteps: str = "uniform"  # of training; cubic: mostly noisy ones, where pose and colours are decided
+    loss_weighting: str = "epsilon"  # of training: the paper's; velocity: times 1 / alphas_cumprod, noisier ones count
     coarse_weight: float = 0.0  # of the error's averages over cells (``losses.coarse_loss``) in training
     linear_end: float = 0.012  # last beta; used by the base stage, later stages follow the base model's file
     validation_subjects: int = 8
@@ -115,7 +117,12 @@ class DenoisingStage(Stage):
 
     def check(self, config: DenoisingConfig) -> None:
         """Raises ValueError for a setting that has no such choice."""
-        for name, choices in (("reference_timestep", REFERENCE_TIMESTEPS), ("timesteps", TIMESTEPS)):
+        settings = {
+            "reference_timestep": REFERENCE_TIMESTEPS,
+            "timesteps": TIMESTEPS,
+            "loss_weighting": LOSS_WEIGHTINGS,
+        }
+        for name, choices in settings.items():
             if getattr(config, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not '{getattr(config, name)}'.")
 
@@ -153,14 +160,25 @@ class DenoisingStage(Stage):
     # ---- training
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return self.losses(self.noise_error(batch, self.data, self.latents))
+        t = self.draw_timesteps(batch.targets.size).to(self.device)
+        return self.losses(self.noise_error(batch, self.data, self.latents, t), t)
 
-    def losses(self, error: Tensor) -> dict[str, Tensor]:
-        """What is minimised, and the mean square in it, of an error in noise [N, 4, h, w]."""
+    def losses(self, error: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """What is minimised, and the mean square if that is not it, of an error in noise [N, 4, h, w] at t [N].
+
+        The velocity alpha eps - sigma x0 (Salimans & Ho 2022) that belongs to a noise prediction is wrong by
+        1 / alpha times its error: the same optimum at every timestep, but what the image is counts at the noisy ones.
+        """
         square = error.square().mean()
-        if not self.config.coarse_weight:
+        if self.config.loss_weighting == "epsilon" and not self.config.coarse_weight:
             return {"loss": square}
-        return {"loss": square + self.config.coarse_weight * coarse_loss(error), "square": square}
+        if self.config.loss_weighting == "velocity":
+            abar = self.schedule.alphas_cumprod.to(error.device)[t]  # [N]
+            error = error / abar.sqrt()[:, None, None, None]
+        loss = error.square().mean()
+        if self.config.coarse_weight:
+            loss = loss + self.config.coarse_weight * coarse_loss(error)
+        return {"loss": loss, "square": square}
 
     def noise_loss(self, *arguments: Any) -> Tensor:
         """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1), of what ``noise_error`` takes."""
@@ -171,13 +189,11 @@ class DenoisingStage(Stage):
         batch: Batch,
         data: MultiViewDataset,
         latents: LatentCache,
-        t: Tensor | None = None,
+        t: Tensor,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """eps_theta(x_t, t, ...) - eps of a batch [N, 4, h, w]; ``t`` [N] and ``noise`` are drawn if None."""
+        """eps_theta(x_t, t, ...) - eps of a batch [N, 4, h, w] at t [N]; ``noise`` is drawn if None."""
         z = latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
-        if t is None:
-            t = self.draw_timesteps(len(z)).to(self.device)
         if noise is None:
             noise = torch.randn(z.shape).to(self.device)
         return self.error(z, t, noise, self.openings(batch, data, latents))
@@ -198,7 +214,7 @@ class DenoisingStage(Stage):
         hints = torch.zeros(count, 3, resolution, resolution, device=self.device) if self.uses_conditions else None
         z = torch.zeros(count, 4, side, side, device=self.device)
         t = torch.zeros(count, dtype=torch.long, device=self.device)
-        return self.losses(self.error(z, t, torch.zeros_like(z), Openings(references, hints)))
+        return self.losses(self.error(z, t, torch.zeros_like(z), Openings(references, hints)), t)
 
     def draw_timesteps(self, count: int) -> Tensor:
         """Timesteps of a batch of ``count`` latents in 0..T-1: int64 [count].

@@ -72,7 +72,7 @@ class ViewTransformer(nn.Module):
     def forward(self, x: Tensor, num_views: int) -> Tensor:
         height = x.shape[2]
         h = rearrange(self.norm(x), "(b v) c h w -> (b h w) v c", v=num_views)  # GroupNorm per view
-        h = self.proj_in(h)
+        h = self.proj_in(h.contiguous())  # of one group rearrange makes a strided view, whose product is slow
         for block in self.transformer_blocks:
             h = block(h)
         return x + rearrange(self.proj_out(h), "(b h w) v c -> (b v) c h w", h=height, w=x.shape[3])

@@ -83,13 +83,34 @@ def test_coarse_errors_count_more_in_training_and_not_in_validation(dataset, net
         trainer_of("base", dataset, networks, tmp_path / weight, f"coarse_weight={weight}").stage
         for weight in ("0.0", "2.0")
     ]
-    losses = [stage.losses(white) for stage in stages]
+    t = torch.full((64,), 500)
+    losses = [stage.losses(white, t) for stage in stages]
     assert set(losses[0]) == {"loss"} and torch.equal(losses[0]["loss"], losses[1]["square"])
     assert torch.allclose(losses[1]["loss"], losses[1]["square"] + 2 * coarse_loss(white))
     stages[1].trainable.load_state_dict(stages[0].trainable.state_dict())
     with torch.no_grad():
         first, second = (stage.validation_loss(stage.validation_batch()) for stage in stages)
     assert first == second
+
+
+def test_velocity_weighting_is_the_mean_square_of_the_velocity(dataset, networks, tmp_path):
+    stage = trainer_of("base", dataset, networks, tmp_path, "loss_weighting=velocity").stage
+    draw = torch.Generator().manual_seed(0)
+    z, noise, eps = (torch.randn(4, 4, 8, 8, generator=draw) for _ in range(3))
+    t = torch.tensor([1, 300, 700, 999])
+    abar = stage.schedule.alphas_cumprod[t][:, None, None, None]
+    alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+    x = stage.schedule.q_sample(z, t, noise)
+    guess = (x - sigma * eps) / alpha  # the clean image that a prediction of eps means
+    velocity = (alpha * noise - sigma * z) - (alpha * eps - sigma * guess)
+    losses = stage.losses(eps - noise, t)
+    assert torch.allclose(losses["loss"], velocity.square().mean(), rtol=1e-4)
+    assert torch.equal(losses["square"], (eps - noise).square().mean())
+
+
+def test_an_unknown_loss_weighting_is_refused(dataset, networks, tmp_path):
+    with pytest.raises(ValueError, match="loss_weighting must be one of epsilon, velocity, not 'v'"):
+        trainer_of("base", dataset, networks, tmp_path, "loss_weighting=v")
 
 
 def test_reference_timestep_zero_gives_the_encoder_zero(dataset, networks, tmp_path):
