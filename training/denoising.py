@@ -17,7 +17,6 @@ from .config import StageConfig
 from .data import Batch, LatentCache, MultiViewDataset, Sampler, fixed_groups, open_splits, pick
 from .initial import Files
 from .loop import Stage
-from .losses import coarse_loss
 
 REFERENCE_TIMESTEPS = ("current", "zero")
 TIMESTEPS = ("uniform", "cubic")
@@ -50,7 +49,6 @@ class DenoisingConfig(StageConfig):
     reference_timestep: str = "current"  # what F_ref is given: the step's timestep, or zero
     timesteps: str = "uniform"  # of training; cubic: mostly noisy ones, where pose and colours are decided
     loss_weighting: str = "epsilon"  # of training: the paper's; velocity: times 1 / alphas_cumprod, noisier ones count
-    coarse_weight: float = 0.0  # of the error's averages over cells (``losses.coarse_loss``) in training
     linear_end: float = 0.012  # last beta; used by the base stage, later stages follow the base model's file
     validation_subjects: int = 8
     validation_loss_samples: int = 96
@@ -170,15 +168,10 @@ class DenoisingStage(Stage):
         1 / alpha times its error: the same optimum at every timestep, but what the image is counts at the noisy ones.
         """
         square = error.square().mean()
-        if self.config.loss_weighting == "epsilon" and not self.config.coarse_weight:
+        if self.config.loss_weighting == "epsilon":
             return {"loss": square}
-        if self.config.loss_weighting == "velocity":
-            abar = self.schedule.alphas_cumprod.to(error.device)[t]  # [N]
-            error = error / abar.sqrt()[:, None, None, None]
-        loss = error.square().mean()
-        if self.config.coarse_weight:
-            loss = loss + self.config.coarse_weight * coarse_loss(error)
-        return {"loss": loss, "square": square}
+        abar = self.schedule.alphas_cumprod.to(error.device)[t]  # [N]
+        return {"loss": (error.square() / abar[:, None, None, None]).mean(), "square": square}
 
     def noise_loss(self, *arguments: Any) -> Tensor:
         """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1), of what ``noise_error`` takes."""

@@ -24,17 +24,6 @@ def gradient_loss(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
     return total / scales
 
 
-def coarse_loss(error: Tensor, sizes: tuple[int, ...] = (4, 16)) -> Tensor:
-    """Mean square of an error's averages over cells, so scaled that white error counts as in the plain mean square.
-
-    Added to the plain one it moves no optimum (both are least for the conditional mean), but layout and colours, which
-    are a hundredth of the plain loss, are learned sooner. ``error``: [N, C, H, W]; ``sizes``: sides of the cells, those
-    larger than the picture are left out.
-    """
-    fitting = [size for size in sizes if size <= min(error.shape[-2:])]
-    return sum(size**2 * F.avg_pool2d(error, size).square().mean() for size in fitting) / len(fitting)
-
-
 def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
     """Kullback-Leibler divergence of N(mean, exp(logvar)) from N(0, 1), averaged over elements."""
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()

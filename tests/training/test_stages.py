@@ -9,7 +9,6 @@ from diffportrait3d.checkpoints import load_network, read_metadata
 from training.config import ConfigError, load_config
 from training.data import MultiViewDataset, pick, to_network
 from training.loop import finished, run_stage
-from training.losses import coarse_loss
 
 from .conftest import DENOISING, STAGES, stage_config, trainer_of
 
@@ -75,19 +74,16 @@ def test_a_stage_starts_from_the_file_of_its_own_kind(stage, dataset, networks, 
     assert all(torch.equal(value, expected[key]) for key, value in trained.state_dict().items())
 
 
-def test_coarse_errors_count_more_in_training_and_not_in_validation(dataset, networks, tmp_path):
-    white = torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert float(coarse_loss(white)) == pytest.approx(1.0, rel=0.1)
-    assert float(coarse_loss(torch.full((1, 4, 16, 16), 0.5))) == pytest.approx(0.25 * (16 + 256) / 2)
+def test_loss_weighting_leaves_validation_alone(dataset, networks, tmp_path):
     stages = [
-        trainer_of("base", dataset, networks, tmp_path / weight, f"coarse_weight={weight}").stage
-        for weight in ("0.0", "2.0")
+        trainer_of("base", dataset, networks, tmp_path / weighting, f"loss_weighting={weighting}").stage
+        for weighting in ("epsilon", "velocity")
     ]
-    t = torch.full((64,), 500)
-    losses = [stage.losses(white, t) for stage in stages]
-    assert set(losses[0]) == {"loss"} and torch.equal(losses[0]["loss"], losses[1]["square"])
-    assert torch.allclose(losses[1]["loss"], losses[1]["square"] + 2 * coarse_loss(white))
     stages[1].trainable.load_state_dict(stages[0].trainable.state_dict())
+    error, t = torch.randn(4, 4, 8, 8), torch.full((4,), 900)
+    plain, weighted = (stage.losses(error, t) for stage in stages)
+    assert set(plain) == {"loss"} and torch.equal(plain["loss"], weighted["square"])
+    assert weighted["loss"] > 2 * plain["loss"]
     with torch.no_grad():
         first, second = (stage.validation_loss(stage.validation_batch()) for stage in stages)
     assert first == second
