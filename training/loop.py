@@ -420,7 +420,7 @@ class Trainer:
             "losses": {name: float(np.mean(v)) for name, v in self.recent.items()},
             **validation,
         }
-        put_together(self.stage.trainable)
+        put_together(self.call)
         if self.processes.main:
             self._write(summary)
         self.processes.wait()

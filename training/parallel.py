@@ -171,9 +171,12 @@ def sharded_like(value: Tensor, reference: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def put_together(module: nn.Module) -> None:
+def put_together(call: Call) -> None:
     """Gives a sharded network plain parameters, for saving it. It cannot be trained or run any more."""
-    for child in module.modules():
+    for child in call.modules():
+        if hasattr(child, "reshard"):  # after a forward pass the outermost weights are still gathered
+            child.reshard()
+    for child in call.modules():
         for name, p in child.named_parameters(recurse=False):
             if _is_sharded(p):
                 child._parameters[name] = nn.Parameter(p.full_tensor(), requires_grad=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffportrait3d.checkpoints import load_network
 from training.data import Batch, DataError
 from training.loop import Trainer, prepare
 from training.parallel import Processes
@@ -29,9 +30,8 @@ def settings(dataset, networks, run_dir, *more):
     return [*values, *(f"inputs.{kind}={networks[kind]}" for kind in ("autoencoder", "unet")), *more]
 
 
-def in_two_processes(stage, values, sharded):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-               str(SCRIPT), stage, json.dumps(values)]  # fmt: skip
+def in_two_processes(script, sharded):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str(sharded).lower(),
                    "ACCELERATE_USE_CPU": "true"}  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
@@ -45,7 +45,7 @@ def in_two_processes(stage, values, sharded):
 )
 def test_two_processes_are_one_with_the_joint_batch(sharded, more, dataset, networks, tmp_path):
     """Three samples over two processes: two and one. The dead layers behind F_ref's last tokens get no gradient."""
-    in_two_processes("reference", settings(dataset, networks, tmp_path, *more), sharded)
+    in_two_processes([str(SCRIPT), "reference", json.dumps(settings(dataset, networks, tmp_path, *more))], sharded)
     got = torch.load(tmp_path / "step.pt")
     want = one_step("reference", settings(dataset, networks, tmp_path / "alone", *more))
     assert got.keys() == want.keys()
@@ -67,6 +67,19 @@ def test_two_processes_are_one_with_the_joint_batch(sharded, more, dataset, netw
     assert all(torch.equal(own[k], v) for k, v in saved["network"].items())
     trainer.started = 0.0
     trainer.one_step()
+
+
+def test_a_sharded_run_ends_with_a_picture_and_the_averaged_network(dataset, networks, tmp_path):
+    """The command itself, to its end: validation and saving need weights that no process has whole."""
+    values = settings(dataset, networks, tmp_path, "loop.steps=2", "ddim_steps=2", "validation_subjects=2")
+    in_two_processes(["-m", "training.reference", "--set", *values], sharded=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["steps"], summary["samples"], summary["processes"]) == (2, 6, 2)
+    assert (tmp_path / "validation/step-00000002.png").is_file()
+    trained = load_network(tmp_path / "reference_encoder.safetensors")[0].state_dict()
+    saved = torch.load(tmp_path / "checkpoints/step-00000002.pt", weights_only=True)
+    assert all(torch.equal(trained[k], v) for k, v in saved["average"]["shadow"].items())
+    assert not all(torch.equal(trained[k], v) for k, v in saved["network"].items())
 
 
 def test_batches_are_shared_out_whole():
