@@ -27,6 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from diffportrait3d.cameras import camera_angles
+
 from .config import DataConfig
 from .state import write_atomically
 
@@ -293,7 +295,8 @@ class SingleImages(Sampler):
 class ViewGroups(Sampler):
     """A reference and ``views`` other views of one subject in random order: ``targets`` [B, V], ``references`` [B].
 
-    With ``views`` None the targets are [B]: pairs of two views. ``ordered`` keeps the dataset's order (an ablation).
+    With ``views`` None the targets are [B]: pairs of two views. ``ordered`` sorts the targets by yaw, as a camera that
+    passes by sees them (an ablation).
     """
 
     def __init__(
@@ -305,7 +308,8 @@ class ViewGroups(Sampler):
         flip: bool = True,
         ordered: bool = False,
     ):
-        self.views, self.ordered = views, ordered
+        self.views = views
+        self.yaws = camera_angles(dataset.labels).yaw.numpy() if ordered else None  # [N]
         need = (views or 1) + 1
         self.rows = [rows for rows in dataset.subjects if len(rows) >= need]
         if not self.rows:
@@ -318,8 +322,9 @@ class ViewGroups(Sampler):
     def draw(self, items: np.ndarray, flips: np.ndarray, rng: np.random.Generator) -> Batch:
         chosen = np.stack([rng.permutation(self.rows[item])[: (self.views or 1) + 1] for item in items])  # [B, V + 1]
         references, targets = chosen[:, 0], chosen[:, 1:]
-        if self.ordered:
-            targets = np.sort(targets, axis=1)
+        if self.yaws is not None:
+            yaws = self.yaws[targets] * np.where(flips, -1, 1)[:, None]  # mirrored views come the other way round
+            targets = np.take_along_axis(targets, yaws.argsort(1), 1)
         return Batch(targets if self.views else targets[:, 0], references, flips)
 
 

@@ -40,7 +40,7 @@ class ViewConsistencyConfig(DenoisingConfig):
 
     views: int = 8
     timestep_per: str = "group"
-    shuffle: bool = True  # off: views keep the dataset's order (an ablation)
+    shuffle: bool = True  # off: views are sorted by yaw (an ablation)
     positions: bool = True  # off: views carry no number, so that any count of them is like the trained one
     unconditional: float = 0.0  # share of batches without reference and camera, with the middle module; 0: the paper
 

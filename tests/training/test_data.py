@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffportrait3d.cameras import camera_angles
 from diffportrait3d.checkpoints import load_network
 from training.data import (
     DataError,
@@ -19,6 +20,7 @@ from training.data import (
     fixed_groups,
     mirror_label,
     pick,
+    pick_labels,
 )
 
 from .conftest import label, write_dataset
@@ -121,10 +123,19 @@ def test_groups_are_shuffled_views_without_the_reference(dataset):
             assert len({*targets, reference}) == 9
             orders.add(tuple(np.argsort(targets)))
     assert len(orders) > 50
-    ordered = next(ViewGroups(data, 3, 8, ordered=True))
-    assert (np.diff(ordered.targets, axis=1) > 0).all()
     with pytest.raises(DataError, match="10 views"):
         ViewGroups(data, 1, 9)
+
+
+def test_ordered_groups_go_from_one_side_to_the_other(dataset):
+    data = MultiViewDataset(dataset, "train")
+    sampler, mirrored = ViewGroups(data, 3, 8, ordered=True), 0
+    for batch in (next(sampler) for _ in range(4)):
+        flips = batch.flips.repeat(8)
+        yaws = camera_angles(pick_labels(data.labels, batch.targets.ravel(), flips)).yaw.view(3, 8)
+        assert (yaws.diff() >= 0).all()
+        mirrored += batch.flips.sum()
+    assert 0 < mirrored < 12
 
 
 def test_validation_groups_refer_to_the_frontal_view(dataset):
