@@ -28,7 +28,7 @@ from training.data import DataError
 from training.render import FIRST_CONDITION
 from training.state import write_atomically
 
-from .arms import ABLATION_ARMS, Arm
+from .arms import ABLATION_ARMS, ORDER_ARMS, Arm
 from .bootstrap import bootstrap_mean
 from .command import run_command
 from .expectations import SMALL, Verdict, verdicts
@@ -50,7 +50,7 @@ BEGIN, END = "<!-- made by evaluation.ablations: begin -->", "<!-- made by evalu
 def chosen_arms(options: argparse.Namespace) -> dict[str, Arm]:
     """The arms asked for, the full system always among them; all that the given weights allow if none are named."""
     if options.arms is None:
-        names = [name for name in ABLATION_ARMS if name != "ordered_views" or options.ordered_weights]
+        names = [name for name in ABLATION_ARMS if name not in ORDER_ARMS or options.order_weights]
     else:
         names = [name for name in ABLATION_ARMS if name == "full" or name in options.arms]
     return {name: ABLATION_ARMS[name] for name in names}
@@ -61,7 +61,8 @@ class Study:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.arms = options, chosen_arms(options)
-        self.system = Miniature(options.weights, options.ordered_weights, options.device)
+        pair = zip(("shuffled", "ordered"), options.order_weights or (), strict=False)
+        self.system = Miniature(options.weights, dict(pair), options.device)
         self.regressor = load_pose_regressor(options.pose_regressor)
         self.references = max(arm.references for arm in self.arms.values())
 
@@ -248,14 +249,20 @@ def run(options: argparse.Namespace) -> dict:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = common_parser("python -m evaluation.ablations", __doc__.splitlines()[0], "runs/ablations.json", views=6)
     parser.add_argument("--arms", nargs="+", choices=ABLATION_ARMS, metavar="ARM", help=", ".join(ABLATION_ARMS))
-    parser.add_argument("--ordered-weights", type=Path, help="view-consistency weights trained on ordered views")
+    parser.add_argument(
+        "--order-weights",
+        type=Path,
+        nargs=2,
+        metavar=("SHUFFLED", "ORDERED"),
+        help="view-consistency weights with positions, trained on shuffled and on ordered views",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes; identities are shared out among them")
     parser.add_argument("--doc", type=Path, help="Markdown file whose marked part is replaced by the tables")
     options = finish_options(parser, parser.parse_args(arguments))
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, got {options.workers}")
-    if options.arms and "ordered_views" in options.arms and not options.ordered_weights:
-        parser.error("the arm ordered_views needs --ordered-weights FILE")
+    if options.arms and set(ORDER_ARMS) & set(options.arms) and not options.order_weights:
+        parser.error(f"the arms {' and '.join(ORDER_ARMS)} need --order-weights SHUFFLED ORDERED")
     return options
 
 

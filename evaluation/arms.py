@@ -17,7 +17,8 @@ class Arm:
         aligned: False turns, scales and shifts F_ref's portraits (`evaluation.alignment`).
         condition: what F_cam is shown: the "given" pictures, the "swapped" ones (somebody else at the same cameras),
             or "none".
-        view_consistency: "trained" on shuffled views, on "ordered" ones (weights named by the user), or "none".
+        view_consistency: "trained", as it ships; one of a pair of modules with positions that the user names, trained
+            alike but on "shuffled" and on "ordered" views; or "none".
         start: what is diffused to the terminal step for the start noise: S's "proxy" views, the "reference" in every
             view (the release's fallback), the "truth" (the best there could be); or pure noise, "random" in every
             view or the "shared" one.
@@ -47,7 +48,8 @@ ARMS = {
 }
 
 # In the order of the paper's experiments. Random noise in some pairs: S's start noise carries so much layout that it
-# hides what the other parts do.
+# hides what the other parts do. The miniature's view consistency has no positions, so that order is nothing to it: what
+# shuffling brings shows in a pair of modules that have them.
 ABLATION_ARMS = {
     "full": ARMS["full"],
     # appearance reference
@@ -62,7 +64,8 @@ ABLATION_ARMS = {
     "swapped_condition": Arm("condition of somebody else", condition="swapped"),
     # view consistency
     "no_view_consistency": ARMS["no_view_consistency"],
-    "ordered_views": Arm("view consistency trained on ordered views", view_consistency="ordered"),
+    "shuffled_views": Arm("view consistency with positions, shuffled views", view_consistency="shuffled"),
+    "ordered_views": Arm("view consistency with positions, ordered views", view_consistency="ordered"),
     # start noise
     "random_noise": ARMS["random_noise"],
     "shared_noise": Arm("noise shared by the views", start="shared"),
@@ -82,3 +85,6 @@ ABLATION_ARMS = {
     "half_steps": Arm("half of the steps", steps_factor=0.5),
     "double_steps": Arm("twice the steps", steps_factor=2.0),
 }
+
+# Arms whose weights the user names.
+ORDER_ARMS = ("shuffled_views", "ordered_views")

@@ -2,7 +2,8 @@
 
 Nothing here may be changed after results were seen, except by adding a line that says so. Changed after a trial with
 two people and three steps, before any result that counts: the arms with other numbers of steps became relative to the
-command's (they were 5 and 50), and fewer than FEWEST people decide nothing.
+command's (they were 5 and 50), and fewer than FEWEST people decide nothing. Changed before it was ever run: ordered
+views are compared with shuffled ones of a module that has positions, not with the full system's, which has none.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ EXPECTATIONS = (
         "Figure 5, without S's help", "random_noise", BETTER, "random_noise_no_view_consistency",
         ("reprojection", "background_variation"),
     ),
-    Expectation("Section 3.4: shuffled views", "full", BETTER, "ordered_views", ("reprojection", "pose")),
+    Expectation("Section 3.4: shuffled views", "shuffled_views", BETTER, "ordered_views", ("reprojection", "pose")),
     # More references: figure 8.
     Expectation("Figure 8: 2 better than 1", "two_references", BETTER, "full", FAR),
     Expectation("Figure 8: 4 better than 2", "four_references", BETTER, "two_references", FAR),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from training.data import DataError
 
-from .arms import ABLATION_ARMS
+from .arms import ABLATION_ARMS, ORDER_ARMS
 from .command import run_command
 from .subjects import Subject, held_out_lines, load_subject
 from .system import Miniature
@@ -28,7 +28,7 @@ from .view_folders import REFERENCES, TASKS, Views, write_header, write_views
 ARMS = [
     name
     for name, arm in ABLATION_ARMS.items()
-    if arm.references == 1 and arm.person == "own" and arm.condition != "swapped" and arm.view_consistency != "ordered"
+    if arm.references == 1 and arm.person == "own" and arm.condition != "swapped" and name not in ORDER_ARMS
 ]
 
 

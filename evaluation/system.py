@@ -26,13 +26,13 @@ class Miniature:
 
     Args:
         folder: holds `<network>.safetensors` for each of NETWORKS.
-        ordered: a view-consistency file trained on ordered views, for the arm that compares it.
+        others: more view-consistency files by the name that arms call them.
         device: where the networks run; pictures come and go on the CPU.
 
     Raises CheckpointError (a ValueError) if a network is missing, damaged or of another kind.
     """
 
-    def __init__(self, folder: str | Path, ordered: Path | None = None, device: str = "cpu"):
+    def __init__(self, folder: str | Path, others: dict[str, Path] | None = None, device: str = "cpu"):
         folder, self.device = Path(folder), device
         self.hashes: dict[str, str] = {}
         loaded, metadata = {}, {}
@@ -42,16 +42,17 @@ class Miniature:
         self.unet, self.reference_encoder = loaded["unet"], loaded["reference_encoder"]
         self.view_controlnet = loaded["view_controlnet"]
         self.view_consistency = {"trained": loaded["view_consistency"], "none": None}
-        if ordered:
-            self.view_consistency["ordered"] = self._load(ordered, "view_consistency")[0]
+        for name, path in (others or {}).items():
+            self.view_consistency[name] = self._load(path, "view_consistency", f"{name} ")[0]
         self.linear_end = metadata["unet"].get("linear_end", 0.012)
         self.schedule = Schedule(linear_end=self.linear_end)
         self.reference_timestep = metadata["reference_encoder"].get("reference_timestep", "current")
         self.resolution = self.novel_view.config.image_size
 
-    def _load(self, path: Path, kind: str) -> tuple[torch.nn.Module, dict]:
+    def _load(self, path: Path, kind: str, prefix: str = "") -> tuple[torch.nn.Module, dict]:
         network, metadata = load_network(path, expect=kind)
-        self.hashes |= {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in network_files(path)}
+        for file in network_files(path):
+            self.hashes[prefix + file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
         return network.to(self.device), metadata
 
     @cached_property
