@@ -31,8 +31,8 @@ class Denoiser(nn.Module):
         middle_view_attention: str = "unconditional",
     ):
         super().__init__()
-        _check_choice("reference_timestep", reference_timestep, REFERENCE_TIMESTEPS)
-        _check_choice("middle_view_attention", middle_view_attention, MIDDLE_VIEW_ATTENTION)
+        check_choice("reference_timestep", reference_timestep, REFERENCE_TIMESTEPS)
+        check_choice("middle_view_attention", middle_view_attention, MIDDLE_VIEW_ATTENTION)
         self.unet = unet
         self.reference_encoder = reference_encoder
         self.view_controlnet = view_controlnet
@@ -103,6 +103,7 @@ class Denoiser(nn.Module):
         return unconditional + scale * (conditional - unconditional)
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError, with the choices, if a setting has another value."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")

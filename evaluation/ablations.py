@@ -61,8 +61,9 @@ class Study:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.arms = options, chosen_arms(options)
-        pair = zip(("shuffled", "ordered"), options.order_weights or (), strict=False)
-        self.system = Miniature(options.weights, dict(pair), options.device)
+        named = zip(ORDER_ARMS, options.order_weights or (), strict=False)
+        others = {ABLATION_ARMS[name].view_consistency: path for name, path in named}
+        self.system = Miniature(options.weights, others, options.device)
         self.regressor = load_pose_regressor(options.pose_regressor)
         self.references = max(arm.references for arm in self.arms.values())
 

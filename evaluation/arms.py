@@ -86,5 +86,5 @@ ABLATION_ARMS = {
     "double_steps": Arm("twice the steps", steps_factor=2.0),
 }
 
-# Arms whose weights the user names.
+# Arms whose weights the user names, in the order of the option.
 ORDER_ARMS = ("shuffled_views", "ordered_views")

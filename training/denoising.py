@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffportrait3d.denoiser import Denoiser
+from diffportrait3d.denoiser import REFERENCE_TIMESTEPS, Denoiser, check_choice
 from diffportrait3d.diffusion import Schedule, ddim_sample
 
 from .config import StageConfig
@@ -18,7 +18,6 @@ from .data import Batch, LatentCache, MultiViewDataset, Sampler, fixed_groups, o
 from .initial import Files
 from .loop import Stage
 
-REFERENCE_TIMESTEPS = ("current", "zero")
 TIMESTEPS = ("uniform", "cubic")
 LOSS_WEIGHTINGS = ("epsilon", "velocity")
 
@@ -115,14 +114,9 @@ class DenoisingStage(Stage):
 
     def check(self, config: DenoisingConfig) -> None:
         """Raises ValueError for a setting that has no such choice."""
-        settings = {
-            "reference_timestep": REFERENCE_TIMESTEPS,
-            "timesteps": TIMESTEPS,
-            "loss_weighting": LOSS_WEIGHTINGS,
-        }
-        for name, choices in settings.items():
-            if getattr(config, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not '{getattr(config, name)}'.")
+        check_choice("reference_timestep", config.reference_timestep, REFERENCE_TIMESTEPS)
+        check_choice("timesteps", config.timesteps, TIMESTEPS)
+        check_choice("loss_weighting", config.loss_weighting, LOSS_WEIGHTINGS)
 
     def build_networks(self, source: NetworkSource) -> None:
         """Set ``trainable``, ``denoiser``, ``schedule`` and the networks in ``frozen``."""

@@ -176,7 +176,6 @@ def put_together(call: Call) -> None:
     for child in call.modules():
         if hasattr(child, "reshard"):  # after a forward pass the outermost weights are still gathered
             child.reshard()
-    for child in call.modules():
         for name, p in child.named_parameters(recurse=False):
             if _is_sharded(p):
                 child._parameters[name] = nn.Parameter(p.full_tensor(), requires_grad=False)

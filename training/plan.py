@@ -105,10 +105,9 @@ class _Living(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
-        if not self.cycles:
-            self.peak = max(self.peak, self.bytes)
-        elif self.bytes > (1 + self.BELIEVED) * self.peak:
-            while gc.collect() and self.bytes > self.peak:  # what held a tensor may itself be garbage only now
+        if self.bytes > (1 + self.BELIEVED * self.cycles) * self.peak:
+            # What held a tensor may itself be garbage only after a collection.
+            while self.cycles and self.bytes > self.peak and gc.collect():
                 pass
             self.peak = max(self.peak, self.bytes)
         return out

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffportrait3d.checkpoints import save_network
-from diffportrait3d.denoiser import Denoiser
+from diffportrait3d.denoiser import Denoiser, check_choice
 from diffportrait3d.networks import ViewConsistency
 
 from .config import to_dict
@@ -54,8 +54,7 @@ class ViewConsistencyStage(DenoisingStage):
 
     def check(self, config: ViewConsistencyConfig) -> None:
         super().check(config)
-        if config.timestep_per not in TIMESTEP_PER:
-            raise ValueError(f"timestep_per must be one of {', '.join(TIMESTEP_PER)}, not '{config.timestep_per}'.")
+        check_choice("timestep_per", config.timestep_per, TIMESTEP_PER)
 
     @property
     def views(self) -> int:
