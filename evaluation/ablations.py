@@ -28,7 +28,7 @@ from training.data import DataError
 from training.render import FIRST_CONDITION
 from training.state import write_atomically
 
-from .arms import ABLATION_ARMS, ORDER_ARMS, Arm
+from .arms import ABLATION_ARMS, ORDER_ARMS, THEMES, Arm
 from .bootstrap import bootstrap_mean
 from .command import run_command
 from .expectations import SMALL, Verdict, verdicts
@@ -36,7 +36,7 @@ from .journal import append_record, column, read_journal, write_json
 from .measures import ABLATION_METRICS, measure_arm
 from .miniature import check_resolution, common_parser, conditions, finish_options, test_data
 from .pose_regressor import load_pose_regressor
-from .report import cell, markdown_table, picture_rows, save_png, stack_pages
+from .report import cell, markdown_table, picture_rows, save_png, save_webp, stack_pages
 from .reprojection import reprojection_pairs
 from .subjects import Subject, held_out_lines, load_subject, read_pictures
 from .system import Miniature
@@ -108,7 +108,7 @@ class Study:
         pairs = reprojection_pairs(subject.depth, subject.mask, subject.labels)
         results = {name: measure_arm(views, name, subject, self.system, self.regressor, pairs) for name in views}
         if index < self.options.pictures:
-            save_page(page_file(self.options, index), subject, views, self.arms)
+            save_pictures(page_file(self.options, index), subject, views, self.arms)
         return {"id": subject.id, "digest": subject.digest, "seed": seed, "seconds": seconds, "results": results}
 
 
@@ -117,13 +117,23 @@ def page_file(options: argparse.Namespace, index: int) -> Path:
     return options.out.with_suffix(".pages") / f"{index:03d}.png"
 
 
-def save_page(path: Path, subject: Subject, views: dict[str, Tensor], arms: dict[str, Arm]) -> None:
-    """References, conditions and ground truth on top, the arms below."""
-    rows = [(f"references (1 to {len(subject.reference)})", subject.reference), ("condition", subject.conditions)]
+def theme_file(page: Path, theme: str) -> Path:
+    """The rows of one theme (`evaluation.arms.THEMES`), beside the page of all."""
+    return page.with_name(f"{page.stem}_{theme}.png")
+
+
+def save_pictures(page: Path, subject: Subject, views: dict[str, Tensor], arms: dict[str, Arm]) -> None:
+    """References, conditions and ground truth on top, the arms below; all of them, and theme by theme."""
+    given = [(f"references (1 to {len(subject.reference)})", subject.reference), ("condition", subject.conditions)]
     if subject.other_conditions is not None:
-        rows.append(("condition, swapped", subject.other_conditions))
-    titles = {"ground_truth": "ground truth", "proxy": "S alone"} | {name: arm.title for name, arm in arms.items()}
-    save_png(picture_rows(rows + [(title, views[name]) for name, title in titles.items()]), path)
+        given.append(("condition, swapped", subject.other_conditions))
+    given += [("ground truth", views["ground_truth"]), ("S alone", views["proxy"])]
+    rows = {name: (arm.title, views[name]) for name, arm in arms.items()}
+    save_png(picture_rows([*given, *rows.values()]), page)
+    for theme, names in THEMES.items():
+        shown = [rows[name] for name in names if name in rows]
+        if shown:
+            save_png(picture_rows([*given, rows["full"], *shown]), theme_file(page, theme))
 
 
 _study: Study  # of a worker process
@@ -205,6 +215,14 @@ def report(records: list[dict], found: list[Verdict], study: Study) -> str:
     )
 
 
+def publish_pictures(options: argparse.Namespace) -> None:
+    """The first identity's pictures, theme by theme, as WebP in the folder that is called like the document."""
+    for theme in THEMES:
+        source = theme_file(page_file(options, 0), theme)
+        if source.is_file():
+            save_webp(source, options.doc.with_suffix("") / f"{theme}.webp")
+
+
 def update_document(path: Path, text: str) -> None:
     """Replace what stands between the marks in a Markdown file; DataError if it has none."""
     old = path.read_text(encoding="utf-8") if path.is_file() else f"# Ablations\n\n{BEGIN}\n{END}\n"
@@ -230,6 +248,7 @@ def run(options: argparse.Namespace) -> dict:
     print(text)
     if options.doc:
         update_document(options.doc, text)
+        publish_pictures(options)
     rows = [*CONTEXT, *study.arms]
     results = {
         "conditions": expected,
@@ -258,7 +277,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="view-consistency weights with positions, trained on shuffled and on ordered views",
     )
     parser.add_argument("--workers", type=int, default=1, help="processes; identities are shared out among them")
-    parser.add_argument("--doc", type=Path, help="Markdown file whose marked part is replaced by the tables")
+    parser.add_argument("--doc", type=Path, help="Markdown file: tables between its marks, pictures beside it")
     options = finish_options(parser, parser.parse_args(arguments))
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, got {options.workers}")

@@ -88,3 +88,19 @@ ABLATION_ARMS = {
 
 # Arms whose weights the user names, in the order of the option.
 ORDER_ARMS = ("shuffled_views", "ordered_views")
+
+# Rows that are looked at together, each group beside the full system.
+THEMES = {
+    "appearance": (
+        "no_reference", "untrained_reference", "unaligned_reference", "swapped_reference", "two_references",
+        "four_references", "random_noise_no_reference",
+    ),
+    "camera": ("no_camera", "swapped_condition", "random_noise_no_camera"),
+    "view_consistency": (
+        "no_view_consistency", "shuffled_views", "ordered_views", "random_noise", "random_noise_no_view_consistency",
+    ),
+    "start_noise": ("random_noise", "shared_noise", "reference_noise", "truth_noise"),
+    "sampling": (
+        "guidance_1", "guidance_2", "guidance_5", "guidance_8", "quarter_steps", "half_steps", "double_steps",
+    ),
+}  # fmt: skip

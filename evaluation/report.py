@@ -59,3 +59,9 @@ def stack_pages(paths: list[Path], out: Path) -> None:
 
 def save_png(image: Image.Image, path: Path) -> None:
     write_atomically(path, lambda p: image.save(p, format="PNG"))
+
+
+def save_webp(picture: Path, path: Path) -> None:
+    """A picture file again, small enough for a document."""
+    with Image.open(picture) as image:
+        write_atomically(path, lambda p: image.save(p, format="WEBP", quality=85, method=6))

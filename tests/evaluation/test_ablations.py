@@ -9,7 +9,7 @@ from PIL import Image
 
 from evaluation import ablations
 from evaluation.alignment import unaligned
-from evaluation.arms import ABLATION_ARMS, ORDER_ARMS
+from evaluation.arms import ABLATION_ARMS, ORDER_ARMS, THEMES
 from evaluation.expectations import BETTER, EQUAL, EXPECTATIONS, SMALL, Expectation, judge
 from evaluation.measures import ABLATION_METRICS, background_variation, leak, mini_lpips
 
@@ -45,6 +45,9 @@ def test_files_of_a_run(finished):
     assert "Table 1b" in document and "| full system" in document
     with Image.open(finished / "results.png") as page:
         assert page.height > 10 * 64
+    with Image.open(finished / "doc" / "camera.webp") as rows:  # 5 rows of what was given, the full system, 1 arm
+        assert rows.height == 7 * 64
+    assert not (finished / "doc" / "start_noise.webp").exists()  # none of its arms was run
 
 
 def test_goes_on_where_it_was(finished, weights, ball_dataset, tmp_path, capsys):
@@ -94,6 +97,10 @@ def test_expectations_name_what_exists():
     for expectation in EXPECTATIONS:
         assert expectation.arms <= set(ABLATION_ARMS) and set(expectation.metrics) <= set(ABLATION_METRICS)
         assert (expectation.margin > 0) == (expectation.relation != BETTER) and expectation.source
+
+
+def test_every_arm_is_shown_somewhere():
+    assert {name for names in THEMES.values() for name in names} == set(ABLATION_ARMS) - {"full"}
 
 
 def records(**columns) -> list[dict]:
