@@ -78,9 +78,8 @@ class HostPath:
         model, positive = self.model, [[inputs["context"], {}]]
         if references:
             latents = [inputs["ref_latent"], inputs["ref_latent2"]][:references]
-            latents = torch.cat(latents) / LATENT_SCALE
-            reference = self.patches.reference
-            model = reference.apply_reference_attention(model, self.encoder, reference.ReferenceLatents(latents))
+            portraits = self.patches.reference_inputs.ReferenceLatents(torch.cat(latents) / LATENT_SCALE)
+            model = self.patches.reference.apply_reference_attention(model, self.encoder, portraits)
         if views:
             model = self.patches.view_consistency.apply_view_consistency(model, self.views)
         if control:

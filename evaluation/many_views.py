@@ -66,7 +66,7 @@ class Orbit:
     def sampling(self, latents: Tensor, conditions: Tensor, steps: int, grouped: bool = False) -> Callable[[], Tensor]:
         """A function that samples all views [V, 4, h, w], in our windows or in separate groups of the same size."""
         reference, consistency = self.patches.reference, self.patches.view_consistency
-        images = reference.ReferenceImages(self.vae, self.portrait)
+        images = self.patches.reference_inputs.ReferenceImages(self.vae, self.portrait)
         model = reference.apply_reference_attention(self.model, self.encoder, images)
         model = consistency.apply_view_consistency(model, self.module, closed_orbit=True)
         if grouped:

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..patches.reference import BLOCKS, ReferenceImages, apply_reference_attention
+from ..patches.reference import BLOCKS, apply_reference_attention
+from ..patches.reference_inputs import ReferenceImages
 from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from ..patches.view_controlnet import apply_view_controlnet
 from .ranges import in_range

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..diffportrait3d.cameras import FOCAL, focal_from_fov, fov_from_focal, orbit_camera
 from ..diffportrait3d.heads import Scene, portrait_scene, render_views
-from .pictures import check_images
-from .reference import resize_images
+from .pictures import check_images, resize_images
 
 BLENDED, BESIDE, ALL = "blended", "side by side", "all three"
 LAYOUTS = (BLENDED, BESIDE, ALL)

@@ -9,8 +9,7 @@ from torch import Tensor
 from ..diffportrait3d.cameras import orbit_camera
 from .loading import check_vae
 from .novel_view import render_proxies
-from .pictures import check_images
-from .reference import resize_images
+from .pictures import check_images, resize_images
 
 NODE = "3D-Aware Noise"
 MODES = ("paper", "schedule-matched", "shared", "random")

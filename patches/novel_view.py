@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .loading import HostNetwork
-from .reference import resize_images
+from .pictures import resize_images
 
 VIEWS_AT_ONCE = 4
 

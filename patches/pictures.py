@@ -1,6 +1,7 @@
-"""Batches of views: checks, and the order in which a turntable shows them."""
+"""Batches of views: checks, sizes, and the order in which a turntable shows them."""
 from __future__ import annotations
 
+import comfy.utils
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +19,15 @@ def check_one_camera_each(images: Tensor, labels: Tensor, node: str) -> None:
     """Raises ValueError unless there are as many cameras [V, 25] as images [V, H, W, C]."""
     if len(labels) != len(images):
         raise ValueError(f"{node} got {len(images)} images and {len(labels)} cameras; give one camera per image.")
+
+
+def resize_images(images: Tensor, height: int, width: int) -> Tensor:
+    """Images [N, H, W, 3] -> [N, height, width, 3]: centre crop to the aspect, then area (smaller) or bicubic."""
+    if images.shape[1:3] == (height, width):
+        return images
+    method = "area" if min(images.shape[1], images.shape[2]) > min(height, width) else "bicubic"
+    resized = comfy.utils.common_upscale(images.movedim(-1, 1), width, height, method, "center")
+    return resized.movedim(1, -1).clamp(0.0, 1.0)
 
 
 def turntable_frames(images: Tensor, ping_pong: bool, loops: int) -> Tensor:

@@ -14,122 +14,18 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
-import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..diffportrait3d.networks import join_references
-from .loading import HostNetwork, check_same_width, check_vae
-from .pictures import check_images
+from .loading import HostNetwork, check_same_width
+from .reference_inputs import References
 from .run_state import RunPatch, RunState, SigmaRange, chunk_size, unused_key, views_per_call
 
 KEY = "diffportrait3d.reference"
 BLOCKS = ("input", "middle", "output")  # SD1.5 has 6, 1 and 9 self-attentions there
-
-
-class References:
-    """References of one person, and the part of each that may be read.
-
-    Args:
-        mask: [1 or R, H, W] in [0, 1], 1 where tokens are read; None reads everything.
-
-    Raises:
-        ValueError: no reference, or a mask of another count, with NaN, or empty for one of the references.
-    """
-
-    def __init__(self, count: int, mask: Tensor | None):
-        if count < 1:
-            raise ValueError("Reference attention needs at least one reference image, got an empty batch.")
-        self.count = count
-        self.mask = None if mask is None else _checked_mask(mask, count)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def encode(self, height: int, width: int) -> Tensor:
-        """Latents [R, 4, height, width], not scaled."""
-        raise NotImplementedError
-
-    def mask_at(self, height: int, width: int) -> Tensor | None:
-        """The mask cropped as the references are, [R, 1, height, width]."""
-        if self.mask is None:
-            return None
-        shape = self._reference_shape()
-        mask = self.mask if self.mask.shape[-2:] == shape else interpolate(self.mask, shape, mode="bilinear")
-        return comfy.utils.common_upscale(mask, width, height, "area", "center")
-
-    def _reference_shape(self) -> tuple[int, int]:
-        raise NotImplementedError
-
-
-def _checked_mask(mask: Tensor, count: int) -> Tensor:
-    """[1 or R, H, W] -> [R, 1, H, W]"""
-    mask = mask.reshape(-1, *mask.shape[-2:]).float()
-    if len(mask) not in (1, count):
-        raise ValueError(f"{len(mask)} reference masks for {count} references; give one for all or one for each.")
-    if not torch.isfinite(mask).all():
-        raise ValueError("The reference mask contains NaN or infinity; check the node it comes from.")
-    for number, one in enumerate(mask, 1):
-        if one.max() <= 0.0:
-            raise ValueError(
-                f"Reference mask {number} of {len(mask)} is empty: no part of the portrait may be read; paint what "
-                "to read, or leave the mask out."
-            )
-    return mask.clamp(0.0, 1.0)[:, None].expand(count, -1, -1, -1)
-
-
-class ReferenceLatents(References):
-    """References given as latents in the host's convention (not scaled) [R, 4, h, w]."""
-
-    def __init__(self, samples: Tensor, mask: Tensor | None = None):
-        super().__init__(samples.shape[0], mask)
-        self.samples = samples
-
-    def encode(self, height: int, width: int) -> Tensor:
-        """Latents [R, 4, height, width]; those of another size are resampled."""
-        if self.samples.shape[-2:] == (height, width):
-            return self.samples
-        return comfy.utils.common_upscale(self.samples, width, height, "bicubic", "center")
-
-    def _reference_shape(self) -> tuple[int, int]:
-        return tuple(self.samples.shape[-2:])
-
-
-class ReferenceImages(References):
-    """References given as images [R, H, W, 3] in [0, 1], encoded at the size of the views once that is known.
-
-    Raises:
-        ValueError: see `References`; images with NaN, or a VAE of another family than SD1.5's.
-    """
-
-    def __init__(self, vae, images: Tensor, mask: Tensor | None = None):
-        super().__init__(images.shape[0], mask)
-        check_images(images, "Reference attention", "image")
-        check_vae(vae, "Reference attention")
-        self.vae, self.images = vae, images[..., :3]
-        self._encoded: dict[tuple[int, int], Tensor] = {}
-
-    def encode(self, height: int, width: int) -> Tensor:
-        """Latents [R, 4, height, width] of the images, cropped to the views' aspect and resized."""
-        if (height, width) not in self._encoded:
-            scale = self.vae.spacial_compression_encode()
-            pixels = resize_images(self.images, height * scale, width * scale)
-            self._encoded = {(height, width): self.vae.encode(pixels)}
-        return self._encoded[height, width]
-
-    def _reference_shape(self) -> tuple[int, int]:
-        return tuple(self.images.shape[1:3])
-
-
-def resize_images(images: Tensor, height: int, width: int) -> Tensor:
-    """Images [N, H, W, 3] -> [N, height, width, 3]: centre crop to the aspect, then area (smaller) or bicubic."""
-    if images.shape[1:3] == (height, width):
-        return images
-    method = "area" if min(images.shape[1], images.shape[2]) > min(height, width) else "bicubic"
-    resized = comfy.utils.common_upscale(images.movedim(-1, 1), width, height, method, "center")
-    return resized.movedim(1, -1).clamp(0.0, 1.0)
 
 
 Bank = dict[tuple, Tensor]  # which self-attention -> its tokens [1, R*M, C]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..diffportrait3d.cameras import LABEL_SUFFIXES
 from ..diffportrait3d.files import files_with, natural_key
-from .reference import resize_images
+from .pictures import resize_images
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 OUTPUT = " [output]"  # the host's mark for names that lie below its output folder

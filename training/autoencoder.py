@@ -30,9 +30,10 @@ from .config import StageConfig, to_dict
 from .data import Batch, SingleImages, encode_all, open_splits, pick, to_network
 from .denoising import InputsConfig, NetworkSource
 from .initial import Files
-from .loop import Stage, stage_main
+from .loop import stage_main
 from .losses import gradient_loss, kl_loss, psnr
 from .pictures import save_grid
+from .stage import Stage
 
 
 @dataclass

@@ -16,7 +16,7 @@ from diffportrait3d.diffusion import Schedule, ddim_sample
 from .config import StageConfig
 from .data import Batch, LatentCache, MultiViewDataset, Sampler, fixed_groups, open_splits, pick
 from .initial import Files
-from .loop import Stage
+from .stage import Stage
 
 TIMESTEPS = ("uniform", "cubic")
 LOSS_WEIGHTINGS = ("epsilon", "velocity")

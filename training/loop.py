@@ -1,6 +1,6 @@
 """One small explicit training loop, shared by all stages.
 
-A stage brings its networks, its batches and its loss (class ``Stage``); ``train`` does the rest: AdamW, warm-up and
+A stage brings its networks, its batches and its loss (``training.stage``); ``train`` does the rest: AdamW, warm-up and
 decay, gradient accumulation and clipping, an average of the weights, logs, validation, checkpoints, resuming. A run
 lives in one folder::
 
@@ -32,8 +32,10 @@ from tqdm import tqdm
 from diffportrait3d.networks import set_checkpointing
 
 from .config import LoopConfig, StageConfig, parse_arguments
+from .log import RunLog
 from .optimizer import Scaler, build_optimizer, learning_rate
 from .parallel import Processes, join, put_together, sharded_like, whole
+from .stage import Stage
 from .state import WeightAverage, check_config, newest_checkpoint, restore_rng, rng_state, write_atomically
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -42,63 +44,6 @@ FROZEN_PRECISIONS = ("float32", "training")
 
 class Interrupted(Exception):
     """The run was stopped by a signal after saving; the same command continues it."""
-
-
-class Stage:
-    """What one training script gives to the loop. Subclasses set the attributes and fill in the methods.
-
-    Attributes:
-        name: the stage's name, also its summary's.
-        trainable: the one network whose parameters are trained.
-        frozen: networks that take part but must not change; the loop puts them in eval mode without gradients.
-        sampler: yields batches by ``next()``; its position is ``state_dict()`` / ``load_state_dict()``.
-        branches: batches differ in which layers of the trained network they use (FSDP cannot do that).
-        full_precision: frozen networks that always stay in float32.
-    """
-
-    branches = False
-    full_precision = ("autoencoder",)
-
-    name: str
-    trainable: nn.Module
-    frozen: dict[str, nn.Module]
-    sampler: Any
-
-    def loss(self, batch: Any, progress: float) -> dict[str, Tensor]:
-        """Losses of one batch; the entry "loss" is minimised, all are logged. May draw from torch's global RNG."""
-        raise NotImplementedError
-
-    @classmethod
-    def without_data(cls, config: Any, device: torch.device, source: Any, resolution: int) -> Stage:
-        """The stage with its networks and nothing to train them on, for a plan."""
-        stage = cls.__new__(cls)
-        stage.prepare(config, device, source, resolution)
-        return stage
-
-    def prepare(self, config: Any, device: torch.device, source: Any, resolution: int | None = None) -> None:
-        """Check the settings and build the networks: all that a step needs but its batch.
-
-        Args:
-            source: gives networks by their kind (``training.denoising.NetworkSource``).
-            resolution: of the pictures, in pixels.
-        """
-        raise NotImplementedError
-
-    def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
-        """Losses of a made-up batch: the same work as a real one of so many samples, without its values."""
-        raise NotImplementedError
-
-    def samples(self, batch: Any) -> int:
-        """Number of training images in a batch."""
-        return len(batch)
-
-    def validate(self, picture: Path) -> dict[str, float]:
-        """Numbers to log; writes a grid to ``picture``. Runs on the averaged weights under ``no_grad``."""
-        return {}
-
-    def finish(self, run_dir: Path, summary: dict[str, Any]) -> None:
-        """Write the trained network (averaged weights are in place)."""
-        raise NotImplementedError
 
 
 def pick_device(name: str) -> torch.device:
@@ -146,35 +91,6 @@ class _Signals:
     def __exit__(self, *exc: Any) -> None:
         for number, handler in self.kept.items():
             signal.signal(number, handler)
-
-
-class _Log:
-    """log.jsonl and tensorboard; on resuming, lines after the checkpoint are dropped."""
-
-    def __init__(self, run_dir: Path, start: int, writes: bool):
-        self.writes = writes  # one process does
-        if not writes:
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path = run_dir / "log.jsonl"
-        if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= start]
-            write_atomically(self.path, lambda p: p.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if not self.writes:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self.writes:
-            self.board.close()
 
 
 class Trainer:
@@ -367,7 +283,7 @@ class Trainer:
         resumed = self.resume()
         if main:
             print(self.describe() + (f"\n  resumed at step {self.step}" if resumed else ""), flush=True)
-        log = _Log(self.run_dir, self.step, main)
+        log = RunLog(self.run_dir, self.step, main)
         with (
             _Signals() as signals,
             tqdm(total=loop.steps, initial=self.step, desc=self.stage.name, mininterval=5, disable=not main) as bar,
@@ -400,7 +316,7 @@ class Trainer:
             "the same command continues."
         )
 
-    def _finish(self, log: _Log) -> dict[str, Any]:
+    def _finish(self, log: RunLog) -> dict[str, Any]:
         minutes = self.elapsed() / 60
         if self.average:
             self.average.copy_to(self.stage.trainable)

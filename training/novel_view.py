@@ -21,9 +21,10 @@ from .config import StageConfig, to_dict
 from .data import Batch, MultiViewDataset, Pairs, fixed_groups, open_splits, pick, pick_labels
 from .denoising import InputsConfig, NetworkSource
 from .initial import Files
-from .loop import Stage, stage_main
+from .loop import stage_main
 from .losses import EncoderFeatures, VggFeatures, perceptual_loss, psnr
 from .pictures import save_grid
+from .stage import Stage
 
 
 @dataclass

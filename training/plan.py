@@ -31,8 +31,9 @@ from diffportrait3d.networks import AutoencoderConfig, UNetConfig, set_checkpoin
 from .config import StageConfig
 from .data import read_manifest
 from .initial import PLACES, is_own, network_of
-from .loop import Stage, pick_device, pick_precision
+from .loop import pick_device, pick_precision
 from .optimizer import state_bytes
+from .stage import Stage
 
 SD15_RESOLUTION = 512
 CLIP_WIDTH, CLIP_TOKENS = 768, 77

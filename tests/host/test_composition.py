@@ -27,7 +27,7 @@ def draw(seed, *shape):
 def ours(path, model, side=8, encoder=None, seed=7):
     """MODEL with reference attention and view consistency."""
     reference = path.patches.reference
-    latents = reference.ReferenceLatents(draw(seed, 1, 4, side, side))
+    latents = path.patches.reference_inputs.ReferenceLatents(draw(seed, 1, 4, side, side))
     model = reference.apply_reference_attention(model, encoder or path.encoder, latents)
     return path.patches.view_consistency.apply_view_consistency(model, path.views)
 
@@ -342,7 +342,8 @@ def test_two_reference_models_in_one_graph(path):
     assert difference(second, first) > 1e-4
     assert torch.equal(run(path, models[0]), first) and torch.equal(run(path, models[1]), second)
     reference = path.patches.reference
-    both = reference.apply_reference_attention(models[0], other, reference.ReferenceLatents(draw(11, 1, 4, 8, 8)))
+    latents = path.patches.reference_inputs.ReferenceLatents(draw(11, 1, 4, 8, 8))
+    both = reference.apply_reference_attention(models[0], other, latents)
     calls = []
     for encoder in (path.encoder, other):
         calls.append(encoder.patcher.model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0]))))

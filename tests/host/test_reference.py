@@ -22,7 +22,7 @@ def references():
 
 def apply(path, references, model=None, mask=None, encoder=None, **settings):
     reference = path.patches.reference
-    latents = reference.ReferenceLatents(references, mask)
+    latents = path.patches.reference_inputs.ReferenceLatents(references, mask)
     return reference.apply_reference_attention(model or path.model, encoder or path.encoder, latents, **settings)
 
 
@@ -243,12 +243,12 @@ def test_mask_lets_tokens_through_one_by_one(path, references):
 
 def test_mask_is_cropped_with_the_reference(path):
     """A wide reference loses its sides; a mask of another size is stretched over it first."""
-    reference = path.patches.reference
+    inputs = path.patches.reference_inputs
     sides = torch.ones(1, 10, 20)
     sides[..., 5:15] = 0.0
-    references = reference.ReferenceLatents(torch.zeros(1, 4, 8, 16), sides)
+    references = inputs.ReferenceLatents(torch.zeros(1, 4, 8, 16), sides)
     assert references.mask_at(8, 8).max() < 0.01
-    assert reference.ReferenceLatents(torch.zeros(1, 4, 8, 16)).mask_at(8, 8) is None
+    assert inputs.ReferenceLatents(torch.zeros(1, 4, 8, 16)).mask_at(8, 8) is None
 
 
 def test_masked_split_batch_equals_joint_batch(path, references, monkeypatch):

@@ -137,7 +137,8 @@ def test_windows_of_the_host(host, path, prompts):
 
 def test_with_reference_and_control_in_any_order(path, prompts):
     reference, control = path.patches.reference, path.patches.view_controlnet
-    latents = reference.ReferenceLatents(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)))
+    drawn = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    latents = path.patches.reference_inputs.ReferenceLatents(drawn)
     images = torch.rand(VIEWS, 64, 64, 3, generator=torch.Generator().manual_seed(8))
     positive = control.apply_view_controlnet(prompts[0], path.control_net, images)
 

@@ -30,7 +30,7 @@ def apply(path, model=None, **settings):
 
 def with_reference(path, model):
     reference = path.patches.reference
-    latents = reference.ReferenceLatents(draw(7, 1, 4, 8, 8))
+    latents = path.patches.reference_inputs.ReferenceLatents(draw(7, 1, 4, 8, 8))
     return reference.apply_reference_attention(model, path.encoder, latents)
 
 

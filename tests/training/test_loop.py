@@ -15,8 +15,9 @@ from torch import nn
 
 from training import loop
 from training.config import LoopConfig, OptimizerConfig, StageConfig
-from training.loop import Interrupted, Stage, learning_rate, pick_precision, prepare, run_stage
-from training.optimizer import build_optimizer
+from training.loop import Interrupted, pick_precision, prepare, run_stage
+from training.optimizer import build_optimizer, learning_rate
+from training.stage import Stage
 from training.state import WeightAverage, newest_checkpoint
 
 
