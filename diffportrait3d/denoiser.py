@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .choices import check_choice
 from .networks import ReferenceEncoder, UNet, ViewConsistency, ViewControlNet, join_references
 
 REFERENCE_TIMESTEPS = ("current", "zero")
@@ -101,9 +102,3 @@ class Denoiser(nn.Module):
             return conditional
         unconditional = self.unconditional(x, t, context, num_views)
         return unconditional + scale * (conditional - unconditional)
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError, with the choices, if a setting has another value."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")

@@ -14,6 +14,7 @@ import torch
 from comfy.k_diffusion.sampling import sample_euler_ancestral
 from torch import Tensor
 
+from ..diffportrait3d.choices import check_choice
 from ..diffportrait3d.diffusion import Schedule, view_noise
 from .noise import MODES, warn_of_zero_terminal_snr
 
@@ -46,8 +47,7 @@ class ViewNoise:
     """
 
     def __init__(self, seed: int, mode: str = "paper"):
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+        check_choice("mode", mode, MODES)
         self.seed, self.mode = seed, mode
 
     @property
@@ -92,8 +92,7 @@ class DDIMSampler(comfy.samplers.KSAMPLER):
     """
 
     def __init__(self, eta: float, start: str = "t=999", step_noise: StepNoise | None = None, indices=None):
-        if start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
+        check_choice("start", start, STARTS)
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta must be between 0 and 1, not {eta}")
         super().__init__(self._steps)

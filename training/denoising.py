@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffportrait3d.denoiser import REFERENCE_TIMESTEPS, Denoiser, check_choice
+from diffportrait3d.choices import check_choice
+from diffportrait3d.denoiser import REFERENCE_TIMESTEPS, Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample
 
 from .config import StageConfig

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from diffportrait3d.choices import check_choice
 from diffportrait3d.networks import set_checkpointing
 
 from .config import LoopConfig, StageConfig, parse_arguments
@@ -122,10 +123,7 @@ class Trainer:
 
     def _check(self) -> None:
         loop, sharded = self.config.loop, self.processes.sharded
-        if loop.frozen_precision not in FROZEN_PRECISIONS:
-            raise ValueError(
-                f"loop.frozen_precision must be {' or '.join(FROZEN_PRECISIONS)}, not '{loop.frozen_precision}'."
-            )
+        check_choice("loop.frozen_precision", loop.frozen_precision, FROZEN_PRECISIONS)
         if loop.accumulate < 1:
             raise ValueError(f"loop.accumulate must be at least 1, not {loop.accumulate}.")
         if sharded and self.dtype == torch.float16:

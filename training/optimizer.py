@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffportrait3d.choices import check_choice
+
 from .config import OptimizerConfig
 
 OPTIMIZERS = ("adamw", "adamw8bit")
+DECAYS = ("cosine", "linear", "constant")
 BETAS = (0.9, 0.999)
 # Below this the loss overflows whatever its scale: the run has diverged.
 SMALLEST_SCALE = 1.0
@@ -25,10 +28,8 @@ def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
         factor = 1.0
     elif config.decay == "linear":
         factor = 1.0 - (1.0 - floor) * progress
-    elif config.decay == "cosine":
+    else:  # cosine
         factor = floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
-    else:
-        raise ValueError(f"optimizer.decay must be cosine, linear or constant, not '{config.decay}'.")
     return config.lr * warmup * factor
 
 
@@ -36,15 +37,15 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], sha
     """AdamW, with states in 32 or 8 bits.
 
     Raises:
-        ValueError: no such optimizer, 8 bits without bitsandbytes, or 8 bits with FSDP.
+        ValueError: no such optimizer or decay, 8 bits without bitsandbytes, or 8 bits with FSDP.
     """
+    check_choice("optimizer.name", config.name, OPTIMIZERS)
+    check_choice("optimizer.decay", config.decay, DECAYS)
     settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "weight_decay": config.weight_decay}
     if config.name == "adamw":
         # On GPUs the default one makes a temporary copy of all weights.
         fused = {"fused": True} if parameters[0].device.type == "cuda" else {}
         return torch.optim.AdamW(parameters, **settings, **fused)
-    if config.name != "adamw8bit":
-        raise ValueError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, not '{config.name}'.")
     if sharded:
         raise ValueError("optimizer.name=adamw8bit does not work with FSDP; use adamw, or DDP.")
     try:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from diffportrait3d.checkpoints import save_network
-from diffportrait3d.denoiser import Denoiser, check_choice
+from diffportrait3d.choices import check_choice
+from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ViewConsistency
 
 from .config import to_dict
