@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,7 +15,6 @@ from torch import nn
 from training import loop
 from training.config import LoopConfig, OptimizerConfig, StageConfig
 from training.loop import Interrupted, pick_precision, prepare, run_stage
-from training.optimizer import build_optimizer, learning_rate
 from training.stage import Stage
 from training.state import WeightAverage, newest_checkpoint
 
@@ -141,14 +139,6 @@ def test_minutes_end_a_run_and_anneal_it(tmp_path, monkeypatch):
     assert rates[-1] < 0.1 * peak or rates[-1] < rates[len(rates) // 2]
 
 
-def test_learning_rate():
-    opt = OptimizerConfig(lr=1.0, warmup_steps=10, decay="cosine", final_lr_ratio=0.1)
-    assert learning_rate(opt, 0, 0.0) == pytest.approx(0.1)
-    assert learning_rate(opt, 50, 0.5) == pytest.approx(0.55)
-    assert learning_rate(opt, 100, 1.0) == pytest.approx(0.1)
-    assert learning_rate(OptimizerConfig(lr=1.0, decay="constant", warmup_steps=0), 7, 0.9) == 1.0
-
-
 def test_average_follows_the_formula():
     module = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(module.weight)
@@ -227,19 +217,6 @@ def test_float16_scales_its_loss_and_skips_steps_until_it_fits(tmp_path):
     trainer.save()
     again = loop.Trainer(Toy(), settings, prepare(settings.loop))
     assert again.resume() and again.scaler.scaler.get_scale() == trainer.scaler.scaler.get_scale()
-
-
-def test_optimizers_are_named():
-    weights = [nn.Parameter(torch.zeros(8, 8))]
-    with pytest.raises(ValueError, match="lion"):
-        build_optimizer(OptimizerConfig(name="lion"), weights, False)
-    with pytest.raises(ValueError, match="cosine, linear, constant, not 'sawtooth'"):
-        build_optimizer(OptimizerConfig(decay="sawtooth"), weights, False)
-    with pytest.raises(ValueError, match="FSDP"):
-        build_optimizer(OptimizerConfig(name="adamw8bit"), weights, True)
-    if importlib.util.find_spec("bitsandbytes") is None:
-        with pytest.raises(ValueError, match="pip install bitsandbytes"):
-            build_optimizer(OptimizerConfig(name="adamw8bit"), weights, False)
 
 
 def test_precision():
