@@ -46,7 +46,7 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up, then a constant or decaying learning rate."""
 
-    name: str = "adamw"  # adamw | adamw8bit (needs bitsandbytes and a GPU)
+    name: str = "adamw"  # adamw | adamw8bit (needs bitsandbytes)
     lr: float = 4e-4
     weight_decay: float = 1e-2
     warmup_steps: int = 100

@@ -87,7 +87,7 @@ class PictureFiles:
         numbers = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             read = list(pool.map(lambda row: _read_image(self.paths[row], self.resolution), numbers))
-        return torch.from_numpy(np.stack(read))
+        return torch.from_numpy(np.stack(read)).contiguous()  # the layout of a store in memory, so the same bits
 
 
 class MultiViewDataset:

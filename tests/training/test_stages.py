@@ -7,7 +7,7 @@ import torch
 
 from diffportrait3d.checkpoints import load_network, read_metadata
 from training.config import ConfigError, load_config
-from training.data import MultiViewDataset, pick, to_network
+from training.data import MultiViewDataset, PictureFiles, pick, to_network
 from training.loop import finished, run_stage
 
 from .conftest import DENOISING, STAGES, stage_config, trainer_of
@@ -33,6 +33,20 @@ def test_a_step_changes_exactly_the_trained_network(stage, dataset, networks, tm
     assert moved and moved <= with_gradient
     unmoved = {key for key in with_gradient - moved if before[key].any()}
     assert not unmoved, f"trained, but did not move: {sorted(unmoved)[:5]}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_pictures_read_when_needed_make_the_same_step(stage, dataset, networks, tmp_path):
+    def step(in_memory: str) -> tuple[dict, dict]:
+        settings = f"data.in_memory={in_memory}", "loop.seed=5"
+        trainer = trainer_of(stage, dataset, networks, tmp_path / in_memory, *settings)
+        assert isinstance(trainer.stage.data.images, PictureFiles) == (in_memory == "false")
+        losses = trainer.one_step()
+        return losses, values_of(trainer.stage.trainable)
+
+    (losses, weights), (wanted_losses, wanted) = step("false"), step("true")
+    assert losses == wanted_losses
+    assert all(torch.equal(value, wanted[key]) for key, value in weights.items())
 
 
 @pytest.mark.parametrize("targets", [1, 3])
