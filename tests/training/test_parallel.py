@@ -15,6 +15,7 @@ import torch
 from diffportrait3d.checkpoints import load_network
 from training.data import Batch, DataError
 from training.loop import Trainer, prepare
+from training.miniature import CONFIGS
 from training.parallel import Processes
 
 from .conftest import stage_config
@@ -30,12 +31,16 @@ def settings(dataset, networks, run_dir, *more):
     return [*values, *(f"inputs.{kind}={networks[kind]}" for kind in ("autoencoder", "unet")), *more]
 
 
-def in_two_processes(script, sharded):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *script]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str(sharded).lower(),
-                   "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+def launch(command, **environment):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
+    command = [sys.executable, "-m", *command]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+def in_two_processes(script, sharded):
+    command = ["torch.distributed.run", "--nproc_per_node=2", "--standalone", *script]
+    launch(command, ACCELERATE_USE_FSDP=str(sharded).lower())
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,18 @@ def test_two_processes_are_one_with_the_joint_batch(sharded, more, dataset, netw
     assert all(torch.equal(own[k], v) for k, v in saved["network"].items())
     trainer.started = 0.0
     trainer.one_step()
+
+
+@pytest.mark.parametrize("file", ["ddp.yaml", "fsdp.yaml"])
+def test_the_launcher_with_the_presets_file(file, dataset, networks, tmp_path):
+    """The documented command, with two processes in place of six GPUs."""
+    preset = CONFIGS / "paper_6xa100"
+    values = settings(dataset, networks, tmp_path, "loop.steps=1", "ddim_steps=2", "validation_subjects=2")
+    stage = ["training.reference", "--config", str(preset / "reference.yaml"), "--set", *values]
+    launch(["accelerate.commands.launch", "--config_file", str(preset / file), "--num_processes", "2", "-m", *stage])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["steps"], summary["samples"], summary["processes"]) == (1, 3, 2)
+    assert load_network(tmp_path / "reference_encoder.safetensors")
 
 
 def test_a_sharded_run_ends_with_a_picture_and_the_averaged_network(dataset, networks, tmp_path):
