@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .alignment import MISALIGNMENTS, SCALE, SHIFT, TURN
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -14,7 +16,7 @@ class Arm:
         encoder: F_ref as "trained", the "untrained" copy of F that its training began with, or "none".
         references: how many portraits F_ref reads; S always reads the first one alone.
         person: whose portraits F_ref reads, the subject's "own" or those of "another" person. S reads the subject's.
-        aligned: False turns, scales and shifts F_ref's portraits (`evaluation.alignment`).
+        misaligned: what is done to F_ref's portraits, of "scale", "turn" and "shift" (`evaluation.alignment`).
         condition: what F_cam is shown: the "given" pictures, the "swapped" ones (somebody else at the same cameras),
             or "none".
         view_consistency: "trained", as it ships; one of a pair of modules with positions that the user names, trained
@@ -30,7 +32,7 @@ class Arm:
     encoder: str = "trained"
     references: int = 1
     person: str = "own"
-    aligned: bool = True
+    misaligned: tuple[str, ...] = ()
     condition: str = "given"
     view_consistency: str = "trained"
     start: str = "proxy"
@@ -55,7 +57,10 @@ ABLATION_ARMS = {
     # appearance reference
     "no_reference": ARMS["no_reference"],
     "untrained_reference": Arm("F_ref untrained", encoder="untrained"),
-    "unaligned_reference": Arm("reference unaligned", aligned=False),
+    "unaligned_reference": Arm("reference unaligned", misaligned=MISALIGNMENTS),
+    "scaled_reference": Arm("reference scaled", misaligned=(SCALE,)),
+    "turned_reference": Arm("reference turned", misaligned=(TURN,)),
+    "shifted_reference": Arm("reference shifted", misaligned=(SHIFT,)),
     "swapped_reference": Arm("reference of somebody else", person="another"),
     "two_references": Arm("2 references", references=2),
     "four_references": Arm("4 references", references=4),
@@ -92,8 +97,8 @@ ORDER_ARMS = ("shuffled_views", "ordered_views")
 # Rows that are looked at together, each group beside the full system.
 THEMES = {
     "appearance": (
-        "no_reference", "untrained_reference", "unaligned_reference", "swapped_reference", "two_references",
-        "four_references", "random_noise_no_reference",
+        "no_reference", "untrained_reference", "unaligned_reference", "scaled_reference", "turned_reference",
+        "shifted_reference", "swapped_reference", "two_references", "four_references", "random_noise_no_reference",
     ),
     "camera": ("no_camera", "swapped_condition", "random_noise_no_camera"),
     "view_consistency": (

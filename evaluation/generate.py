@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from training.data import DataError
 
+from .alignment import MISALIGNMENTS
 from .arms import ABLATION_ARMS, ORDER_ARMS
 from .command import run_command
 from .subjects import Subject, held_out_lines, load_subject
@@ -28,7 +29,11 @@ from .view_folders import REFERENCES, TASKS, Views, write_header, write_views
 ARMS = [
     name
     for name, arm in ABLATION_ARMS.items()
-    if arm.references == 1 and arm.person == "own" and arm.condition != "swapped" and name not in ORDER_ARMS
+    if arm.references == 1
+    and arm.person == "own"
+    and arm.condition != "swapped"
+    and name not in ORDER_ARMS
+    and not arm.misaligned  # that is --reference
 ]
 
 
@@ -43,7 +48,7 @@ def task_subject(root: Path, line: dict, task: str, views: int) -> Subject:
 def generate(options: argparse.Namespace) -> None:
     """Every identity that is not there yet."""
     system = Miniature(options.weights, device=options.device)
-    arm = replace(ABLATION_ARMS[options.arm], aligned=options.reference == "aligned")
+    arm = replace(ABLATION_ARMS[options.arm], misaligned=() if options.reference == "aligned" else MISALIGNMENTS)
     lines = held_out_lines(options.data, options.identities)
     facts = {name: getattr(options, name) for name in ("arm", "steps", "eta", "guidance", "seed")}
     kept = 1 if options.task == "reconstruction" else options.views

@@ -26,6 +26,7 @@ def read_journal(path: Path, expected: dict, root: Path) -> list[dict]:
     if rest:  # a line cut off by an interruption
         write_atomically(path, lambda p: p.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
     found, *records = [json.loads(line) for line in lines] or [{}]
+    expected = json.loads(json.dumps(expected))  # tuples are lists there
     differing = [name for name in expected if found.get(name) != expected[name]]
     test = [s for s in read_manifest(root)[1] if s["split"] == "test"]
     if any(record["digest"] != subject_digest(line) for record, line in zip(records, test, strict=False)):

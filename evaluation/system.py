@@ -126,7 +126,7 @@ class Miniature:
                 f"'{arm.title}' needs {arm.references} references, {subject.id} has {len(pictures)}; use fewer --views."
             )
         pictures = pictures[: arm.references]
-        return self.encode(pictures if arm.aligned else unaligned(pictures, seed))
+        return self.encode(unaligned(pictures, seed, arm.misaligned) if arm.misaligned else pictures)
 
     def _start(self, arm: Arm, subject: Subject, proxies: Tensor, seed: int) -> Tensor:
         """Latents at the terminal step, [V, 4, h, w]."""

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from evaluation import ablations
-from evaluation.alignment import unaligned
+from evaluation.alignment import MISALIGNMENTS, unaligned
 from evaluation.arms import ABLATION_ARMS, ORDER_ARMS, THEMES
 from evaluation.expectations import BETTER, EQUAL, EXPECTATIONS, SMALL, Expectation, judge
 from evaluation.measures import ABLATION_METRICS, background_variation, leak, mini_lpips
@@ -165,6 +165,9 @@ def test_unaligned_is_a_small_similarity():
     images[:, :, 31:33, 31:33] = 1.0
     moved = unaligned(images, seed=3)
     assert torch.equal(moved, unaligned(images, seed=3)) and not torch.equal(moved, unaligned(images, seed=4))
+    assert torch.allclose(unaligned(images, 3, ()), images, atol=1e-5)
+    for part in MISALIGNMENTS:
+        assert not torch.allclose(unaligned(images, 3, (part,)), images, atol=1e-2), part
     rows = moved.mean((1, 3)) @ torch.arange(64.0) / moved.mean((1, 3)).sum(-1)
     assert (rows - 31.5).abs().max() < 0.06 * 64 and not torch.allclose(moved[0], moved[1])
 
