@@ -28,7 +28,7 @@ from training.data import DataError
 from training.render import FIRST_CONDITION
 from training.state import write_atomically
 
-from .arms import ABLATION_ARMS, ORDER_ARMS, THEMES, Arm
+from .arms import ABLATION_ARMS, ORDER_ARMS, ORDER_WEIGHTS, THEMES, Arm
 from .bootstrap import bootstrap_mean
 from .command import run_command
 from .expectations import SMALL, Verdict, verdicts
@@ -43,6 +43,7 @@ from .system import Miniature
 
 CONTEXT = {"ground_truth": "ground truth (floor)", "autoencoder": "autoencoder of it", "proxy": "S alone"}
 SHOWN = ("pose", "psnr", "ssim", "mini_lpips", "far_mini_lpips", "reprojection", "background_variation", "change")
+JUDGED_TRUTH = ("pose", "reprojection")  # of the truth itself: the judges' own errors; the others compare with it
 SWAPPED_PEOPLE = FIRST_CONDITION["test"] + 500_000  # analytic people that no dataset shows as conditions
 BEGIN, END = "<!-- made by evaluation.ablations: begin -->", "<!-- made by evaluation.ablations: end -->"
 
@@ -61,8 +62,7 @@ class Study:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.arms = options, chosen_arms(options)
-        named = zip(ORDER_ARMS, options.order_weights or (), strict=False)
-        others = {ABLATION_ARMS[name].view_consistency: path for name, path in named}
+        others = dict(zip(ORDER_WEIGHTS, options.order_weights or (), strict=False))
         self.system = Miniature(options.weights, others, options.device)
         self.regressor = load_pose_regressor(options.pose_regressor)
         self.references = max(arm.references for arm in self.arms.values())
@@ -182,8 +182,9 @@ def arms_table(records: list[dict], arms: dict[str, Arm]) -> str:
     titles = CONTEXT | {name: arm.title for name, arm in arms.items()}
     rows = []
     for name, title in titles.items():
-        cells = [cell(bootstrap_mean(column(records, name, m)), ABLATION_METRICS[m][1]) for m in SHOWN]
-        rows.append([title, *cells])
+        shown = JUDGED_TRUTH if name == "ground_truth" else SHOWN
+        intervals = {m: bootstrap_mean(column(records, name, m)) for m in shown}
+        rows.append([title, *(cell(intervals[m], ABLATION_METRICS[m][1]) if m in shown else "" for m in SHOWN)])
     return markdown_table(["", *(ABLATION_METRICS[m][0] for m in SHOWN)], rows)
 
 

@@ -21,6 +21,7 @@ class Arm:
             or "none".
         view_consistency: "trained", as it ships; one of a pair of modules with positions that the user names, trained
             alike but on "shuffled" and on "ordered" views; or "none".
+        in_order: the networks are given the views sorted by yaw, as a camera that goes round; else as they come.
         start: what is diffused to the terminal step for the start noise: S's "proxy" views, the "reference" in every
             view (the release's fallback), the "truth" (the best there could be); or pure noise, "random" in every
             view or the "shared" one.
@@ -35,6 +36,7 @@ class Arm:
     misaligned: tuple[str, ...] = ()
     condition: str = "given"
     view_consistency: str = "trained"
+    in_order: bool = False
     start: str = "proxy"
     steps_factor: float = 1.0
     guidance: float | None = None
@@ -71,6 +73,8 @@ ABLATION_ARMS = {
     "no_view_consistency": ARMS["no_view_consistency"],
     "shuffled_views": Arm("view consistency with positions, shuffled views", view_consistency="shuffled"),
     "ordered_views": Arm("view consistency with positions, ordered views", view_consistency="ordered"),
+    "shuffled_views_in_order": Arm("shuffled views, sampled in order", view_consistency="shuffled", in_order=True),
+    "ordered_views_in_order": Arm("ordered views, sampled in order", view_consistency="ordered", in_order=True),
     # start noise
     "random_noise": ARMS["random_noise"],
     "shared_noise": Arm("noise shared by the views", start="shared"),
@@ -91,8 +95,9 @@ ABLATION_ARMS = {
     "double_steps": Arm("twice the steps", steps_factor=2.0),
 }
 
-# Arms whose weights the user names, in the order of the option.
-ORDER_ARMS = ("shuffled_views", "ordered_views")
+# View consistency whose weights the user names, in the order of the option, and the arms that need them.
+ORDER_WEIGHTS = ("shuffled", "ordered")
+ORDER_ARMS = tuple(name for name, arm in ABLATION_ARMS.items() if arm.view_consistency in ORDER_WEIGHTS)
 
 # Rows that are looked at together, each group beside the full system.
 THEMES = {
@@ -102,7 +107,8 @@ THEMES = {
     ),
     "camera": ("no_camera", "swapped_condition", "random_noise_no_camera"),
     "view_consistency": (
-        "no_view_consistency", "shuffled_views", "ordered_views", "random_noise", "random_noise_no_view_consistency",
+        "no_view_consistency", "shuffled_views", "ordered_views", "shuffled_views_in_order", "ordered_views_in_order",
+        "random_noise", "random_noise_no_view_consistency",
     ),
     "start_noise": ("random_noise", "shared_noise", "reference_noise", "truth_noise"),
     "sampling": (

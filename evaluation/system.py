@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffportrait3d.cameras import camera_angles
 from diffportrait3d.checkpoints import load_network, network_files
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample, start_noise, view_noise
@@ -101,13 +102,14 @@ class Miniature:
         """
         count = len(subject.labels)
         denoiser, reference = self.denoiser(arm), self._reference(arm, subject, seed)
-        hint = _condition(arm, subject)
-        hint = None if hint is None else (hint * 2 - 1).to(self.device)
+        order = camera_angles(subject.labels).yaw.argsort() if arm.in_order else torch.arange(count)
+        back, hint = order.argsort(), _condition(arm, subject)
+        hint = None if hint is None else (hint[order] * 2 - 1).to(self.device)
         context = torch.zeros(count, 1, self.unet.config.context_dim, device=self.device)
         guidance = scale if arm.guidance is None else arm.guidance
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            return denoiser.guided(x, t, context, reference, hint, num_views=count, scale=guidance)
+            return denoiser.guided(x[order], t, context, reference, hint, num_views=count, scale=guidance)[back]
 
         def fresh(step: int, x: Tensor) -> Tensor:
             return view_noise(seed, range(count), x.shape[1:], stream=step + 1).to(x)
