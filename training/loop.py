@@ -59,8 +59,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else torch.float32
-    if name not in PRECISIONS:
-        raise ValueError(f"loop.precision must be auto, {' or '.join(PRECISIONS)}, not '{name}'.")
+    check_choice("loop.precision", name, ("auto", *PRECISIONS))
     return getattr(torch, name)
 
 

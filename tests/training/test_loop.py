@@ -18,22 +18,7 @@ from training.loop import Interrupted, pick_precision, prepare, run_stage
 from training.stage import Stage
 from training.state import WeightAverage, newest_checkpoint
 
-
-class Counting:
-    """A sampler that only counts."""
-
-    def __init__(self):
-        self.position = 0
-
-    def __next__(self):
-        self.position += 1
-        return [self.position]
-
-    def state_dict(self):
-        return {"position": self.position}
-
-    def load_state_dict(self, state):
-        self.position = state["position"]
+from .conftest import Counting
 
 
 class Toy(Stage):

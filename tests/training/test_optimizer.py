@@ -12,6 +12,8 @@ from training.config import LoopConfig, OptimizerConfig, StageConfig
 from training.optimizer import build_optimizer, learning_rate, state_bytes
 from training.stage import Stage
 
+from .conftest import Counting
+
 
 def test_learning_rate():
     opt = OptimizerConfig(lr=1.0, warmup_steps=10, decay="cosine", final_lr_ratio=0.1)
@@ -76,27 +78,11 @@ class Fit(Stage):
     name = "fit"
 
     def __init__(self):
-        self.trainable, self.frozen, self.sampler = network(), {}, Numbers()
+        self.trainable, self.frozen, self.sampler = network(), {}, Counting()
 
     def loss(self, batch, progress):
         x = torch.randn(16, 64, generator=torch.Generator().manual_seed(batch[0]))
         return {"loss": (self.trainable(x) - x.flip(1)).square().mean()}
-
-
-class Numbers:
-    """Counts."""
-
-    position = 0
-
-    def __next__(self) -> list[int]:
-        self.position += 1
-        return [self.position]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
 
 
 def test_eight_bits_resume_to_the_same_bits(tmp_path):
