@@ -22,7 +22,7 @@ from ..patches.drawn_head import (
 )
 from ..patches.viewer_camera import FRAMINGS, viewer_camera
 from .ranges import in_range
-from .sockets import CATEGORY, Cameras
+from .sockets import CAMERAS, Cameras
 
 KEYFRAMES = "keyframes"
 
@@ -37,7 +37,7 @@ class CameraTrajectory(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_CameraTrajectory",
             display_name="Camera Trajectory",
-            category=CATEGORY,
+            category=CAMERAS,
             description="A path of cameras around the head. All look at the head's centre; angles are in degrees.",
             search_aliases=["orbit", "turntable", "camera path", "novel views", "keyframes", "EG3D cameras"],
             inputs=[
@@ -104,7 +104,7 @@ class RenderCameraConditions(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_RenderCameraConditions",
             display_name="Render Camera Conditions",
-            category=CATEGORY,
+            category=CAMERAS,
             description="Renders one invented person at every camera: the pictures from which View ControlNet reads "
             "where the cameras stand. They never show the portrait's person.",
             search_aliases=["camera condition images", "pose images"],
@@ -134,7 +134,7 @@ class CameraFromViewer(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_CameraFromViewer",
             display_name="Camera from 3D Viewer",
-            category=CATEGORY,
+            category=CAMERAS,
             description="Takes the camera of the host's own 3D nodes (Load 3D, Preview 3D, Create Camera Info): turn a "
             "model to the wanted view by hand.",
             search_aliases=["camera_info", "Load 3D camera", "viewport camera", "camera angle"],
@@ -166,7 +166,7 @@ class ReferenceView(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_ReferenceView",
             display_name="Reference View",
-            category=CATEGORY,
+            category=CAMERAS,
             description="Says by hand from where the portrait was taken: turn the drawn head until it lies on the "
             "portrait's. The picture on the node follows at once when Load Image is connected, otherwise with every "
             "run.",

@@ -8,7 +8,7 @@ from ..patches.reference_inputs import ReferenceImages
 from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from ..patches.view_controlnet import apply_view_controlnet
 from .ranges import in_range
-from .sockets import CATEGORY, ReferenceEncoder, ViewConsistency
+from .sockets import APPLY, ReferenceEncoder, ViewConsistency
 
 PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "advanced": True}
 START = "Where in the sampling it begins: 0 is the first step."
@@ -55,7 +55,7 @@ class ApplyReferenceAttention(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_ApplyReferenceAttention",
             display_name="Apply Reference Attention",
-            category=CATEGORY,
+            category=APPLY,
             description="Lets every view read the portrait: all self-attentions of the model also attend to the "
             "portrait's tokens. Several portraits of one person go in as one batch, or through several of these nodes "
             "in a row.",
@@ -123,7 +123,7 @@ class ViewControlNet(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_ViewControlNet",
             display_name="View ControlNet",
-            category=CATEGORY,
+            category=APPLY,
             description="Gives every view its camera, read from one picture per view of somebody else at that camera. "
             "Acts on the positive side only, as the method was trained.",
             search_aliases=["camera control", "pose control"],
@@ -161,7 +161,7 @@ class ApplyViewConsistency(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_ApplyViewConsistency",
             display_name="Apply View Consistency",
-            category=CATEGORY,
+            category=APPLY,
             description="Lets the views of a batch look at each other, for use with the host's own samplers. "
             "View-Consistency Sampler does the same by itself. Any number of views from 2 up: above window_size they "
             "are made in overlapping windows.",

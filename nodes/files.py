@@ -7,7 +7,7 @@ from ..diffportrait3d.cameras import read_labels, write_labels
 from ..patches import user_files
 from ..patches.view_export import export_batch
 from .ranges import in_range
-from .sockets import CATEGORY, Cameras
+from .sockets import FILES, Cameras
 
 EG3D, PLAIN, NPY = "json, EG3D's dataset.json", "json, plain list", "npy"
 WHERE = "Searched below the host's input folder and, marked [output], its output folder; press R after adding files."
@@ -19,7 +19,7 @@ class LoadCameras(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_LoadCameras",
             display_name="Load Cameras",
-            category=CATEGORY,
+            category=FILES,
             description="Reads cameras from a file: EG3D's labels, 25 numbers per view (camera-to-world matrix and "
             "intrinsics). Views with names come in natural order of the names, like the pictures of Load Camera "
             "Conditions.",
@@ -59,7 +59,7 @@ class SaveCameras(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_SaveCameras",
             display_name="Save Cameras",
-            category=CATEGORY,
+            category=FILES,
             description="Writes cameras below the output folder as EG3D's labels, 25 numbers per view. Load Cameras "
             "and EG3D's own tools read them.",
             search_aliases=["EG3D labels", "dataset.json", "export cameras"],
@@ -93,7 +93,7 @@ class LoadCameraConditions(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_LoadCameraConditions",
             display_name="Load Camera Conditions",
-            category=CATEGORY,
+            category=FILES,
             description="A folder of pictures as one batch in natural order of their names: renders of somebody else "
             "from the wanted cameras, as the release ships them, for View ControlNet.",
             search_aliases=["load image folder", "EG3D renders", "pose images", "load proxies", "image sequence"],
@@ -138,7 +138,7 @@ class ExportViews(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_ExportViews",
             display_name="Export Views",
-            category=CATEGORY,
+            category=FILES,
             description="Writes the views and their cameras for 3D reconstruction: one folder with the pictures, "
             "nerfstudio's transforms.json and COLMAP's text files, on which nerfstudio, gsplat and others train.",
             search_aliases=["gaussian splatting", "3DGS", "gsplat", "nerfstudio", "COLMAP", "transforms.json", "NeRF"],

@@ -8,7 +8,7 @@ from comfy_api.latest import InputImpl, Types, io
 from ..patches.grid import view_grid
 from ..patches.pictures import turntable_frames
 from .ranges import in_range
-from .sockets import CATEGORY, Cameras
+from .sockets import VIEWS, Cameras
 
 
 class ViewGrid(io.ComfyNode):
@@ -17,7 +17,7 @@ class ViewGrid(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_ViewGrid",
             display_name="View Grid",
-            category=CATEGORY,
+            category=VIEWS,
             description="All views side by side in one picture, with their angles if the cameras are connected.",
             search_aliases=["contact sheet", "image grid", "montage"],
             inputs=[
@@ -41,7 +41,7 @@ class Turntable(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_Turntable",
             display_name="Turntable",
-            category=CATEGORY,
+            category=VIEWS,
             description="The views as a video, for Save Video.",
             search_aliases=["video", "orbit video", "animation", "ping-pong", "create video"],
             inputs=[

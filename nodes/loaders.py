@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..patches import loading, model_files, view_controlnet
-from .sockets import CATEGORY, NovelView, ReferenceEncoder, ViewConsistency
+from .sockets import LOAD, NovelView, ReferenceEncoder, ViewConsistency
 
 WHERE = "Files are searched in models/diffportrait3d, then in this pack's weights folder."
 
@@ -16,7 +16,7 @@ class LoadMiniature(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_LoadMiniature",
             display_name="Load Miniature",
-            category=CATEGORY,
+            category=LOAD,
             description="Loads the small base model that ships with the pack: an SD1.5-shaped UNet, its autoencoder, "
             "and the empty prompt it was trained with. It knows rendered heads only.",
             search_aliases=["diffportrait3d checkpoint", "miniature checkpoint"],
@@ -67,7 +67,7 @@ class NetworkLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         names = io.Combo.Input("name", options=model_files.network_names(cls.KIND), tooltip=cls.NAME_TOOLTIP)
-        return io.Schema(category=CATEGORY, inputs=[names], outputs=[cls.SOCKET], **cls.ABOUT)
+        return io.Schema(category=LOAD, inputs=[names], outputs=[cls.SOCKET], **cls.ABOUT)
 
     @classmethod
     def validate_inputs(cls, name: str) -> bool | str:

@@ -20,7 +20,7 @@ from ..patches.sampling import (
 from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from .conditioning import window_inputs
 from .ranges import in_range
-from .sockets import CATEGORY, Cameras, NovelView, ViewConsistency
+from .sockets import SAMPLE, Cameras, NovelView, ViewConsistency
 
 SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
 
@@ -66,7 +66,7 @@ class ViewConsistencySampler(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_ViewConsistencySampler",
             display_name="View-Consistency Sampler",
-            category=CATEGORY,
+            category=SAMPLE,
             description="Denoises all views together, each looking at the others, with the release's DDIM. The "
             "sampling is the host's own: previews, interrupting and other patches work as in KSampler.",
             search_aliases=["multi-view sampler", "DDIM eta", "novel view sampler"],
@@ -125,7 +125,7 @@ class ViewConsistencySchedule(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_ViewConsistencySchedule",
             display_name="View-Consistency Schedule",
-            category=CATEGORY,
+            category=SAMPLE,
             description="The same presets as View-Consistency Sampler, for the host's SamplerCustomAdvanced.",
             search_aliases=["DDIM sigmas", "release sampler"],
             inputs=[io.Model.Input("model", tooltip="The model whose noise levels are used."), *schedule_inputs()],
@@ -147,7 +147,7 @@ class ThreeDAwareNoise(io.ComfyNode):
         return io.Schema(
             node_id="DP3D_3DAwareNoise",
             display_name="3D-Aware Noise",
-            category=CATEGORY,
+            category=SAMPLE,
             description="Start noise in which the head already stands right in every view: blurred proxy views, made "
             "by the novel-view model S or brought by you, are encoded, and the sampler drowns them in noise.",
             search_aliases=["proxy views", "noise initialisation", "novel view model"],

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,14 @@ def node_of(prompt: dict, kind: str) -> str:
 
 def test_ids_and_names(host, nodes):
     assert {name: host.nodes.NODE_DISPLAY_NAME_MAPPINGS[name] for name in nodes} == NAMES
-    assert {node.CATEGORY for node in nodes.values()} == {"DiffPortrait3D"}
+
+
+def test_library_shows_groups_and_no_long_list(nodes):
+    """A folder per task, each short enough to see at once; no node lies beside the folders."""
+    folders = Counter(node.CATEGORY for node in nodes.values())
+    tasks = ("load", "cameras", "apply", "sample", "views", "files")
+    assert set(folders) == {f"DiffPortrait3D/{task}" for task in tasks}
+    assert min(folders.values()) > 1 and max(folders.values()) <= 6, folders
 
 
 def test_everything_is_explained(nodes):
