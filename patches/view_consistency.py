@@ -11,6 +11,8 @@ brings context windows of the host, which are respected.
 """
 from __future__ import annotations
 
+import logging
+
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.patcher_extension import PatcherInjection, WrappersMP
@@ -110,6 +112,7 @@ class ViewConsistencyPatch(RunPatch):
         if noise.shape[0] <= self.window or options.get("context_handler") is not None:
             return super()._outer_sample(executor, noise, *args, **kwargs)
         skip_self_attention_guidance(options)
+        logging.info(f"{self.label}: {noise.shape[0]} views in windows of {self.window}, overlap {self.overlap}.")
         options["context_handler"] = ViewWindows(self.window, self.overlap, self.closed)
         try:
             return super()._outer_sample(executor, noise, *args, **kwargs)

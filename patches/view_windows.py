@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import comfy.utils
 from comfy.context_windows import ContextFuseMethod, ContextSchedule, IndexListContextHandler
@@ -48,7 +51,8 @@ class ViewWindows(IndexListContextHandler):
     def evaluate_context_windows(self, calc, model, x_in, conds, timestep, windows, options, *args, **kwargs):
         """As the host does it; then the progress bar moves on by a part of a step."""
         call = (calc, model, x_in, conds, timestep, windows, options, *args)
-        results = super().evaluate_context_windows(*call, **kwargs)
+        with quiet_windows():
+            results = super().evaluate_context_windows(*call, **kwargs)
         steps = len(options["transformer_options"]["sample_sigmas"]) - 1
         done = (windows[-1][0] + 1) / kwargs["total_windows"]
         self._bar.update_absolute(min(self._step + done, steps), steps)
@@ -59,6 +63,22 @@ class ViewWindows(IndexListContextHandler):
         if control not in self._controls:
             self._controls[control] = _control_of_window(control, window, views)
         return self._controls[control]
+
+
+@contextmanager
+def quiet_windows() -> Iterator[None]:
+    """Keeps the host's line per window and step out of the log while the block runs, in this thread alone."""
+    thread = threading.get_ident()
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != thread or not str(record.msg).startswith("Context window ")
+
+    logger = logging.getLogger()  # the one that the host writes to
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 def _windows_of_step(views: int, handler: ViewWindows, model_options: dict) -> list[list[int]]:

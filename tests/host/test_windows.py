@@ -1,6 +1,8 @@
 """More views than the cross-view modules hold, in the real host."""
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -213,3 +215,57 @@ def test_animatediff_is_refused(path, prompts):
     late.set_additional_models("ADE", [path.encoder.patcher])
     with pytest.raises(ValueError, match="take one of them off"):
         run(path, late, prompts, views=4)
+
+
+def window_lines(caplog) -> list[str]:
+    """What the log says about windows; emptied for the next run."""
+    lines = [record.getMessage() for record in caplog.records if "window" in record.getMessage().lower()]
+    caplog.clear()
+    return lines
+
+
+def test_log_names_the_windows_once(path, prompts, host, caplog):
+    """One line per run, none per window and step; afterwards, also after an error, the host logs as before."""
+    caplog.set_level(logging.INFO)
+    filters = list(logging.getLogger().filters)
+    run(path, apply(path), prompts)
+    assert window_lines(caplog) == [f"View consistency: 8 views in windows of {WINDOW}, overlap 2."]
+
+    def interrupted(step, x0, x, total):
+        logging.info("Context window said by somebody else, between the windows")
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(path, apply(path), prompts, callback=interrupted)
+    assert window_lines(caplog)[1:] == ["Context window said by somebody else, between the windows"]
+    assert logging.getLogger().filters == filters
+    run(path, apply(path), prompts, views=WINDOW)
+    assert window_lines(caplog) == [], "no windows, no line"
+
+
+def test_log_of_an_error_inside_a_window(path, prompts, caplog):
+    """The UNet fails in the middle of a window: nothing of ours stays in the log's filters."""
+    caplog.set_level(logging.INFO)
+    filters = list(logging.getLogger().filters)
+
+    def broken(module, args):
+        raise RuntimeError("out of memory, say")
+
+    hook = path.model.model.diffusion_model.time_embed.register_forward_pre_hook(broken)
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(path, apply(path), prompts)
+    finally:
+        hook.remove()
+    assert logging.getLogger().filters == filters
+
+
+def test_windows_of_the_host_go_on_telling(path, prompts, host, caplog):
+    """Context windows that a person has set up by the host's own node keep the host's lines."""
+    caplog.set_level(logging.INFO)
+    model = host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"].execute(
+        apply(path), context_length=4, context_overlap=1, context_schedule="standard_static", context_stride=1,
+        closed_loop=False, fuse_method="pyramid", dim=0, freenoise=False, causal_window_fix=False,
+    ).args[0]
+    run(path, model, prompts)
+    assert sum(line.startswith("Context window 1/") for line in window_lines(caplog)) == STEPS
