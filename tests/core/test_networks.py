@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffportrait3d.diffusion import Schedule, ddim_sample, view_noise
+from diffportrait3d.diffusion import Schedule, ddim_sample, dpmpp_2m_sample, view_noise
 from diffportrait3d.networks import (
     AutoencoderConfig,
     AutoencoderKL,
@@ -164,10 +164,42 @@ def test_ddim_recovers_a_known_image_exactly():
     assert torch.allclose(end, schedule.q_sample(x0, 0, noise), atol=1e-4)
 
 
+def test_dpmpp_2m_is_exact_and_of_second_order():
+    """Exact for a known image; for Gaussian data, whose ODE has a closed form, the error falls as steps^-2."""
+    schedule, generator = Schedule(), torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(2, 4, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    end = dpmpp_2m_sample(lambda x, t: noise, schedule.q_sample(x0, 999, noise), schedule)
+    assert torch.allclose(end, x0, atol=1e-4)
+
+    variance, half = 0.25, 499
+
+    def eps(x, t):  # E[eps | x] for images drawn from N(0, variance)
+        abar = schedule.alphas_cumprod.double()[t][:, None, None, None]
+        return (1 - abar).sqrt() * x / (abar * variance + 1 - abar)
+
+    def error(steps):
+        states = []
+        dpmpp_2m_sample(eps, noise, schedule, steps, lambda step, x, pred_x0: states.append(x))
+        spread = [1 - (1 - variance) * schedule.alphas_cumprod[t].double() for t in (999, half)]
+        return (states[steps // 2 - 1] - noise * (spread[1] / spread[0]).sqrt()).abs().max().item()
+
+    errors = [error(steps) for steps in (20, 40, 80)]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2], errors
+
+
+def test_trailing_timesteps():
+    schedule, seen = Schedule(), []
+    assert schedule.trailing_timesteps(8) == [124, 249, 374, 499, 624, 749, 874, 999]
+    assert schedule.trailing_timesteps(1) == [999] and schedule.trailing_timesteps(1000) == list(range(1000))
+    dpmpp_2m_sample(lambda x, t: seen.append(t.tolist()) or x, torch.zeros(2, 4, 1, 1), schedule, 3)
+    assert seen == [[999, 999], [666, 666], [332, 332]]
+
+
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_impossible_step_counts(steps):
-    with pytest.raises(ValueError, match=str(steps)):
-        Schedule().ddim_timesteps(steps)
+    for timesteps in (Schedule().ddim_timesteps, Schedule().trailing_timesteps):
+        with pytest.raises(ValueError, match=str(steps)):
+            timesteps(steps)
 
 
 def test_view_noise_depends_on_seed_view_and_stream_alone():
