@@ -28,8 +28,8 @@ golden: setup ## every golden number, by the core and through ComfyUI
 evaluate: setup ## the miniature on held-out identities
 	@$(RUN) -m evaluation.miniature $(ARGS)
 
-ablations: setup ## the paper's ablations on held-out identities; WORKERS=2 processes
-	@$(RUN) -m evaluation.ablations --workers $(WORKERS) --doc docs/ablations.md $(ARGS)
+ablations: setup ## the paper's ablations on held-out identities, into runs/; WORKERS=2 processes
+	@$(RUN) -m evaluation.ablations --workers $(WORKERS) $(ARGS)
 
 clean: ## remove what setup and the tools made, except .cache, runs and outputs
 	rm -rf .venv .host .pytest_cache .ruff_cache build *.egg-info

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import files_with, natural_key, write_atomically
+from .files import files_with, natural_key, write_atomically, write_text
 
 RADIUS = 2.7
 FOCAL = 4.2647
@@ -227,7 +227,7 @@ def write_labels(path: str | os.PathLike, labels: Tensor, names: list[str] | Non
             content = {"format": FILE_FORMAT, "version": 1, "labels": rows}
         else:
             content = {"labels": [[name, row] for name, row in zip(names, rows, strict=True)]}
-        write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+        write_text(path, json.dumps(content, indent=1))
     else:
         raise ValueError(
             f"{path}: camera labels are written as .json or .npy, not {path.suffix or 'without a suffix'}"

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .files import write_together
 from .networks import (
     AutoencoderConfig,
     AutoencoderKL,
@@ -27,6 +27,7 @@ from .networks import (
 )
 from .release import Recognised, kind_by_keys, recognise
 from .strangers import CONTROLNET, describe_stranger
+from .tensor_files import tensor_writer
 
 FORMAT = "diffportrait3d"
 FORMAT_VERSION = 1
@@ -54,7 +55,7 @@ def save_network(
     max_shard_bytes: int | None = None,
     **metadata: Any,
 ) -> list[Path]:
-    """Writes a network with its config and metadata, atomically.
+    """Writes a network with its config and metadata; its files appear together, or none does.
 
     Args:
         path: `NAME.safetensors`.
@@ -73,8 +74,7 @@ def save_network(
     header = network_metadata(kind, module.config.to_dict(), metadata)
     shards = list(_shards(tensors, max_shard_bytes))
     names = [path] if len(shards) == 1 else [_shard_path(path, i, len(shards)) for i in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        _write_atomically(name, shard, header)
+    write_together({name: tensor_writer(shard, header) for name, shard in zip(names, shards, strict=True)})
     for stale in set(shard_files(path)) - set(names):
         stale.unlink()
     return names
@@ -105,19 +105,6 @@ def _shards(tensors: Mapping[str, Tensor], limit: int | None) -> Iterable[dict[s
 
 def _shard_path(path: Path, index: int, count: int) -> Path:
     return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}")
-
-
-def _write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        umask = os.umask(0)  # there is no way to read it but to set it
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # save_file makes files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def shard_files(path: str | os.PathLike) -> list[Path]:

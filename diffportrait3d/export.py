@@ -9,8 +9,6 @@ Sources: COLMAP documentation, "Output Format"; nerfstudio documentation, "Data 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from .cameras import project, split_label, validate_labels, world_to_camera
+from .files import write_folder
 from .heads import portrait_scene
 from .rotations import quaternion_from_matrix
 
@@ -65,24 +64,23 @@ def export_views(
     points = Points(torch.zeros(0, 3), torch.zeros(0, 3)) if points is None else points
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; choose another name.")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    files = {
+        "transforms.json": _transforms(labels, intrinsics, names, masks is not None),
+        POINT_CLOUD: _ply(points),
+        **_colmap(labels, intrinsics, names, points),
+    }
+
+    def fill(target: Path) -> None:
         for part in (IMAGES, SPARSE, *([] if masks is None else [MASKS])):
-            (temporary / part).mkdir(parents=True)
+            (target / part).mkdir(parents=True)
         for view, name in enumerate(names):
-            _save_picture(temporary / IMAGES / name, images[view])
+            _save_picture(target / IMAGES / name, images[view])
             if masks is not None:
-                _save_picture(temporary / _mask_path(name), masks[view])
-        files = {
-            "transforms.json": _transforms(labels, intrinsics, names, masks is not None),
-            POINT_CLOUD: _ply(points),
-            **_colmap(labels, intrinsics, names, points),
-        }
+                _save_picture(target / _mask_path(name), masks[view])
         for name, text in files.items():
-            (temporary / name).write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (target / name).write_text(text, encoding="utf-8", newline="\n")
+
+    write_folder(folder, fill)
 
 
 def head_points(images: Tensor, labels: Tensor, count: int) -> Points:

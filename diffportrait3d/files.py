@@ -1,12 +1,26 @@
-"""Small things about files that several parts need."""
+"""Small things about files that several parts need: order, and writing a file whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
+
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "the disk quota is used up",
+    errno.EFBIG: "it is larger than files may be here",
+}
+
+
+class WriteError(OSError):
+    """A file could not be written; nothing of it was left behind. The message names it and the way out."""
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
@@ -22,13 +36,139 @@ def files_with(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted((path for path in found if path.name[0] != "."), key=lambda path: natural_key(path.name))
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` with a file that takes the place of `path` only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes to `path`: the system's errors become a `WriteError`."""
     try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
+    """Call `write` with a file that takes the place of `path` only when it is complete.
+
+    durable: wait until the bytes are on the disk, so that a power cut leaves the old file or the new one. To be
+        switched off for files of which there are thousands and which can be made again.
+
+    Raises:
+        WriteError: the disk is full, or the place cannot be written to.
+    """
+    write_together({path: write}, durable)
+
+
+def write_together(files: Mapping[Path, Callable[[BinaryIO], object]], durable: bool = True) -> None:
+    """The same for files that belong together: all of them are complete before the first one takes its place."""
+    try:
+        for path, write in files.items():
+            _prepare(path, write, durable)
+        for path in files:
+            with writing(path):
+                os.replace(temporary_name(path), path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in files:
+            with contextlib.suppress(OSError):
+                temporary_name(path).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """The same for a text, in UTF-8 with the line ends that it has."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")), durable)
+
+
+def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Call `fill` with an empty folder that becomes `path`, which must not exist, when it is complete.
+
+    Raises:
+        WriteError: the disk is full, or the place cannot be written to.
+    """
+    temporary = temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with writing(path):
+            temporary.mkdir(parents=True)
+            fill(temporary)
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file: all of it, or nothing.
+
+    Raises:
+        WriteError: the disk is full, or the place cannot be written to.
+    """
+    data = memoryview(f"{line}\n".encode())
+    with writing(path), path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def temporary_name(path: Path) -> Path:
+    """Where this process prepares `path`: hidden, beside it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+class _Output(io.BufferedIOBase):
+    """A file that remembers an error of writing, of which some libraries (torch.save) make one of their own.
+
+    It has no file number, by which others (numpy, Pillow) write past it.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.failure = file, None
+
+    def write(self, data) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        if not self.file.closed:
+            self.file.flush()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def _prepare(path: Path, write: Callable[[BinaryIO], object], durable: bool) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary_name(path).open("wb")
+    output = _Output(file)
+    with contextlib.closing(file.raw):  # what is left of a file that failed is not flushed once more
+        try:
+            write(output)
+        except Exception as error:
+            if output.failure is None:
+                raise  # it is about what was to be written
+            raise _write_error(path, output.failure) from error
+        with writing(path):
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+
+
+def _write_error(path: Path, error: OSError) -> WriteError:
+    reason = FULL.get(error.errno)
+    way_out = "make room, then run it again" if reason else "choose another place, or make this one writable"
+    return WriteError(f"'{path}' cannot be written: {reason or error.strerror or error}; {way_out}.")

@@ -3,6 +3,8 @@
     python -m evaluation.ablations --weights weights/miniature [--data DIR] [--identities 100] [--workers 2]
         [--arms full untrained_reference ...] [--out runs/ablations.json] [--doc docs/ablations.md]
 
+Tables, results and pictures go to --out and files beside it; only --doc also puts them into a page.
+
 Every arm (`evaluation.arms`) changes one thing about the full system and generates the same views of the same people
 from the same noise. The orders to be expected stand in `evaluation.expectations`, with their source in the paper; for
 each one the command prints "holds", "does not" or "undecided" by the paired bootstrap interval over identities.
@@ -23,10 +25,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffportrait3d.files import write_text
 from diffportrait3d.heads import render_condition_images
 from training.data import DataError
 from training.render import FIRST_CONDITION
-from training.state import write_atomically
 
 from .arms import ABLATION_ARMS, ORDER_ARMS, ORDER_WEIGHTS, THEMES, Arm
 from .bootstrap import bootstrap_mean
@@ -232,11 +234,11 @@ def update_document(path: Path, text: str) -> None:
     if not (begin and end):
         raise DataError(f"'{path}' lacks the lines '{BEGIN}' and '{END}', between which the results go; add them.")
     new = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-    write_atomically(path, lambda p: p.write_text(new, encoding="utf-8"))
+    write_text(path, new)
 
 
 def run(options: argparse.Namespace) -> dict:
-    """Measure what is not measured yet; print the tables, write JSON and pictures, return the results."""
+    """Measure what is not measured yet; print the tables, write them, JSON and pictures, return the results."""
     started, study = time.perf_counter(), Study(options)
     options.data = test_data(options, study.system.resolution, study.references)
     expected = study.conditions()
@@ -247,6 +249,7 @@ def run(options: argparse.Namespace) -> dict:
     found = verdicts(records, set(study.arms))
     text = report(records, found, study)
     print(text)
+    write_text(options.out.with_suffix(".md"), text + "\n")
     if options.doc:
         update_document(options.doc, text)
         publish_pictures(options)
@@ -278,7 +281,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="view-consistency weights with positions, trained on shuffled and on ordered views",
     )
     parser.add_argument("--workers", type=int, default=1, help="processes; identities are shared out among them")
-    parser.add_argument("--doc", type=Path, help="Markdown file: tables between its marks, pictures beside it")
+    parser.add_argument(
+        "--doc", type=Path, help="publish: tables between this page's marks, pictures beside it, e.g. docs/ablations.md"
+    )
     options = finish_options(parser, parser.parse_args(arguments))
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, got {options.workers}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from diffportrait3d.files import WriteError
 
 
 def run_command(work: Callable[[argparse.Namespace], Any], options: argparse.Namespace) -> int:
@@ -19,6 +22,9 @@ def run_command(work: Callable[[argparse.Namespace], Any], options: argparse.Nam
     torch.set_flush_denormal(True)
     try:
         work(options)
-    except (ValueError, FileNotFoundError) as error:  # DataError, BackboneError and CheckpointError are ValueErrors
+    except (ValueError, FileNotFoundError, WriteError) as error:  # DataError, CheckpointError, ... are ValueErrors
         raise SystemExit(f"{error}") from None
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on after the identities that are finished.", file=sys.stderr)
+        return 130
     return 0

@@ -22,7 +22,7 @@ from training.data import DataError
 from .alignment import MISALIGNMENTS
 from .arms import ABLATION_ARMS, ORDER_ARMS
 from .command import run_command
-from .subjects import Subject, held_out_lines, load_subject
+from .subjects import IDENTITIES, Subject, held_out_lines, load_subject
 from .system import Miniature
 from .view_folders import REFERENCES, TASKS, Views, write_header, write_views
 
@@ -81,7 +81,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", choices=TASKS, default="novel")
     parser.add_argument("--reference", choices=REFERENCES, default="aligned")
     parser.add_argument("--arm", choices=ARMS, default="full", help="the full system or one that lacks a part")
-    parser.add_argument("--identities", type=int, default=100)
+    parser.add_argument("--identities", type=int, help=f"default: up to {IDENTITIES}, as many as there are")
     parser.add_argument("--views", type=int, default=8, help="views generated together (default %(default)s)")
     parser.add_argument("--steps", type=int, default=100, help="DDIM steps (the paper's 100)")
     parser.add_argument("--eta", type=float, default=0.5)
@@ -90,7 +90,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     for name in ("identities", "views", "steps"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     return options
 
@@ -98,7 +98,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     status = run_command(generate, options)
-    print(f"wrote {options.out}")
+    if status == 0:
+        print(f"wrote {options.out}")
     return status
 
 

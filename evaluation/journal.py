@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from diffportrait3d.files import append_line, write_text
 from training.data import DataError, read_manifest
-from training.state import write_atomically
 
 from .subjects import subject_digest
+
+RECORD = ("digest", "results")  # what every record has
 
 
 def read_journal(path: Path, expected: dict, root: Path) -> list[dict]:
     """Finished identities of an earlier run under the same conditions; starts the journal if there is none.
 
+    Of a damaged journal the records before the damage count; without its first line, the conditions, none does: it is
+    kept beside the new one.
+
     Raises DataError if conditions or subjects differ.
     """
-    if not path.is_file():
-        write_atomically(path, lambda p: p.write_text(json.dumps(expected) + "\n", encoding="utf-8"))
+    found, *records = _read_lines(path) or [None]
+    if found is None:
+        write_text(path, json.dumps(expected) + "\n")
         return []
-    *lines, rest = path.read_text(encoding="utf-8").split("\n")
-    if rest:  # a line cut off by an interruption
-        write_atomically(path, lambda p: p.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
-    found, *records = [json.loads(line) for line in lines] or [{}]
     expected = json.loads(json.dumps(expected))  # tuples are lists there
     differing = [name for name in expected if found.get(name) != expected[name]]
     test = [s for s in read_manifest(root)[1] if s["split"] == "test"]
@@ -36,10 +40,38 @@ def read_journal(path: Path, expected: dict, root: Path) -> list[dict]:
     return records
 
 
+def _read_lines(path: Path) -> list[dict]:
+    """The conditions and the records up to the first line that is damaged; the file keeps no more than these."""
+    if not path.is_file():
+        return []
+    lines, read = path.read_bytes().split(b"\n"), []
+    for number, line in enumerate(lines):
+        entry = _entry(line, RECORD if number else ())
+        if entry is None:
+            break
+        read.append(entry)
+    if not read:
+        kept = path.with_name(path.name + ".damaged")
+        os.replace(path, kept)
+        print(f"'{path}' is damaged from its beginning (kept as '{kept.name}'): all is measured anew.", file=sys.stderr)
+    elif len(read) < len(lines) - 1 or lines[-1]:  # not only the empty end behind the last line
+        rest = f"'{path}' is cut off or damaged in line {len(read) + 1}: {len(read) - 1} finished identities are kept."
+        print(rest, file=sys.stderr)
+        write_text(path, "".join(f"{json.dumps(entry)}\n" for entry in read))
+    return read
+
+
+def _entry(line: bytes, needed: tuple[str, ...]) -> dict | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # not JSON, or no text at all
+        return None
+    return entry if isinstance(entry, dict) and all(name in entry for name in needed) else None
+
+
 def append_record(path: Path, record: dict) -> None:
     """Write down one finished identity."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append_line(path, json.dumps(record))
 
 
 def column(records: list[dict], row: str, metric: str) -> np.ndarray:
@@ -50,7 +82,7 @@ def column(records: list[dict], row: str, metric: str) -> np.ndarray:
 def write_json(path: Path, results: dict) -> None:
     """Atomically, with null for the quantities that do not exist: JSON has no NaN."""
     text = json.dumps(_without_nan(results), indent=1, allow_nan=False)
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def _without_nan(value):

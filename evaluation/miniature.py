@@ -1,6 +1,6 @@
 """What each part of the miniature brings, on held-out identities against exact ground truth.
 
-    python -m evaluation.miniature --weights weights/miniature [--data DIR] [--identities 100] [--out results.json]
+    python -m evaluation.miniature --weights weights/miniature [--data DIR] [--identities 100] [--out FILE.json]
 
 For every held-out subject: the full system and the system less one part (reference, camera, view consistency, S's
 start noise) generate the same views from the same noise. Printed with 95 % bootstrap intervals over identities:
@@ -30,7 +30,7 @@ from .measures import METRICS, measure
 from .pose_regressor import PoseRegressor, load_pose_regressor
 from .report import cell, markdown_table, picture_rows, save_png, stack_pages
 from .reprojection import reprojection_pairs
-from .subjects import Subject, held_out_subjects
+from .subjects import IDENTITIES, Subject, held_out_lines, held_out_subjects
 from .system import Miniature
 
 CONTEXT = {
@@ -87,9 +87,14 @@ def conditions(options: argparse.Namespace, system: Miniature) -> dict:
 
 
 def test_data(options: argparse.Namespace, resolution: int, references: int = 1) -> Path:
-    """The dataset asked for; if none was named, held-out people are rendered into the cache (what is there stays)."""
+    """The dataset asked for; if none was named, held-out people are rendered into the cache (what is there stays).
+
+    Settles how many people are measured if nobody said.
+    """
     if options.data:
+        options.identities = options.identities or len(held_out_lines(options.data, None))
         return options.data
+    options.identities = options.identities or IDENTITIES
     kind, views = "ict" if options.ict else "analytic", options.views + references
     folder = options.cache / f"{kind}-{resolution}px-{views}views"
     settings = render.dataset_settings(resolution, views, 60, 20, 0.67 if options.ict else 0.0, 64, 0)
@@ -205,7 +210,7 @@ def common_parser(prog: str, description: str, out: str, views: int) -> argparse
         "--cache", type=Path, default=Path(".cache/evaluation"), help="where test subjects are rendered"
     )
     parser.add_argument("--ict", type=Path, help="ICT Face Model Light, to render test subjects of that kind")
-    parser.add_argument("--identities", type=int, default=100)
+    parser.add_argument("--identities", type=int, help=f"default: {IDENTITIES}, or as many as --data has")
     parser.add_argument("--views", type=int, default=views, help="target views per identity, generated together")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps")
     parser.add_argument("--eta", type=float, default=0.5)
@@ -222,13 +227,14 @@ def finish_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
     """Fill in what depends on other options and refuse numbers that make no sense."""
     options.pose_regressor = options.pose_regressor or options.weights / "pose_regressor.safetensors"
     for name in ("identities", "views", "steps"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     return options
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = common_parser("python -m evaluation.miniature", __doc__.splitlines()[0], "results.json", views=8)
+    out = "runs/evaluation/miniature.json"
+    parser = common_parser("python -m evaluation.miniature", __doc__.splitlines()[0], out, views=8)
     return finish_options(parser, parser.parse_args(arguments))
 
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from diffportrait3d.files import write_text
 from training.data import DataError
-from training.state import write_atomically
 
 from .bootstrap import Interval, bootstrap_mean
 from .command import run_command
@@ -181,7 +181,7 @@ def run(options: argparse.Namespace) -> list[Measured]:
     text = document(results, judges)
     print(text)
     out = options.out
-    write_atomically(out / "paper.md", lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(out / "paper.md", text)
     found = [
         asdict(r) | {"intervals": {name: i._asdict() for name, i in r.intervals.items()}, "views": read_header(folder)}
         for (folder, _, _), r in zip(settings, results, strict=True)

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.state import write_atomically
+from diffportrait3d.files import write_atomically
 
 from .judges import COLUMNS, PAPER_COLUMN
 from .paper_figures import rows_for
@@ -37,7 +37,7 @@ def save_plots(results: list[Measured], path: Path) -> None:
     legend = "bars: 95 % intervals over identities; x: the paper, on its own data (not beside enlarged views)"
     figure.suptitle(legend, fontsize=9)
     FigureCanvasAgg(figure)
-    write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=110))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def _panel(axis, results: list[Measured], name: str) -> None:

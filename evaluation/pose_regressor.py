@@ -18,12 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from diffportrait3d.tensor_files import write_tensors
 from training.data import DataError, MultiViewDataset, SingleImages, pick, pick_labels
-from training.state import write_atomically
 
 from .bootstrap import bootstrap_mean
 from .metrics import angle_between, viewing_directions
@@ -75,7 +74,7 @@ def save_pose_regressor(path: str | Path, model: PoseRegressor, **facts) -> None
     """Float16 safetensors; facts (JSON-able) go to the metadata."""
     tensors = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
     metadata = {"format": FORMAT, "width": str(model.width), **{k: json.dumps(v) for k, v in facts.items()}}
-    write_atomically(Path(path), lambda p: save_file(tensors, p, metadata))
+    write_tensors(Path(path), tensors, metadata)
 
 
 def load_pose_regressor(path: str | Path) -> PoseRegressor:

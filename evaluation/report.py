@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from training.state import write_atomically
+from diffportrait3d.files import write_atomically
 
 from .bootstrap import Interval
 
@@ -47,8 +48,10 @@ def picture_rows(rows: list[tuple[str, Tensor]]) -> Image.Image:
 
 
 def stack_pages(paths: list[Path], out: Path) -> None:
-    """Pages below one another in one PNG."""
-    pages = [Image.open(path) for path in paths]
+    """Pages below one another in one PNG; one that is damaged is named and left out."""
+    pages = [page for page in map(_page, paths) if page is not None]
+    if not pages:
+        return
     whole = Image.new("RGB", (max(p.width for p in pages), sum(p.height + 8 for p in pages)), (255, 255, 255))
     top = 0
     for page in pages:
@@ -57,11 +60,20 @@ def stack_pages(paths: list[Path], out: Path) -> None:
     save_png(whole, out)
 
 
+def _page(path: Path) -> Image.Image | None:
+    try:
+        with Image.open(path) as page:
+            return page.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow's words for broken PNGs
+        print(f"'{path}' is damaged ({error}) and left out; delete its record to measure it again.", file=sys.stderr)
+        return None
+
+
 def save_png(image: Image.Image, path: Path) -> None:
-    write_atomically(path, lambda p: image.save(p, format="PNG"))
+    write_atomically(path, lambda file: image.save(file, format="PNG"))
 
 
 def save_webp(picture: Path, path: Path) -> None:
     """A picture file again, small enough for a document."""
     with Image.open(picture) as image:
-        write_atomically(path, lambda p: image.save(p, format="WEBP", quality=85, method=6))
+        write_atomically(path, lambda file: image.save(file, format="WEBP", quality=85, method=6))

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from training.data import DataError, read_manifest
 
+IDENTITIES = 100  # people that an evaluation takes if it is not told how many
+
 
 @dataclass
 class Subject:
@@ -33,9 +35,16 @@ class Subject:
     other_conditions: Tensor | None = None  # [V, 3, H, W], yet another identity at the same cameras
 
 
-def held_out_lines(root: str | Path, count: int) -> list[dict]:
-    """Manifest lines of the first `count` subjects of split test; DataError if there are fewer."""
+def held_out_lines(root: str | Path, count: int | None) -> list[dict]:
+    """Manifest lines of the first `count` subjects of split test; DataError if there are fewer.
+
+    None: up to IDENTITIES, as many as there are.
+    """
     test = [s for s in read_manifest(root)[1] if s["split"] == "test"]
+    if not test:
+        raise DataError(f"'{root}' has no subjects in split 'test'; render or import some.")
+    if count is None:
+        return test[:IDENTITIES]
     if len(test) < count:
         raise DataError(f"'{root}' has {len(test)} test subjects of {count}; use --identities {len(test)}.")
     return test[:count]

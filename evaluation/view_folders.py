@@ -13,8 +13,6 @@ Any size, square. Anything that generates portraits can be measured by writing t
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffportrait3d.files import write_folder, write_text
 from training.data import DataError
-from training.state import write_atomically
 
 from .subjects import read_image
 
@@ -48,23 +46,23 @@ def write_header(root: Path, task: str, reference: str, **facts) -> None:
     """Start a folder; DataError if it holds views that were made otherwise."""
     header = {"format": FORMAT, "version": VERSION, "task": task, "reference": reference, **facts}
     path = root / "views.json"
-    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != header:
+    if path.is_file() and (found := _read_header(path)) != header:
         differing = sorted(k for k in header.keys() | found.keys() if header.get(k) != found.get(k))
         raise DataError(f"'{root}' holds views made with other {', '.join(differing)}; choose another --out.")
-    write_atomically(path, lambda p: p.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8"))
+    write_text(path, json.dumps(header, indent=1) + "\n")
 
 
 def write_views(root: Path, views: Views) -> None:
     """The folder of one identity, whole or not at all."""
-    temporary = root / f".{views.id}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    _save(temporary / "reference.png", views.reference[0])
     kinds = {"generated": views.generated, "truth": views.truth, "mask": views.mask}
-    for kind, pictures in kinds.items():
-        for k, picture in enumerate(() if pictures is None else pictures):
-            _save(temporary / f"{k:02d}_{kind}.png", picture)
-    os.replace(temporary, root / views.id)
+
+    def fill(folder: Path) -> None:
+        _save(folder / "reference.png", views.reference[0])
+        for kind, pictures in kinds.items():
+            for k, picture in enumerate(() if pictures is None else pictures):
+                _save(folder / f"{k:02d}_{kind}.png", picture)
+
+    write_folder(root / views.id, fill)
 
 
 def _save(path: Path, picture: Tensor) -> None:
@@ -77,14 +75,24 @@ def read_header(root: Path) -> dict:
     path = root / "views.json"
     if not path.is_file():
         raise DataError(f"No views at '{path}'; make them with 'python -m evaluation.generate' (docs/evaluation.md).")
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"'{path}' is not JSON ({error}).") from None
+    header = _read_header(path)
     for name, choices in (("format", (FORMAT,)), ("version", (VERSION,)), ("task", TASKS), ("reference", REFERENCES)):
         if header.get(name) not in choices:
             allowed = ", ".join(map(str, choices))
             raise DataError(f"'{path}' has {name} {header.get(name)!r}; it must be one of {allowed}.")
+    return header
+
+
+def _read_header(path: Path) -> dict:
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # not JSON, or no text at all
+        header = None
+    if not isinstance(header, dict):
+        raise DataError(
+            f"'{path}' is damaged, and with it is lost how the views beside it were made: write it again by hand "
+            "(docs/evaluation.md), or delete the folder and generate them again."
+        )
     return header
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,3 +33,39 @@ def pytest_configure(config):
 def repository() -> Path:
     """The repository's root folder."""
     return ROOT
+
+
+@pytest.fixture
+def room():
+    """`with room(bytes):` no file may become larger, as on a disk with no more room than that."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def limited(size: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+@pytest.fixture
+def on_small_disk(tmp_path):
+    """on_small_disk(kilobytes, script, **environment): a shell script for which $DISK is the folder of a disk of that
+    size, which ends with it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def run(kilobytes: int, script: str, **environment: str) -> subprocess.CompletedProcess:
+        mount = f'mount -t tmpfs -o size={kilobytes}k tmpfs "$DISK"'
+        command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+        setting = {**os.environ, "DISK": str(disk), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+        options = {"env": setting, "cwd": ROOT, "capture_output": True, "text": True}
+        if shutil.which("unshare") is None or subprocess.run([*command, mount], **options).returncode:
+            pytest.skip("no disk may be mounted here")
+        return subprocess.run([*command, f"{mount} && {{ {script}; }}"], **options, timeout=600)
+
+    return run

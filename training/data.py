@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffportrait3d.cameras import camera_angles
+from diffportrait3d.tensor_files import write_tensors
 
 from .config import DataConfig
-from .state import write_atomically
 
 FORMAT, VERSION = "diffportrait3d-multiview", 1
 
@@ -395,7 +395,7 @@ class LatentCache:
                 if (file.metadata() or {}).get("key") == key:
                     return cls(load_file(path)["latents"])
         values = encode_all(dataset.images, autoencoder, batch_size, f"{dataset.split} latents")
-        write_atomically(path, lambda p: save_file({"latents": values}, p, {"key": key}))
+        write_tensors(path, {"latents": values}, {"key": key})
         return cls(values)
 
 

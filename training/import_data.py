@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from diffportrait3d.files import write_atomically
+from diffportrait3d.files import write_atomically, write_text
 
 from .data import FORMAT, VERSION, DataError
 from .sources import eg3d, multiview, nersemble
@@ -90,7 +90,7 @@ def planned_groups(source: Source, out: Path, resolution: int) -> list[Group]:
     _check_folder(out, resolution)
     groups = source.groups()
     content = {"settings": settings, "groups": [asdict(group) for group in groups]}
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    write_text(path, json.dumps(content, indent=1))
     print(f"planned {len(groups)} groups of {source.name}: {counts(groups)}", file=sys.stderr)
     return groups
 
@@ -108,7 +108,7 @@ def write_manifest(out: Path, resolution: int) -> Path:
     lines = [header, *(record for record in _imported(out) if "conditions" in record)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     path = out / "manifest.jsonl"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
     return path
 
 
@@ -118,7 +118,7 @@ def record_path(out: Path, group: Group) -> Path:
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """uint8 [H, W, 3] as PNG, complete or not at all."""
-    write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
+    write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"), durable=False)
 
 
 def _plans(out: Path) -> list[Path]:
@@ -135,7 +135,7 @@ def _record(out: Path, group: Group) -> dict[str, Any]:
 
 
 def _write_record(out: Path, group: Group, record: dict[str, Any]) -> None:
-    write_atomically(record_path(out, group), lambda file: file.write(json.dumps(record).encode()))
+    write_text(record_path(out, group), json.dumps(record), durable=False)
 
 
 def _check_folder(out: Path, resolution: int) -> None:

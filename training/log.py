@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .state import write_atomically
+from diffportrait3d.files import append_line, write_text
 
 
 class RunLog:
@@ -21,14 +21,13 @@ class RunLog:
         if self.path.is_file():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if json.loads(line)["step"] <= start]
-            write_atomically(self.path, lambda p: p.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
+            write_text(self.path, "".join(line + "\n" for line in kept))
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self.writes:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        append_line(self.path, json.dumps({"step": step, **values}))
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 

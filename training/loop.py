@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffportrait3d.choices import check_choice
+from diffportrait3d.files import write_atomically, write_text
 from diffportrait3d.networks import set_checkpointing
 
 from .config import LoopConfig, StageConfig, parse_arguments
@@ -37,7 +38,7 @@ from .log import RunLog
 from .optimizer import Scaler, build_optimizer, learning_rate
 from .parallel import Processes, join, put_together, sharded_like, whole
 from .stage import Stage
-from .state import WeightAverage, check_config, newest_checkpoint, restore_rng, rng_state, write_atomically
+from .state import WeightAverage, check_config, newest_checkpoint, restore_rng, rng_state
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 FROZEN_PRECISIONS = ("float32", "training")
@@ -167,7 +168,7 @@ class Trainer:
         }
         if self.processes.main:
             folder = self.run_dir / "checkpoints"
-            write_atomically(folder / f"step-{self.step:08d}.pt", lambda p: torch.save(state, p))
+            write_atomically(folder / f"step-{self.step:08d}.pt", lambda file: torch.save(state, file))
             for old in sorted(folder.glob("step-*.pt"))[: -max(1, self.config.loop.keep_last)]:
                 old.unlink()
         self.processes.wait()
@@ -343,9 +344,7 @@ class Trainer:
         self.stage.trainable.eval()
         with torch.no_grad():
             self.stage.finish(self.run_dir, summary)
-        write_atomically(
-            self.run_dir / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        )
+        write_text(self.run_dir / "summary.json", json.dumps(summary, indent=1))
 
 
 def _directly(function: Any, *arguments: Any) -> Any:

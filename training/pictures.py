@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .state import write_atomically
+from diffportrait3d.files import write_atomically
 
 
 def grid(rows: Sequence[Tensor]) -> Tensor:
@@ -26,4 +26,4 @@ def grid(rows: Sequence[Tensor]) -> Tensor:
 def save_grid(path: str | Path, rows: Sequence[Tensor]) -> None:
     """Write ``grid(rows)`` as a PNG."""
     picture = Image.fromarray(grid(rows).numpy())
-    write_atomically(Path(path), lambda p: picture.save(p, format="PNG"))
+    write_atomically(Path(path), lambda file: picture.save(file, format="PNG"))

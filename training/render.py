@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 import json
 import multiprocessing
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffportrait3d.cameras import orbit_camera
+from diffportrait3d.files import write_atomically, write_text
 from diffportrait3d.heads import IctHeads, portrait_scene, render_views
 
 FORMAT, VERSION = "diffportrait3d-multiview", 1
@@ -49,7 +47,7 @@ def render_dataset(
     """Render what is missing below `out` and write the manifest; returns its path. `settings`: see
     `dataset_settings`."""
     _check_folder(out, settings)
-    _write(out / "settings.json", json.dumps(settings, indent=1).encode())
+    write_text(out / "settings.json", json.dumps(settings, indent=1))
     jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
     todo = [job for job in jobs if not _record_path(out, settings, *job).is_file()]
     if len(todo) < len(jobs):
@@ -119,7 +117,7 @@ def write_manifest(out: Path, settings: dict, jobs: list[tuple[str, int]]) -> Pa
     """Collect the subjects' records, in order, below the header line."""
     records = [_record_path(out, settings, *job).read_text(encoding="utf-8") for job in jobs]
     path = out / "manifest.jsonl"
-    _write(path, "\n".join([json.dumps(settings), *records, ""]).encode())
+    write_text(path, "\n".join([json.dumps(settings), *records, ""]))
     return path
 
 
@@ -188,41 +186,25 @@ def _render_person(job: tuple[str, int]) -> None:
     for k, (label, condition) in enumerate(zip(who["labels"], who["conditions"], strict=True)):
         shown = render_views(_worker["condition"](condition), label[None], settings["resolution"])
         names = {"image": f"{k:02d}.png", "condition": f"{k:02d}_condition.png"}
-        _write(folder / names["image"], _png(portrait.image[k]))
-        _write(folder / names["condition"], _png(shown.image[0]))
+        _write_png(folder / names["image"], portrait.image[k])
+        _write_png(folder / names["condition"], shown.image[0])
         if who["split"] == "test":
             names["depth"] = f"{k:02d}_depth.npz"
-            _write(folder / names["depth"], _depth_file(portrait.depth[k], portrait.mask[k]))
+            _write_depth(folder / names["depth"], portrait.depth[k], portrait.mask[k])
         view = {key: f"{who['split']}/{who['id']}/{name}" for key, name in names.items()}
         views.append({**view, "condition_subject": f"analytic-{condition:07d}", "label": label.tolist()})
     record = {key: who[key] for key in ("id", "split", "provider", "seed")} | {"views": views}
-    _write(folder / "subject.json", json.dumps(record).encode())
+    write_text(folder / "subject.json", json.dumps(record), durable=False)
 
 
-def _png(image: Tensor) -> bytes:
+def _write_png(path: Path, image: Tensor) -> None:
     pixels = (image.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().cpu().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, "PNG"), durable=False)
 
 
-def _depth_file(depth: Tensor, mask: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, depth=depth.cpu().numpy().astype(np.float16), mask=mask.cpu().numpy())
-    return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write atomically: a temporary file beside the target, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _write_depth(path: Path, depth: Tensor, mask: Tensor) -> None:
+    arrays = {"depth": depth.cpu().numpy().astype(np.float16), "mask": mask.cpu().numpy()}
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays), durable=False)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,9 +1,8 @@
-"""What a run keeps on disk and in averages: atomic files, checkpoints, random states, weight averages, its settings."""
+"""What a run keeps on disk and in averages: checkpoints, random states, weight averages, its settings."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
+
+from diffportrait3d.files import write_text
 
 from .config import ConfigError, StageConfig, from_dict, to_dict
 
@@ -95,17 +96,6 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(temporary path)`` and move the result to ``path``: readers never see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint with the highest step, or None."""
     return max((run_dir / "checkpoints").glob("step-*.pt"), default=None)
@@ -124,7 +114,7 @@ def check_config(run_dir: Path, config: StageConfig) -> None:
                 f"'{run_dir}' was started with other settings ({', '.join(changed)}); continue it with the "
                 f"ones in '{path}', or choose another run_dir, or delete the folder to start over."
             )
-    write_atomically(path, lambda p: p.write_text(yaml.safe_dump(now, sort_keys=False), encoding="utf-8"))
+    write_text(path, yaml.safe_dump(now, sort_keys=False))
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:

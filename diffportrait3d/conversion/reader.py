@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..checkpoints import CheckpointError
+from ..tensor_files import DTYPES
 
 WRAPPERS = ("state_dict", "model_state", "module")  # keys under which training code puts the state dict
 MODULE_PREFIX = "module."  # what DataParallel puts before every key
@@ -35,20 +36,6 @@ HARMLESS_GLOBALS = (
 REMAP_BYTES = 2**29
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 SAMPLES, SAMPLE_BYTES, END_BYTES = 256, 2**16, 2**20
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
 
 
 class Ignored:
@@ -145,7 +132,7 @@ class SafetensorsSource(Source):
             raise _damaged(self.path, error) from error
         self.metadata = self._handle.metadata() or {}
         return {
-            name: Entry(tuple(s.get_shape()), SAFETENSORS_DTYPES.get(s.get_dtype(), s.get_dtype()))
+            name: Entry(tuple(s.get_shape()), DTYPES.get(s.get_dtype(), s.get_dtype()))
             for name, s in slices.items()
         }
 

@@ -15,6 +15,7 @@ from ..checkpoints import CheckpointError, network_metadata
 from ..diffusion import Schedule
 from ..release import CONVENTIONS
 from ..strangers import describe_stranger
+from ..tensor_files import TensorInfo, file_size, write_safetensors
 from .layout import (
     BASE_GROUPS,
     FLOATING,
@@ -27,7 +28,6 @@ from .layout import (
     inspect,
 )
 from .reader import SafetensorsSource, Source, open_source
-from .writer import TensorInfo, file_size, write_safetensors
 
 BASE_FILE = "base_checkpoint.safetensors"
 # Raised when what is written for the same source changes, so that older outputs are not taken for complete.

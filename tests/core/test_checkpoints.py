@@ -54,11 +54,10 @@ def test_failed_write_keeps_the_old_file(tmp_path, autoencoder, monkeypatch):
     save_network(path, autoencoder, "autoencoder")
     before = path.read_bytes()
 
-    def interrupted(tensors, filename, metadata):
-        filename.write_bytes(b"half")
+    def interrupted(*tensor):  # the header is written by then
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffportrait3d.checkpoints.save_file", interrupted)
+    monkeypatch.setattr("diffportrait3d.tensor_files._bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_network(path, autoencoder, "autoencoder")
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -48,6 +48,20 @@ def test_files_of_a_run(finished):
     with Image.open(finished / "doc" / "camera.webp") as rows:  # 5 rows of what was given, the full system, 1 arm
         assert rows.height == 7 * 64
     assert not (finished / "doc" / "start_noise.webp").exists()  # none of its arms was run
+    assert (finished / "results.md").read_text().strip() in document
+
+
+def test_nothing_is_published_unless_asked(weights, ball_dataset, tmp_path, repository):
+    """`make ablations` measures into runs/; a page is changed by --doc alone."""
+    recipe = (repository / "Makefile").read_text().partition("\nablations:")[2].partition("\n\n")[0]
+    assert "evaluation.ablations" in recipe and "docs" not in recipe
+    options = ablations.parse([])
+    assert options.doc is None and options.out.parts[0] == "runs"
+    arguments = command(weights, ball_dataset, tmp_path / "deep" / "results.json")
+    arguments[arguments.index("--identities") + 1] = "1"
+    ablations.main(arguments)
+    names = ["results.identities.jsonl", "results.json", "results.md", "results.pages", "results.png"]
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == names and len(list(tmp_path.iterdir())) == 1
 
 
 def test_goes_on_where_it_was(finished, weights, ball_dataset, tmp_path, capsys):

@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from evaluation import miniature
 from evaluation.arms import ARMS
-from evaluation.subjects import held_out_subjects
+from evaluation.journal import append_record, read_journal
+from evaluation.report import save_png, stack_pages
+from evaluation.subjects import held_out_lines, held_out_subjects, subject_digest
 from evaluation.system import Miniature
 
 
@@ -68,6 +71,66 @@ def test_resumes_and_refuses_other_conditions(weights, ball_dataset, tmp_path):
     journal.write_text(journal.read_text().replace(record["digest"], "0" * 64))
     with pytest.raises(SystemExit, match="other subjects"):
         miniature.main(arguments)
+
+
+DAMAGE = {  # what is left of a journal of two records, and how many of these count
+    "cut off in the second record": (lambda text: text[:-40], 1),
+    "zeros in the second record": (lambda text: text[:-60] + b"\0" * 60, 1),
+    "random bytes in the first record": (lambda text: text.replace(b"ball-test-0", bytes(range(150, 161))), 0),
+    "another file": (lambda text: b"[1, 2]\n" + text, 0),
+    "zeros": (lambda text: bytes(len(text)), 0),
+    "empty": (lambda text: b"", 0),
+    "random bytes": (lambda text: np.random.default_rng(0).bytes(len(text)), 0),
+    "a record of something else": (lambda text: text + b'{"id": "x"}\n', 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_journal_is_named_and_measured_again(tmp_path, ball_dataset, capsys, damage):
+    lines = held_out_lines(ball_dataset, 2)
+    records = [{"id": line["id"], "digest": subject_digest(line), "results": {"full": {"psnr": 1.0}}} for line in lines]
+    path, expected = tmp_path / "run.identities.jsonl", {"views": 3}
+    assert read_journal(path, expected, ball_dataset) == []
+    for record in records:
+        append_record(path, record)
+    assert read_journal(path, expected, ball_dataset) == records and not capsys.readouterr().err
+    spoil, left = DAMAGE[damage]
+    whole = path.read_bytes()
+    path.write_bytes(spoil(whole))
+    assert read_journal(path, expected, ball_dataset) == records[:left]
+    assert str(path) in capsys.readouterr().err
+    for record in records[left:]:
+        append_record(path, record)
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_page_is_named_and_left_out(tmp_path, capsys):
+    pages = [tmp_path / f"{k}.png" for k in range(3)]
+    for page in pages:
+        save_png(Image.new("RGB", (8, 8)), page)
+    pages[0].write_bytes(b"")
+    pages[1].write_bytes(pages[1].read_bytes()[:40] + b"x" * 20)
+    stack_pages(pages, tmp_path / "all.png")
+    assert Image.open(tmp_path / "all.png").height == 16
+    said = capsys.readouterr().err
+    assert str(pages[0]) in said and str(pages[1]) in said and str(pages[2]) not in said
+
+
+def test_goes_on_when_there_is_room_again(weights, ball_dataset, tmp_path, room):
+    out = tmp_path / "results.json"
+    arguments = command(weights, ball_dataset, out)
+    with room(3000), pytest.raises(SystemExit, match="cannot be written: .* make room, then run it again"):
+        miniature.main(arguments)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".png", ".json")]
+    miniature.main(arguments)
+    assert len(json.loads(out.read_text())["identities"]) == 2
+
+
+def test_results_stay_out_of_the_folder_where_it_is_run(weights, ball_dataset):
+    assert miniature.parse([]).out.parts[0] == "runs"
+    options = miniature.parse(["--data", str(ball_dataset)])
+    miniature.test_data(options, 64)
+    assert options.identities == 3  # all there are, up to 100
 
 
 def test_arms_share_noise_and_differ_in_one_part(weights, ball_dataset):

@@ -102,6 +102,17 @@ def test_generated_views(weights, ball_dataset, tmp_path, task):
         generate.main([*arguments, "--steps", "2"])
 
 
+def test_generates_for_all_who_are_there(weights, ball_dataset, tmp_path, capsys):
+    """As docs/evaluation.md writes it, without --identities; a damaged header is named with the way out."""
+    arguments = ["--weights", str(weights), "--data", str(ball_dataset), "--out", str(tmp_path), "--views", "2"]
+    assert generate.main([*arguments, "--steps", "1"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [f"ball-test-{k}" for k in range(3)]
+    for damaged in (b"", b"\0" * 50, b'{"format":', bytes(range(128, 200)), b"[]"):
+        (tmp_path / "views.json").write_bytes(damaged)
+        with pytest.raises(SystemExit, match="views.json' is damaged.* delete the folder"):
+            generate.main([*arguments, "--steps", "1"])
+
+
 def test_the_paper_s_figures():
     assert all(set(row.numbers) <= set(NAMES) for row in ROWS) and len(ROWS) == 4 * 3 + 3 + 2 + 2 * 3
     novel = {row.method: row.numbers for row in rows_for("novel", 256, "with", "aligned")}
