@@ -22,6 +22,7 @@ from ..patches.drawn_head import (
 )
 from ..patches.viewer_camera import FRAMINGS, viewer_camera
 from .ranges import in_range
+from .resolution import chosen_resolution, resolution_input
 from .sockets import CAMERAS, Cameras
 
 KEYFRAMES = "keyframes"
@@ -110,13 +111,17 @@ class RenderCameraConditions(io.ComfyNode):
             search_aliases=["camera condition images", "pose images"],
             inputs=[
                 Cameras.Input("cameras", tooltip="From Camera Trajectory."),
-                io.Int.Input(
-                    "resolution", default=512, min=64, max=2048, step=64, tooltip="Side of the pictures: that of the "
-                    "views."
+                resolution_input(
+                    "Side of the pictures. 0: what control_net was trained at, 512 if it is not connected or does not "
+                    "say. View ControlNet resizes the pictures to the views."
                 ),
                 io.Int.Input(
                     "subject", default=0, min=0, max=2**31 - 1, advanced=True,
                     tooltip="Which invented person; the views should not depend on it.",
+                ),
+                io.ControlNet.Input(
+                    "control_net", optional=True,
+                    tooltip="From Load View ControlNet; only looked at: resolution 0 is what it was trained at.",
                 ),
             ],
             outputs=[io.Image.Output(tooltip="One picture per camera, for View ControlNet.")],
@@ -124,8 +129,9 @@ class RenderCameraConditions(io.ComfyNode):
 
     @classmethod
     @in_range
-    def execute(cls, cameras, resolution, subject) -> io.NodeOutput:
-        return io.NodeOutput(render_conditions(cameras["labels"], resolution, subject))
+    def execute(cls, cameras, resolution, subject, control_net=None) -> io.NodeOutput:
+        side = chosen_resolution(resolution, control_net, "Render Camera Conditions")
+        return io.NodeOutput(render_conditions(cameras["labels"], side, subject))
 
 
 class CameraFromViewer(io.ComfyNode):

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..patches import loading, model_files, view_controlnet
+from ..patches import loading, model_files, user_files, view_controlnet
 from .sockets import LOAD, NovelView, ReferenceEncoder, ViewConsistency
 
 WHERE = "Files are searched in models/diffportrait3d, then in this pack's weights folder."
@@ -18,7 +19,7 @@ class LoadMiniature(io.ComfyNode):
             display_name="Load Miniature",
             category=LOAD,
             description="Loads the small base model that ships with the pack: an SD1.5-shaped UNet, its autoencoder, "
-            "and the empty prompt it was trained with. It knows rendered heads only.",
+            "the empty prompt it was trained with, and a portrait to try it on. It knows rendered heads only.",
             search_aliases=["diffportrait3d checkpoint", "miniature checkpoint"],
             inputs=[
                 io.Combo.Input(
@@ -34,6 +35,10 @@ class LoadMiniature(io.ComfyNode):
                     display_name="empty prompt",
                     tooltip="The only prompt the miniature knows: none. For the positive and the negative side.",
                 ),
+                io.Image.Output(
+                    display_name="portrait",
+                    tooltip="The portrait.png in the folder: a rendered person whom the miniature has never seen.",
+                ),
             ],
         )
 
@@ -44,16 +49,29 @@ class LoadMiniature(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: str) -> str:
-        return "|".join(
-            model_files.fingerprint(model_files.miniature_path(name, kind)) for kind in ("unet", "autoencoder")
-        )
+        networks = [model_files.miniature_path(name, kind) for kind in ("unet", "autoencoder")]
+        portrait = model_files.miniature_portrait(name)
+        found = [model_files.fingerprint(path) for path in networks]
+        return "|".join([*found, user_files.fingerprint(portrait) if portrait.exists() else ""])
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         model = loading.load_model(model_files.miniature_path(name, "unet"))
         vae = loading.load_vae(model_files.miniature_path(name, "autoencoder"))
         context_dim = model.model.model_config.unet_config["context_dim"]
-        return io.NodeOutput(model, vae, [[torch.zeros(1, 1, context_dim), {}]])
+        return io.NodeOutput(model, vae, [[torch.zeros(1, 1, context_dim), {}]], cls._portrait(name))
+
+    @classmethod
+    def _portrait(cls, name: str):
+        """IMAGE [1, H, W, 3]; without the file, nodes that want the portrait do not run and say why. A miniature of
+        the user's own works without it."""
+        path = model_files.miniature_portrait(name)
+        if path.exists():
+            return user_files.load_picture(path)
+        return ExecutionBlocker(
+            f"Load Miniature: there is no {path}; put a portrait there (python -m training.portrait renders one), or "
+            "take yours from Load Image."
+        )
 
 
 class NetworkLoader(io.ComfyNode):

@@ -5,7 +5,7 @@ import comfy.sample
 import comfy.utils
 from comfy_api.latest import io
 
-from ..patches.noise import MODES, empty_views, proxy_images, proxy_latents, warn_of_zero_terminal_snr
+from ..patches.noise import MODES, NODE, empty_views, proxy_images, proxy_latents, warn_of_zero_terminal_snr
 from ..patches.previews import views_callback
 from ..patches.sampling import (
     PRESETS,
@@ -20,6 +20,7 @@ from ..patches.sampling import (
 from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from .conditioning import window_inputs
 from .ranges import in_range
+from .resolution import chosen_resolution, resolution_input
 from .sockets import SAMPLE, Cameras, NovelView, ViewConsistency
 
 SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
@@ -169,14 +170,9 @@ class ThreeDAwareNoise(io.ComfyNode):
                     optional=True,
                     tooltip="Proxy views of your own, one per view, instead of the novel-view model.",
                 ),
-                io.Int.Input(
-                    "resolution",
-                    default=512,
-                    min=64,
-                    max=2048,
-                    step=64,
-                    tooltip="Side of the views in pixels: 512 for the released weights, 128 for a miniature trained at "
-                    "128.",
+                resolution_input(
+                    "Side of the views in pixels. 0: what the VAE's file says, which is the miniature's own, or 512 "
+                    "as for SD1.5 where it says nothing."
                 ),
                 io.Int.Input("seed", tooltip="View i's noise depends on this seed and i alone.", **SEED),
                 io.Combo.Input(
@@ -208,14 +204,14 @@ class ThreeDAwareNoise(io.ComfyNode):
         cls, vae, resolution, seed, cameras=None, novel_view=None, image=None, reference_camera=None, proxies=None,
         mode="paper", model=None,
     ) -> io.NodeOutput:
-        noise = ViewNoise(seed, mode)
+        side, noise = chosen_resolution(resolution, vae, NODE), ViewNoise(seed, mode)
         if mode == "random":
-            latent, images = empty_views(vae, cameras, proxies, resolution)
+            latent, images = empty_views(vae, cameras, proxies, side)
             return io.NodeOutput(latent, noise, images)
         if model is not None:
             warn_of_zero_terminal_snr(model.get_model_object("model_sampling"))
         images = proxy_images(cameras, novel_view, image, reference_camera, proxies)
-        latent, images = proxy_latents(vae, images, resolution)
+        latent, images = proxy_latents(vae, images, side)
         return io.NodeOutput(latent, noise, images)
 
 

@@ -27,6 +27,8 @@ from ..diffportrait3d.networks import AutoencoderConfig, UNetConfig, ViewConsist
 # Hosts without dynamic VRAM have one patcher class only.
 Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
+SD15_SIDE = 512  # pixels; what SD1.5's own files, which do not say, were trained at
+
 
 @dataclass
 class HostNetwork:
@@ -58,6 +60,22 @@ def read_network(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[s
 
 def _spoken(kind: str) -> str:
     return kind.replace("_", " ").replace("unet", "UNet").replace("controlnet", "ControlNet")
+
+
+def remember_side(module: nn.Module, metadata: dict[str, Any]) -> None:
+    """Keeps what a network's file says of the images it was trained on, for `trained_side`. It lies on the module,
+    because the host copies the objects around it."""
+    if "image_size" in metadata:
+        module.trained_side = int(metadata["image_size"])
+
+
+def trained_side(network) -> int:
+    """Side in pixels of the images that a VAE or CONTROL_NET was trained on; SD1.5's if its file does not say."""
+    for name in ("first_stage_model", "control_model"):
+        side = getattr(getattr(network, name, None), "trained_side", None)
+        if side is not None:
+            return side
+    return SD15_SIDE
 
 
 def host_unet_settings(config: UNetConfig) -> dict[str, Any]:
@@ -135,6 +153,7 @@ def load_vae(path: Path | str):
     )
     _check_keys(set(vae.first_stage_model.state_dict()), set(tensors), path)
     set_norm_groups(vae.first_stage_model, config.norm_groups)
+    remember_side(vae.first_stage_model, metadata)
     if config.patch_size > 1:
         _see_patches(vae.first_stage_model, config.patch_size)
     return vae

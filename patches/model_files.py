@@ -16,6 +16,7 @@ from ..diffportrait3d.checkpoints import CheckpointError, network_files, read_ki
 
 FOLDER = "diffportrait3d"
 SUFFIX = ".safetensors"
+PORTRAIT = "portrait.png"
 PACK = Path(__file__).resolve().parents[1]
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.safetensors$)")
 
@@ -71,6 +72,11 @@ def miniature_path(folder: str, kind: str) -> Path:
         if str(Path(name).parent) == folder:
             return network_path(name, kind)
     raise CheckpointError(explain_missing(folder, kind, miniature_names()))
+
+
+def miniature_portrait(folder: str) -> Path:
+    """Where the portrait beside the networks of a folder from `miniature_names` lies, if it has one."""
+    return miniature_path(folder, "unet").parent / PORTRAIT
 
 
 def fingerprint(path: Path) -> str:

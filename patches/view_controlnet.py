@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..diffportrait3d.networks import UNetConfig
-from .loading import build_control_model, check_control_heads, check_control_width, read_network
+from .loading import build_control_model, check_control_heads, check_control_width, read_network, remember_side
 from .pictures import check_images
 from .run_state import chunk_size
 
@@ -95,7 +95,9 @@ def load_view_controlnet(path: Path | str) -> ViewControlNet:
     hint_range = list(metadata.get("hint_range", [-1, 1]))
     if hint_range != [-1, 1]:
         raise ValueError(f"{path} wants hints in {hint_range}, this pack gives them in [-1, 1]; update the pack.")
-    return build_view_controlnet(tensors, UNetConfig.from_dict(metadata["config"]))
+    control_net = build_view_controlnet(tensors, UNetConfig.from_dict(metadata["config"]))
+    remember_side(control_net.control_model, metadata)
+    return control_net
 
 
 def as_view_controlnet(control_net) -> ViewControlNet:

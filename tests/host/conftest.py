@@ -46,7 +46,9 @@ def write_networks():
             network.load_state_dict(weights)
             save_network(folder / f"{kind}.safetensors", network, kind, torch.float16, **metadata)
         torch.manual_seed(0)
-        save_network(folder / "autoencoder.safetensors", AutoencoderKL(AutoencoderConfig(ch=32)), "autoencoder")
+        about = {name: value for name, value in metadata.items() if name == "image_size"}
+        autoencoder = AutoencoderKL(AutoencoderConfig(ch=32))
+        save_network(folder / "autoencoder.safetensors", autoencoder, "autoencoder", **about)
         small = NovelViewConfig(image_size=32, render_size=8, base_channels=32, feature_channels=8, volume_size=4,
                                 volume_channels=8, prior_channels=4, samples_per_ray=4)
         save_network(folder / "novel_view.safetensors", NovelViewModel(small), "novel_view")

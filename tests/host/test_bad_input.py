@@ -100,7 +100,7 @@ def values(host, pack, path, files, stock_autoencoder):
         "sdxl prompt": [[torch.ones(1, 7, 48), {}]],
         "2 conditions": control.apply_view_controlnet(prompt, path.control_net, images[:2]),
         "other control": control.apply_view_controlnet(prompt, other_control, images),
-        "viewer": viewer, "nothing": None, "0": 0, "-1": -1, "NaN": NAN, "100": 100,
+        "viewer": viewer, "nothing": None, "0": 0, "-1": -1, "32": 32, "NaN": NAN, "100": 100,
     }
     host.nodes.NODE_CLASS_MAPPINGS["Given"] = Given
     yield
@@ -191,7 +191,9 @@ BAD = [
     ("DP3D_CameraTrajectory", {"radius": "=0"}, "radius must lie between 0.5 and 20.0, got 0"),
     ("DP3D_CameraTrajectory", {"kind": "keyframes"}, "no keyframes; write one per line as"),
     ("DP3D_CameraTrajectory", {"kind": "keyframes", "keyframes": "0 left"}, "line 1: pitch 'left' is not a number"),
-    ("DP3D_RenderCameraConditions", {"resolution": "=0"}, "resolution must lie between 64 and 2048, got 0"),
+    ("DP3D_RenderCameraConditions", {"resolution": "=-1"}, "resolution must lie between 0 and 2048, got -1"),
+    ("DP3D_RenderCameraConditions", {"resolution": 32},
+     "Render Camera Conditions: resolution must be 0 .the networks' own. or lie between 64 and 2048, got 32"),
     ("DP3D_CameraFromViewer", {"camera_info": "=nothing"}, "gave no camera; open its viewport once"),
     ("DP3D_ReferenceView", {"portrait": "=none"}, f"Reference View: portrait {EMPTY}"),
     ("DP3D_ReferenceView", {"portrait": "=nan image"}, f"Reference View: portrait {BROKEN}"),
@@ -229,7 +231,8 @@ BAD = [
     ("DP3D_3DAwareNoise", {"proxies": "=none", "novel_view": None, "cameras": None}, f"Noise: proxies {EMPTY}"),
     ("DP3D_3DAwareNoise", {"novel_view": None}, "3D-Aware Noise lacks novel_view; connect"),
     ("DP3D_3DAwareNoise", {"mode": "random", "cameras": None}, "3D-Aware Noise lacks cameras; connect them"),
-    ("DP3D_3DAwareNoise", {"resolution": "=0"}, "3D-Aware Noise: resolution must lie between 64 and 2048, got 0"),
+    ("DP3D_3DAwareNoise", {"resolution": "=32"},
+     "3D-Aware Noise: resolution must be 0 .the networks' own. or lie between 64 and 2048, got 32"),
     ("DP3D_ViewGrid", {"images": "=none"}, f"View Grid: images {EMPTY}"),
     ("DP3D_ViewGrid", {"images": "=nan"}, f"View Grid: images {BROKEN}"),
     ("DP3D_ViewGrid", {"images": "=two"}, "View Grid got 2 images and 3 cameras; give one camera per image"),
