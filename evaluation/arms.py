@@ -1,10 +1,40 @@
-"""What is changed about the system in each experiment, one thing at a time."""
+"""How views are sampled, and what is changed about the system in each experiment, one thing at a time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from .alignment import MISALIGNMENTS, SCALE, SHIFT, TURN
+
+SOLVERS = ("dpmpp_2m", "ddim")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Solver and guidance of a command.
+
+    Attributes:
+        solver: of SOLVERS.
+        steps: evaluations of the networks.
+        guidance: scale over appearance and camera together; 1 is none.
+        eta: DDIM's noise per step; DPM++ 2M adds none.
+    """
+
+    solver: str = "dpmpp_2m"
+    steps: int = 8
+    guidance: float = 3.0
+    eta: float = 0.5
+
+    def facts(self) -> dict:
+        """What the views depend on: without an eta that the solver does not have."""
+        facts = asdict(self)
+        if self.solver != "ddim":
+            del facts["eta"]
+        return facts
+
+    def __str__(self) -> str:
+        eta = f", eta {self.eta}" if self.solver == "ddim" else ""
+        return f"{self.steps} steps of {self.solver}{eta}, guidance {self.guidance}"
 
 
 @dataclass(frozen=True)
@@ -25,7 +55,7 @@ class Arm:
         start: what is diffused to the terminal step for the start noise: S's "proxy" views, the "reference" in every
             view (the release's fallback), the "truth" (the best there could be); or pure noise, "random" in every
             view or the "shared" one.
-        steps_factor: of the command's number of DDIM steps.
+        steps_factor: of the command's number of steps.
         guidance: None takes the command's.
     """
 
@@ -40,6 +70,11 @@ class Arm:
     start: str = "proxy"
     steps_factor: float = 1.0
     guidance: float | None = None
+
+    def sampling(self, command: Sampling) -> Sampling:
+        """The command's, with what this arm changes about it."""
+        guidance = command.guidance if self.guidance is None else self.guidance
+        return replace(command, steps=max(1, round(command.steps * self.steps_factor)), guidance=guidance)
 
 
 # "No reference" and "no camera" keep S's start noise, which carries a trace of both: one part is removed at a time.

@@ -25,6 +25,6 @@ def run_command(work: Callable[[argparse.Namespace], Any], options: argparse.Nam
     except (ValueError, FileNotFoundError, WriteError) as error:  # DataError, CheckpointError, ... are ValueErrors
         raise SystemExit(f"{error}") from None
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on after the identities that are finished.", file=sys.stderr)
+        print("Interrupted; the same command goes on after what is finished.", file=sys.stderr)
         return 130
     return 0

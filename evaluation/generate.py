@@ -20,12 +20,14 @@ from tqdm import tqdm
 from training.data import DataError
 
 from .alignment import MISALIGNMENTS
-from .arms import ABLATION_ARMS, ORDER_ARMS
+from .arms import ABLATION_ARMS, ORDER_ARMS, Sampling
 from .command import run_command
+from .study import add_sampling, sampling_of
 from .subjects import IDENTITIES, Subject, held_out_lines, load_subject
 from .system import Miniature
 from .view_folders import REFERENCES, TASKS, Views, write_header, write_views
 
+PAPER = Sampling("ddim", 100)  # section 4
 ARMS = [
     name
     for name, arm in ABLATION_ARMS.items()
@@ -50,7 +52,7 @@ def generate(options: argparse.Namespace) -> None:
     system = Miniature(options.weights, device=options.device)
     arm = replace(ABLATION_ARMS[options.arm], misaligned=() if options.reference == "aligned" else MISALIGNMENTS)
     lines = held_out_lines(options.data, options.identities)
-    facts = {name: getattr(options, name) for name in ("arm", "steps", "eta", "guidance", "seed")}
+    facts = {name: getattr(options, name) for name in ("arm", "solver", "steps", "eta", "guidance", "seed")}
     kept = 1 if options.task == "reconstruction" else options.views
     write_header(
         options.out, options.task, options.reference, views=options.views, weights_sha256=system.hashes,
@@ -66,9 +68,7 @@ def generate(options: argparse.Namespace) -> None:
                 f"'{options.data}' has {side} px pictures, the weights in '{options.weights}' work at "
                 f"{system.resolution} px; use a dataset of that resolution."
             )
-        made = system.generate(
-            arm, subject, system.proxies(subject), options.seed + index, options.steps, options.guidance, options.eta
-        )
+        made = system.generate(arm, subject, system.proxies(subject), options.seed + index, sampling_of(options))
         mask = None if subject.mask is None else subject.mask[:kept, None].float()
         write_views(options.out, Views(line["id"], subject.reference, made[:kept], subject.images[:kept], mask))
 
@@ -83,9 +83,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arm", choices=ARMS, default="full", help="the full system or one that lacks a part")
     parser.add_argument("--identities", type=int, help=f"default: up to {IDENTITIES}, as many as there are")
     parser.add_argument("--views", type=int, default=8, help="views generated together (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=100, help="DDIM steps (the paper's 100)")
-    parser.add_argument("--eta", type=float, default=0.5)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    add_sampling(parser, PAPER)
     parser.add_argument("--seed", type=int, default=0, help="identity k uses seed + k")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from diffportrait3d.checkpoints import load_network
 
 from . import perceptual
+from .faces import FACE_METRICS, FaceJudge
+from .faces import MORE_IS_BETTER as MORE_OF_FACES_IS_BETTER
 from .measures import mini_lpips
 from .metrics import angle_between, psnr, ssim, yaw_pitch
 from .perceptual import BackboneError
@@ -42,7 +44,7 @@ COLUMNS = {
     "mini_pose_mse": ("mini-POSE, MSE (rad^2)", 4, False),
     "mini_fid": ("mini-FID", 4, False),
     "mini_kid": ("mini-KID", 4, False),
-}
+} | {name: (*column, name in MORE_OF_FACES_IS_BETTER) for name, column in FACE_METRICS.items()}
 SET_METRICS = {"fid": perceptual.frechet_distance, "kid": perceptual.kernel_distance}
 PAPER_COLUMN = {"lpips_alex": "lpips", "lpips_vgg": "lpips", "ssim": "ssim", "dists": "dists", "id_reference": "id",
                 "id_truth": "id", "fid": "fid", "pose_mse": "pose", "pose_norm": "pose"}  # fmt: skip
@@ -57,9 +59,16 @@ class Judges:
             pictures [N, 3, 112, 112] in [-1, 1] -> embeddings [N, D]; pictures [N, 3, 224, 224] in [0, 1] -> pitch,
             yaw, roll [N, 3] in radians. A row that is not finite says "no face found".
         miniature: a weights folder with the judges of the miniature, or None.
+        faces: dlib's networks, or None.
     """
 
-    def __init__(self, files: dict[str, Path], miniature: Path | None = None, device: str = "cpu"):
+    def __init__(
+        self,
+        files: dict[str, Path],
+        miniature: Path | None = None,
+        device: str = "cpu",
+        faces: FaceJudge | None = None,
+    ):
         self.device, self.sha256 = device, {name: _sha256(path) for name, path in files.items()}
         self.networks: dict[str, nn.Module] = {}
         if "alexnet" in files:
@@ -77,6 +86,9 @@ class Judges:
             self.networks["autoencoder"] = load_network(autoencoder, expect="autoencoder")[0]
             self.networks["regressor"] = load_pose_regressor(regressor)
             self.sha256 |= {f"mini_{path.stem}": _sha256(path) for path in (autoencoder, regressor)}
+        self.faces = faces
+        if faces:
+            self.sha256 |= {f"dlib_{name}": value for name, value in faces.sha256.items()}
         self.networks = {name: network.to(device) for name, network in self.networks.items()}
 
     @torch.inference_mode()
@@ -131,6 +143,13 @@ class Judges:
         pairs = zip(yaw_pitch(made), yaw_pitch(real), strict=True)
         squares = torch.stack([torch.deg2rad(a - b).square() for a, b in pairs])
         return {"mini_pose": angle_between(made, real), "mini_pose_mse": squares.mean(0)}
+
+    def face_embeddings(self, generated: Tensor, truth: Tensor, reference: Tensor) -> dict | None:
+        """What `evaluation.faces.face_metrics` takes of one person; None without the judge."""
+        if self.faces is None:
+            return None
+        rows = {"generated": self.faces.embeddings(generated), "ground_truth": self.faces.embeddings(truth)}
+        return {"reference": self.faces.embeddings(reference)[0], "rows": rows}
 
     @torch.inference_mode()
     def features(self, pictures: Tensor) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from training.data import DataError
 
 from .bootstrap import Interval, bootstrap_mean
 from .command import run_command
+from .faces import FACE_METRICS, INSTALL, OTHERS, add_faces_option, face_metrics, load_face_judge
 from .journal import write_json
 from .judges import COLUMNS, PAPER_COLUMN, SET_METRICS, Judges
 from .paper_figures import rows_for
@@ -40,6 +41,7 @@ FILES = {
     "pose": "TorchScript head angles: [N, 3, 224, 224] in [0, 1] -> pitch, yaw, roll in radians: POSE",
 }
 PAGE_SIDE = 128
+BASELINES = {"ground_truth": "dlib: the true views", OTHERS: "dlib: true views of other people"}
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Measured:
     identities: int = 0
     mask: str = "none"
     intervals: dict[str, Interval] = field(default_factory=dict)
+    baselines: dict[str, dict[str, Interval]] = field(default_factory=dict)  # by row: what gives dlib's figures meaning
 
     @property
     def title(self) -> str:
@@ -92,11 +95,14 @@ def measure(folder: Path, size: int, background: str, judges: Judges) -> Measure
     result = Measured(str(folder), header["task"], header["reference"], size, background)
     columns: dict[str, list[float]] = {}
     sets: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    people: list[dict] = []
     bar = tqdm(all_views(folder), total=len(identities(folder)), desc=result.title, unit="id")
     for views in bar:
         generated, truth, reference = prepare(views, size, background)
         for name, values in judges.per_view(generated, truth, reference).items():
             columns.setdefault(name, []).append(values.nanmean().item())
+        if (faces := judges.face_embeddings(generated, truth, reference)) is not None:
+            people.append(faces)
         made, real = judges.features(generated), judges.features(truth)
         for prefix in made:
             lists = sets.setdefault(prefix, ([], []))
@@ -108,6 +114,10 @@ def measure(folder: Path, size: int, background: str, judges: Judges) -> Measure
         if background == "without":
             result.mask = "truth's for both" if views.generated_mask is None else "each its own"
     result.intervals = {name: bootstrap_mean(values) for name, values in columns.items()}
+    if people:
+        found = face_metrics(people)
+        result.intervals |= _face_intervals(found, "generated")
+        result.baselines = {title: _face_intervals(found, row) for row, title in BASELINES.items()}
     for prefix, (real, made) in sets.items():
         for name, distance in SET_METRICS.items():
             value = distance(torch.cat(real), torch.cat(made))
@@ -115,10 +125,18 @@ def measure(folder: Path, size: int, background: str, judges: Judges) -> Measure
     return result
 
 
+def _face_intervals(found: list[dict], row: str) -> dict[str, Interval]:
+    """Over people, of the metrics that exist."""
+    intervals = {name: bootstrap_mean([metrics[row][name] for metrics in found]) for name in FACE_METRICS}
+    return {name: interval for name, interval in intervals.items() if interval.count}
+
+
 def table(result: Measured) -> str:
     """Ours and the paper's rows of the same setting, as Markdown under a heading."""
     names = [name for name in COLUMNS if name in result.intervals]
     rows = [["**measured here**", *(_cell(result, name) for name in names)]]
+    for title, intervals in result.baselines.items():
+        rows.append([title, *(cell(intervals[n], COLUMNS[n][1]) if n in intervals else "" for n in names)])
     for row in rows_for(result.task, result.size, result.background, result.reference):
         numbers = [row.numbers.get(PAPER_COLUMN.get(name, ""), "") for name in names]
         rows.append([f"Table {row.table}, {row.data}: {row.method}", *(str(n) for n in numbers)])
@@ -141,6 +159,8 @@ def _cell(result: Measured, name: str) -> str:
 def document(results: list[Measured], judges: Judges) -> str:
     """The whole Markdown page."""
     missing = [f"--{name} ({FILES[name]})" for name in FILES if name not in judges.sha256]
+    if judges.faces is None:
+        missing.append(f"dlib's networks ({INSTALL})")
     parts = [
         "# Beside the paper's tables",
         "Mean [95 % bootstrap interval over identities]. The paper's figures are for its own data and weights: "
@@ -170,12 +190,16 @@ def save_pages(folders: list[Path], count: int, out: Path) -> None:
         stack_pages(pages, out)
 
 
+def _as_dicts(intervals: dict[str, Interval]) -> dict[str, dict]:
+    return {name: interval._asdict() for name, interval in intervals.items()}
+
+
 def run(options: argparse.Namespace) -> list[Measured]:
     """Measure every setting; write paper.json, paper.md, plots.png and pictures.png into --out."""
     files = {name: path for name in FILES if (path := getattr(options, name))}
     for folder in options.views:
         read_header(folder)  # before any network is loaded
-    judges = Judges(files, options.miniature, options.device)
+    judges = Judges(files, options.miniature, options.device, load_face_judge(options.faces))
     settings = [(f, s, b) for f in options.views for s in options.sizes for b in options.backgrounds]
     results = [measure(*setting, judges) for setting in settings]
     text = document(results, judges)
@@ -183,7 +207,9 @@ def run(options: argparse.Namespace) -> list[Measured]:
     out = options.out
     write_text(out / "paper.md", text)
     found = [
-        asdict(r) | {"intervals": {name: i._asdict() for name, i in r.intervals.items()}, "views": read_header(folder)}
+        asdict(r)
+        | {"intervals": _as_dicts(r.intervals), "views": read_header(folder)}
+        | {"baselines": {title: _as_dicts(intervals) for title, intervals in r.baselines.items()}}
         for (folder, _, _), r in zip(settings, results, strict=True)
     ]
     write_json(out / "paper.json", {"backbones_sha256": judges.sha256, "settings": found})
@@ -203,6 +229,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
     parser.add_argument("--miniature", type=Path, help="weights folder whose networks judge, too, under names with "
         "'mini'; without any backbone: weights/miniature")
+    add_faces_option(parser)
     parser.add_argument("--pictures", type=int, default=4, help="identities of every folder in pictures.png")
     parser.add_argument("--device", default="cpu", help="where the backbones run")
     options = parser.parse_args(arguments)

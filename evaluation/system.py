@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from diffportrait3d.cameras import camera_angles
 from diffportrait3d.checkpoints import load_network, network_files
+from diffportrait3d.choices import check_choice
 from diffportrait3d.denoiser import Denoiser
-from diffportrait3d.diffusion import Schedule, ddim_sample, start_noise, view_noise
+from diffportrait3d.diffusion import Schedule, ddim_sample, dpmpp_2m_sample, start_noise, view_noise
 from diffportrait3d.networks import ReferenceEncoder
 
 from .alignment import unaligned
-from .arms import Arm
+from .arms import SOLVERS, Arm, Sampling
 from .subjects import Subject
 
 NETWORKS = ("unet", "reference_encoder", "view_controlnet", "view_consistency", "autoencoder", "novel_view")
@@ -56,6 +58,12 @@ class Miniature:
             self.hashes[prefix + file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
         return network.to(self.device), metadata
 
+    def hashes_for(self, arm: Arm) -> dict[str, str]:
+        """sha256 of the files that the views of an arm depend on: not those of other view-consistency modules."""
+        unused = self.view_consistency.keys() - {"trained", "none", arm.view_consistency}
+        prefixes = tuple(f"{name} " for name in unused)
+        return {file: value for file, value in self.hashes.items() if not file.startswith(prefixes)}
+
     @cached_property
     def untrained_encoder(self) -> ReferenceEncoder:
         """F_ref as its training finds it: a copy of F (section 4.3)."""
@@ -93,30 +101,35 @@ class Miniature:
         return self.decode(self.encode(images))
 
     @torch.inference_mode()
-    def generate(
-        self, arm: Arm, subject: Subject, proxies: Tensor, seed: int, steps: int, scale: float, eta: float
-    ) -> Tensor:
+    def generate(self, arm: Arm, subject: Subject, proxies: Tensor, seed: int, sampling: Sampling) -> Tensor:
         """All target views at once, [V, 3, H, W] in [0, 1]. Arms with equal seeds share every drop of noise.
 
-        proxies: S's views from `proxies`, the same for every arm. scale: used by arms without their own.
+        proxies: S's views from `proxies`, the same for every arm. sampling: the command's, which arms may change.
         """
-        count = len(subject.labels)
+        count, sampling = len(subject.labels), arm.sampling(sampling)
         denoiser, reference = self.denoiser(arm), self._reference(arm, subject, seed)
         order = camera_angles(subject.labels).yaw.argsort() if arm.in_order else torch.arange(count)
         back, hint = order.argsort(), _condition(arm, subject)
         hint = None if hint is None else (hint[order] * 2 - 1).to(self.device)
         context = torch.zeros(count, 1, self.unet.config.context_dim, device=self.device)
-        guidance = scale if arm.guidance is None else arm.guidance
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            return denoiser.guided(x[order], t, context, reference, hint, num_views=count, scale=guidance)[back]
+            return denoiser.guided(
+                x[order], t, context, reference, hint, num_views=count, scale=sampling.guidance
+            )[back]
+
+        return self.decode(self._sample(eps, self._start(arm, subject, proxies, seed), seed, sampling))
+
+    def _sample(self, eps: Callable[[Tensor, Tensor], Tensor], start: Tensor, seed: int, sampling: Sampling) -> Tensor:
+        """Latents without noise, [V, 4, h, w]."""
+        check_choice("solver", sampling.solver, SOLVERS)
+        if sampling.solver == "dpmpp_2m":
+            return dpmpp_2m_sample(eps, start, self.schedule, sampling.steps)
 
         def fresh(step: int, x: Tensor) -> Tensor:
-            return view_noise(seed, range(count), x.shape[1:], stream=step + 1).to(x)
+            return view_noise(seed, range(len(x)), x.shape[1:], stream=step + 1).to(x)
 
-        start = self._start(arm, subject, proxies, seed)
-        steps = max(1, round(steps * arm.steps_factor))
-        return self.decode(ddim_sample(eps, start, self.schedule, steps, eta, step_noise=fresh))
+        return ddim_sample(eps, start, self.schedule, sampling.steps, sampling.eta, step_noise=fresh)
 
     def _reference(self, arm: Arm, subject: Subject, seed: int) -> Tensor | None:
         """What F_ref reads, [R, 4, h, w]."""

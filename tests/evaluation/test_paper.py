@@ -51,7 +51,7 @@ def files(tmp_path_factory):
 
 def test_measures_and_reports(views, weights, files, tmp_path, capsys):
     more = ["--sizes", "64", "256", "--backgrounds", "with", "without", "--miniature", str(weights), *files]
-    assert paper.main([str(views), "--out", str(tmp_path), *more]) == 0
+    assert paper.main([str(views), "--out", str(tmp_path), "--no-faces", *more]) == 0
     found = json.loads((tmp_path / "paper.json").read_text())
     assert set(found["backbones_sha256"]) == {"identity", "pose", "mini_autoencoder", "mini_pose_regressor"}
     assert all(len(value) == 64 for value in found["backbones_sha256"].values())

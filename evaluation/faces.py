@@ -1,0 +1,227 @@
+"""A judge from outside: is there a face, and whose is it? By dlib's networks, which never saw this project's pictures.
+
+The packages dlib-bin and face-recognition-models bring everything (the extra `faces`): a detector, 5 landmarks and a
+face embedding of 128 numbers. This is dlib, NOT ArcFace: its figures cannot be set beside those of papers. Cosines of
+different people are high (the embeddings share a large mean), so that they mean something only beside their baselines:
+true views of the same person, other people, and the rank of the right person among all. The package's 68 landmarks,
+which are not free for commercial use, are never opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffportrait3d.files import write_atomically
+
+from .metrics import viewing_directions, yaw_pitch
+
+INSTALL = "pip install dlib-bin face-recognition-models"
+FILES = {
+    "detector": "mmod_human_face_detector.dat",
+    "landmarks": "shape_predictor_5_face_landmarks.dat",
+    "embedding": "dlib_face_recognition_resnet_model_v1.dat",
+}
+SIDE = 256  # pixels that every picture is judged at: the detector wants faces of 80, and sizes stay comparable
+NUMBERS = 128  # of an embedding
+NEAR_YAW = 60.0  # degrees
+
+# name -> (column title, digits)
+FACE_METRICS = {
+    "dlib_found": ("faces found (dlib)", 3),
+    "dlib_found_near": (f"found to {NEAR_YAW:.0f} deg of yaw (dlib)", 3),
+    "dlib_id_reference": ("ID, reference (dlib cosine)", 3),
+    "dlib_id_truth": ("ID, truth (dlib cosine)", 3),
+    "dlib_distance_reference": ("distance to reference (dlib)", 3),
+    "dlib_distance_truth": ("distance to truth (dlib)", 3),
+    "dlib_first": ("right person first (dlib)", 3),
+    "dlib_rank": ("rank of the right person (dlib)", 2),
+}
+MORE_IS_BETTER = {"dlib_found", "dlib_found_near", "dlib_id_reference", "dlib_id_truth", "dlib_first"}
+OTHERS = "other_people"  # a row: the true views of everybody else
+
+
+class FacesMissing(ValueError):
+    """The packages are not installed; the message says how to get them."""
+
+
+def model_folder() -> Path | None:
+    """Where face-recognition-models keeps its files; None without it or without dlib.
+
+    The package is not imported: its code needs pkg_resources, which setuptools no longer has.
+    """
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or importlib.util.find_spec("dlib") is None:
+        return None
+    return Path(spec.submodule_search_locations[0]) / "models"
+
+
+class FaceJudge:
+    """Detector, landmarks and embedding, on the CPU.
+
+    Args:
+        cache: folder in which embeddings are kept by the pictures they are of; None keeps none.
+
+    Raises FacesMissing.
+    """
+
+    def __init__(self, cache: Path | None = None):
+        folder = model_folder()
+        if folder is None:
+            raise FacesMissing(f"Faces are judged by packages that are not installed: {INSTALL}.")
+        import dlib
+
+        paths = {name: str(folder / file) for name, file in FILES.items()}
+        self.sha256 = {name: _sha256(path) for name, path in paths.items()}
+        self.detector = dlib.cnn_face_detection_model_v1(paths["detector"])
+        self.landmarks = dlib.shape_predictor(paths["landmarks"])
+        self.network = dlib.face_recognition_model_v1(paths["embedding"])
+        self.cache = cache
+
+    def embeddings(self, images: Tensor) -> np.ndarray:
+        """Pictures [N, 3, H, W] in [0, 1] -> float32 [N, 128]; a row of NaN where no face is found."""
+        pixels = _pixels(images)
+        if self.cache is None:
+            return self._judge(pixels)
+        digest = hashlib.sha256(repr((pixels.shape, sorted(self.sha256.items()))).encode())
+        digest.update(pixels.tobytes())
+        path = self.cache / f"{digest.hexdigest()[:32]}.npy"
+        try:
+            return np.load(path)
+        except (OSError, ValueError, EOFError):  # not there, or not whole
+            found = self._judge(pixels)
+            write_atomically(path, lambda file: np.save(file, found), durable=False)
+            return found
+
+    def _judge(self, pixels: np.ndarray) -> np.ndarray:
+        return np.stack([self._embedding(image) for image in pixels])
+
+    def _embedding(self, image: np.ndarray) -> np.ndarray:
+        """Of the face that the detector is surest of, [128]."""
+        faces = self.detector(image, 0)
+        if not faces:
+            return np.full(NUMBERS, np.nan, dtype=np.float32)
+        face = max(faces, key=lambda found: found.confidence)
+        numbers = self.network.compute_face_descriptor(image, self.landmarks(image, face.rect))
+        return np.asarray(numbers, dtype=np.float32)
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """uint8 [N, SIDE, SIDE, 3]."""
+    if images.shape[-1] != SIDE or images.shape[-2] != SIDE:
+        images = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@lru_cache
+def _sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def load_face_judge(wanted: bool | None, cache: Path | None = None) -> FaceJudge | None:
+    """The judge; if it is not `wanted` (False), or not installed and nobody insists (None), None."""
+    if wanted is False or (wanted is None and model_folder() is None):
+        return None
+    return FaceJudge(cache)
+
+
+def add_faces_option(parser: argparse.ArgumentParser) -> None:
+    """--faces and --no-faces."""
+    parser.add_argument(
+        "--faces",
+        action=argparse.BooleanOptionalAction,
+        help=f"judge faces by dlib's networks, on the CPU ({INSTALL}); default: if they are installed",
+    )
+
+
+def pack(embeddings: np.ndarray) -> str:
+    """float32 [N, 128] as text, exact and shorter than its numbers."""
+    return base64.b64encode(np.ascontiguousarray(embeddings, dtype="<f4").tobytes()).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+    """What `pack` was given."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f4").reshape(-1, NUMBERS)
+
+
+def view_yaws(labels: Tensor) -> list[float]:
+    """Degrees of yaw of cameras [V, 25]."""
+    return yaw_pitch(viewing_directions(labels))[0].tolist()
+
+
+def face_metrics(people: list[dict]) -> list[dict[str, dict[str, float]]]:
+    """FACE_METRICS of every row of every person, means over views; NaN where a metric does not exist.
+
+    people: one dict per person: "reference" embedding [128], "yaws" [V] of the views (absent: not known) and "rows":
+    embeddings [V, 128] by row, of which "ground_truth" holds the true views. NaN rows of an embedding: no face.
+
+    ID and distance count views in which a face is found, to the portrait and to the true view at the same camera. The
+    rank is that of the person's portrait among the portraits of all people, the nearest first; 1 is right. The row
+    OTHERS has the true views of all other people against this one's portrait and true views.
+    """
+    gallery = np.stack([person["reference"] for person in people])  # [P, 128]
+    return [
+        {row: _row_metrics(row, found, people[k], k, gallery) for row, found in people[k]["rows"].items()}
+        | {OTHERS: _others(k, people)}
+        for k in range(len(people))
+    ]
+
+
+def _row_metrics(row: str, found: np.ndarray, person: dict, own: int, gallery: np.ndarray) -> dict[str, float]:
+    faces = ~np.isnan(found).any(-1)  # [V]
+    truth, nothing = person["rows"]["ground_truth"], float("nan")
+    near = np.abs(person["yaws"]) <= NEAR_YAW if "yaws" in person else np.zeros(len(faces), dtype=bool)
+    distances = _distances(found, gallery)  # [V, P]
+    ranks = 1 + (distances < distances[:, own : own + 1]).sum(1)  # [V]
+    ranked = faces & ~np.isnan(gallery[own]).any()
+    known = row != "ground_truth"  # the truth is the same as itself
+    return {
+        "dlib_found": float(faces.mean()),
+        "dlib_found_near": float(faces[near].mean()) if near.any() else nothing,
+        "dlib_id_reference": _mean(_cosines(found, gallery[own : own + 1])),
+        "dlib_id_truth": _mean(_cosines(found, truth, paired=True)) if known else nothing,
+        "dlib_distance_reference": _mean(distances[:, own]),
+        "dlib_distance_truth": _mean(np.linalg.norm(found - truth, axis=-1)) if known else nothing,
+        "dlib_first": float((ranks == 1)[ranked].mean()) if ranked.any() else nothing,
+        "dlib_rank": float(ranks[ranked].mean()) if ranked.any() else nothing,
+    }
+
+
+def _others(own: int, people: list[dict]) -> dict[str, float]:
+    """The true views of everybody but one against that one; NaN if there is nobody else."""
+    values = dict.fromkeys(FACE_METRICS, float("nan"))
+    if len(people) > 1:
+        others = np.concatenate([p["rows"]["ground_truth"] for k, p in enumerate(people) if k != own])
+        portrait, truth = people[own]["reference"][None], people[own]["rows"]["ground_truth"]
+        values |= {
+            "dlib_id_reference": _mean(_cosines(others, portrait)),
+            "dlib_id_truth": _mean(_cosines(others, truth)),
+            "dlib_distance_reference": _mean(_distances(others, portrait)),
+            "dlib_distance_truth": _mean(_distances(others, truth)),
+        }
+    return values
+
+
+def _cosines(first: np.ndarray, second: np.ndarray, paired: bool = False) -> np.ndarray:
+    """[N, 128] and [M, 128] -> [N, M], or [N] of the pairs."""
+    first, second = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (first, second))
+    return (first * second).sum(-1) if paired else first @ second.T
+
+
+def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[N, 128] and [M, 128] -> [N, M], Euclidean; dlib's authors take 0.6 for the border of one person."""
+    return np.linalg.norm(first[:, None] - second[None], axis=-1)
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")

@@ -1,0 +1,147 @@
+"""Views are generated once: by whom they are shared, what makes other ones, what an interruption leaves."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from evaluation import ablations, miniature
+from evaluation.arms import ABLATION_ARMS, ARMS, Sampling
+from evaluation.subjects import held_out_subjects
+from evaluation.system import Miniature
+from evaluation.view_store import SubjectViews, ViewStore
+
+
+@pytest.fixture(scope="module")
+def system(weights):
+    return Miniature(weights)
+
+
+@pytest.fixture
+def subject(ball_dataset):
+    return next(held_out_subjects(ball_dataset, 1, 2, references=2))
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """Titles of the arms that were generated, in order."""
+    titles, generate = [], Miniature.generate
+
+    def counting(self, arm, *rest):
+        titles.append(arm.title)
+        return generate(self, arm, *rest)
+
+    monkeypatch.setattr(Miniature, "generate", counting)
+    return titles
+
+
+def command(weights, data, folder, name, *more):
+    paths = ["--weights", str(weights), "--data", str(data), "--out", str(folder / name), "--store", str(folder)]
+    return [*paths, "--identities", "1", "--views", "2", "--steps", "1", "--pictures", "0", "--no-faces", *more]
+
+
+def test_commands_share_views_of_the_same_arm(weights, ball_dataset, tmp_path, generated):
+    arms = ["--arms", "no_reference", "random_noise"]
+    ablations.main(command(weights, ball_dataset, tmp_path, "a.json", *arms))
+    assert sorted(generated) == sorted(ABLATION_ARMS[name].title for name in ("full", "no_reference", "random_noise"))
+    del generated[:]
+    miniature.main(command(weights, ball_dataset, tmp_path, "b.json"))
+    assert sorted(generated) == sorted(ARMS[name].title for name in ("no_camera", "no_view_consistency"))
+    del generated[:]
+    miniature.main(command(weights, ball_dataset, tmp_path, "c.json"))  # measured anew, nothing generated
+    assert not generated
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("b.json", "c.json"))
+    assert first["summary"] == second["summary"] and first["seconds_per_identity"] == second["seconds_per_identity"]
+
+
+def test_an_interrupted_person_keeps_its_finished_arms(weights, ball_dataset, tmp_path, monkeypatch):
+    titles, generate = [], Miniature.generate
+
+    def two_arms_and_then_stop(self, arm, *rest):
+        if len(titles) == 2:
+            raise KeyboardInterrupt
+        titles.append(arm.title)
+        return generate(self, arm, *rest)
+
+    arguments = command(weights, ball_dataset, tmp_path, "a.json")
+    monkeypatch.setattr(Miniature, "generate", two_arms_and_then_stop)
+    assert miniature.main(arguments) == 130
+    before = list(titles)
+
+    def the_rest(self, arm, *rest):
+        titles.append(arm.title)
+        return generate(self, arm, *rest)
+
+    monkeypatch.setattr(Miniature, "generate", the_rest)
+    miniature.main(arguments)
+    assert titles[:2] == before and sorted(titles) == sorted(arm.title for arm in ARMS.values())  # each of them once
+
+
+def test_stored_views_are_what_is_read_again(system, subject, tmp_path, generated):
+    store = ViewStore(tmp_path, system, Sampling(steps=1))
+    made = SubjectViews(store, subject, 0).arm(ARMS["full"])
+    again = SubjectViews(store, subject, 0).arm(ARMS["full"])
+    assert len(generated) == 1 and torch.equal(made.images, again.images) and made.seconds == again.seconds > 0
+    exact = system.generate(ARMS["full"], subject, system.proxies(subject), 0, store.sampling)
+    assert made.images.shape == (2, 3, 64, 64)
+    assert 0 < (made.images - exact).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(made.images, (exact * 255).round() / 255)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n\x1a\n", None], ids=["empty", "cut off", "half of it"])
+def test_a_damaged_file_is_made_again(system, subject, tmp_path, generated, damage):
+    store = ViewStore(tmp_path, system, Sampling(steps=1))
+    made = SubjectViews(store, subject, 0).arm(ARMS["full"])
+    (path,) = tmp_path.rglob("*.png")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    again = SubjectViews(store, subject, 0).arm(ARMS["full"])
+    assert len(generated) == 2 and torch.equal(made.images, again.images)
+    assert [p.name for p in tmp_path.rglob("*.png")] == [path.name]
+
+
+CHANGES = {
+    "steps": (Sampling(steps=2), ARMS["full"], 0),
+    "solver": (Sampling("ddim", 1), ARMS["full"], 0),
+    "guidance": (Sampling(steps=1, guidance=2.0), ARMS["full"], 0),
+    "seed": (Sampling(steps=1), ARMS["full"], 1),
+    "arm": (Sampling(steps=1), ARMS["no_camera"], 0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_conditions_make_other_views(system, subject, tmp_path, generated, change):
+    SubjectViews(ViewStore(tmp_path, system, Sampling(steps=1)), subject, 0).arm(ARMS["full"])
+    sampling, arm, seed = CHANGES[change]
+    SubjectViews(ViewStore(tmp_path, system, sampling), subject, seed).arm(arm)
+    assert len(generated) == 2
+
+
+@pytest.mark.parametrize("given", ["reference", "conditions", "labels", "reference_label"])
+def test_other_inputs_make_other_views(system, subject, tmp_path, generated, given):
+    store = ViewStore(tmp_path, system, Sampling(steps=1))
+    SubjectViews(store, subject, 0).arm(ARMS["full"])
+    setattr(subject, given, getattr(subject, given) * 0.99)
+    SubjectViews(store, subject, 0).arm(ARMS["full"])
+    assert len(generated) == 2
+
+
+def test_what_the_networks_do_not_see_is_shared(system, subject, tmp_path, generated):
+    """Titles, an arm that says what the command says, the eta of a solver that has none, pictures nobody reads."""
+    store = ViewStore(tmp_path, system, Sampling(steps=1, guidance=2.0))
+    SubjectViews(store, subject, 0).arm(ARMS["full"])
+    SubjectViews(ViewStore(tmp_path, system, Sampling(steps=1, eta=0.9)), subject, 0).arm(ABLATION_ARMS["guidance_2"])
+    subject.images = 1 - subject.images  # the truth: only judged by
+    subject.reference[1] = 0  # the second portrait of an arm that reads one
+    SubjectViews(store, subject, 0).arm(replace(ARMS["full"], title="another name"))
+    assert len(generated) == 1
+
+
+def test_the_folder_says_what_made_its_views(system, subject, tmp_path):
+    SubjectViews(ViewStore(tmp_path, system, Sampling("ddim", 1, eta=0.25)), subject, 0).arm(ARMS["no_camera"])
+    (path,) = tmp_path.rglob("conditions.json")
+    facts = json.loads(path.read_text())
+    assert path.parent.name.startswith("ddim-1-") and facts["arm"]["condition"] == "none"
+    assert facts["sampling"] == {"solver": "ddim", "steps": 1, "guidance": 3.0, "eta": 0.25}
+    assert len(facts["weights_sha256"]) == 6 and facts["views"] == 2
