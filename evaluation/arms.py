@@ -18,23 +18,31 @@ class Sampling:
         steps: evaluations of the networks.
         guidance: scale over appearance and camera together; 1 is none.
         eta: DDIM's noise per step; DPM++ 2M adds none.
+        guided: the timesteps, from the first to before the second, at which guidance acts.
     """
 
     solver: str = "dpmpp_2m"
     steps: int = 8
     guidance: float = 3.0
     eta: float = 0.5
+    guided: tuple[int, int] = (0, 1000)
 
     def facts(self) -> dict:
-        """What the views depend on: without an eta that the solver does not have."""
+        """What the views depend on: without an eta that the solver does not have, or a limit that is none."""
         facts = asdict(self)
         if self.solver != "ddim":
             del facts["eta"]
+        if self.guided == Sampling.guided:
+            del facts["guided"]
         return facts
 
     def __str__(self) -> str:
         eta = f", eta {self.eta}" if self.solver == "ddim" else ""
         return f"{self.steps} steps of {self.solver}{eta}, guidance {self.guidance}"
+
+
+SAMPLING_FIELDS = ("guidance", "eta", "guided", "solver")  # of an arm that a sampling has, too
+NOT_INPUTS = ("title", "steps_factor", *SAMPLING_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,9 @@ class Arm:
         start: what is diffused to the terminal step for the start noise: S's "proxy" views, the "reference" in every
             view (the release's fallback), the "truth" (the best there could be); or pure noise, "random" in every
             view or the "shared" one.
+        strength: what S's views are multiplied by before they are diffused.
         steps_factor: of the command's number of steps.
-        guidance: None takes the command's.
+        guidance, eta, guided, solver: None takes the command's.
     """
 
     title: str
@@ -68,13 +77,23 @@ class Arm:
     view_consistency: str = "trained"
     in_order: bool = False
     start: str = "proxy"
+    strength: float = 1.0
     steps_factor: float = 1.0
     guidance: float | None = None
+    eta: float | None = None
+    guided: tuple[int, int] | None = None
+    solver: str | None = None
 
     def sampling(self, command: Sampling) -> Sampling:
         """The command's, with what this arm changes about it."""
-        guidance = command.guidance if self.guidance is None else self.guidance
-        return replace(command, steps=max(1, round(command.steps * self.steps_factor)), guidance=guidance)
+        own = {name: getattr(self, name) for name in SAMPLING_FIELDS}
+        own = {name: value for name, value in own.items() if value is not None}
+        return replace(command, steps=max(1, round(command.steps * self.steps_factor)), **own)
+
+    def changes(self) -> dict:
+        """What is not as in the full system, but for title and sampling: a field that is added later changes none."""
+        here, full = asdict(self), asdict(Arm(""))
+        return {name: value for name, value in here.items() if name not in NOT_INPUTS and value != full[name]}
 
 
 # "No reference" and "no camera" keep S's start noise, which carries a trace of both: one part is removed at a time.

@@ -114,9 +114,9 @@ class Miniature:
         context = torch.zeros(count, 1, self.unet.config.context_dim, device=self.device)
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            return denoiser.guided(
-                x[order], t, context, reference, hint, num_views=count, scale=sampling.guidance
-            )[back]
+            first, end = sampling.guided
+            scale = sampling.guidance if first <= t[0] < end else 1.0
+            return denoiser.guided(x[order], t, context, reference, hint, num_views=count, scale=scale)[back]
 
         return self.decode(self._sample(eps, self._start(arm, subject, proxies, seed), seed, sampling))
 
@@ -150,7 +150,7 @@ class Miniature:
         latents = self.encode(pictures.get(arm.start, proxies))
         indices = [0] * count if arm.start == "shared" else range(count)
         noise = view_noise(seed, indices, latents.shape[1:]).to(latents)
-        return start_noise(latents, noise, self.schedule) if arm.start in pictures else noise
+        return start_noise(arm.strength * latents, noise, self.schedule) if arm.start in pictures else noise
 
 
 def _condition(arm: Arm, subject: Subject) -> Tensor | None:

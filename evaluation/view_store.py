@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -52,9 +52,6 @@ class ViewStore:
     def arm_conditions(self, arm: Arm, views: int) -> dict:
         """Everything, besides a person's inputs, that the views of an arm depend on."""
         system, sampling = self.system, arm.sampling(self.sampling)
-        facts = asdict(arm)
-        for name in ("title", "steps_factor", "guidance"):  # the sampling says what becomes of them
-            del facts[name]
         return {
             "version": VERSION,
             "weights_sha256": system.hashes_for(arm),
@@ -62,7 +59,7 @@ class ViewStore:
             "linear_end": system.linear_end,
             "reference_timestep": system.reference_timestep,
             "views": views,
-            "arm": facts,
+            "arm": arm.changes(),
             "sampling": sampling.facts(),
         }
 

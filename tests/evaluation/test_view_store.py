@@ -107,6 +107,9 @@ CHANGES = {
     "guidance": (Sampling(steps=1, guidance=2.0), ARMS["full"], 0),
     "seed": (Sampling(steps=1), ARMS["full"], 1),
     "arm": (Sampling(steps=1), ARMS["no_camera"], 0),
+    "guided": (Sampling(steps=1, guided=(0, 500)), ARMS["full"], 0),
+    "strength": (Sampling(steps=1), replace(ARMS["full"], strength=0.5), 0),
+    "an arm's own solver": (Sampling(steps=1), replace(ARMS["full"], solver="ddim"), 0),
 }
 
 
@@ -135,6 +138,7 @@ def test_what_the_networks_do_not_see_is_shared(system, subject, tmp_path, gener
     subject.images = 1 - subject.images  # the truth: only judged by
     subject.reference[1] = 0  # the second portrait of an arm that reads one
     SubjectViews(store, subject, 0).arm(replace(ARMS["full"], title="another name"))
+    SubjectViews(store, subject, 0).arm(replace(ARMS["full"], guided=(0, 1000), solver="dpmpp_2m"))
     assert len(generated) == 1
 
 
@@ -142,6 +146,19 @@ def test_the_folder_says_what_made_its_views(system, subject, tmp_path):
     SubjectViews(ViewStore(tmp_path, system, Sampling("ddim", 1, eta=0.25)), subject, 0).arm(ARMS["no_camera"])
     (path,) = tmp_path.rglob("conditions.json")
     facts = json.loads(path.read_text())
-    assert path.parent.name.startswith("ddim-1-") and facts["arm"]["condition"] == "none"
+    assert path.parent.name.startswith("ddim-1-") and facts["arm"] == {"condition": "none"}
     assert facts["sampling"] == {"solver": "ddim", "steps": 1, "guidance": 3.0, "eta": 0.25}
     assert len(facts["weights_sha256"]) == 6 and facts["views"] == 2
+
+
+def test_guidance_in_part_of_the_steps(system, subject):
+    """Outside of the timesteps of `guided` a view is made as with guidance 1; S's strength changes the start."""
+    proxies = system.proxies(subject)
+
+    def views(**changes):
+        return system.generate(replace(ARMS["full"], **changes), subject, proxies, 0, Sampling(steps=2))
+
+    full, none = views(), views(guidance=1.0)  # at timesteps 999 and 499
+    assert torch.equal(views(guided=(0, 1000)), full) and torch.equal(views(guided=(0, 499)), none)
+    early, late = views(guided=(500, 1000)), views(guided=(0, 500))
+    assert len({tuple(images.flatten().tolist()) for images in (full, none, early, late, views(strength=0.5))}) == 5
