@@ -90,13 +90,15 @@ class Denoiser(nn.Module):
         x: Tensor,
         t: Tensor,
         context: Tensor,
-        reference_latents: Tensor | None,
+        bank: Sequence[Tensor] | None,
         hint: Tensor | None,
         num_views: int | None = None,
         scale: float = 3.0,
     ) -> Tensor:
-        """Classifier-free guidance over appearance and camera together (scale 3 in the paper); eps [N, 4, h, w]."""
-        bank = None if reference_latents is None else self.bank(reference_latents, t, context)
+        """Classifier-free guidance over appearance and camera together (scale 3 in the paper); eps [N, 4, h, w].
+
+        bank: of `bank`, at the same timestep.
+        """
         conditional = self.conditional(x, t, context, bank, hint, num_views)
         if scale == 1.0:
             return conditional

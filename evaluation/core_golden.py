@@ -57,7 +57,7 @@ def single_passes(golden: Golden, denoiser: Denoiser) -> dict[str, Tensor]:
         "eps_full": denoiser.conditional(x, t, context, bank, hint, NUM_VIEWS),
         "eps_full_2ref": denoiser.conditional(x, t, context, bank2, hint, NUM_VIEWS),
         "eps_uncond": denoiser.unconditional(x, t, context, NUM_VIEWS),
-        "eps_cfg3": denoiser.guided(x, t, context, inputs["ref_latent"], hint, NUM_VIEWS, scale=3.0),
+        "eps_cfg3": denoiser.guided(x, t, context, bank, hint, NUM_VIEWS, scale=3.0),
     }
 
 
@@ -66,7 +66,8 @@ def trajectories(golden: Golden, denoiser: Denoiser) -> dict[str, Tensor]:
     inputs, schedule, outputs = golden.inputs, Schedule(), {}
 
     def eps(x: Tensor, t: Tensor) -> Tensor:
-        return denoiser.guided(x, t, golden.context, inputs["ref_latent"], inputs["hint"], NUM_VIEWS, scale=3.0)
+        bank = denoiser.bank(inputs["ref_latent"], t, golden.context)
+        return denoiser.guided(x, t, golden.context, bank, inputs["hint"], NUM_VIEWS, scale=3.0)
 
     for name, eta in (("ddim_eta0", 0.0), ("ddim_eta05", 0.5)):
         start = start_noise(inputs["proxy_latent"], inputs["q_noise"], schedule)

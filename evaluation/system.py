@@ -116,7 +116,8 @@ class Miniature:
         def eps(x: Tensor, t: Tensor) -> Tensor:
             first, end = sampling.guided
             scale = sampling.guidance if first <= t[0] < end else 1.0
-            return denoiser.guided(x[order], t, context, reference, hint, num_views=count, scale=scale)[back]
+            bank = None if reference is None else denoiser.bank(reference, t, context)
+            return denoiser.guided(x[order], t, context, bank, hint, num_views=count, scale=scale)[back]
 
         return self.decode(self._sample(eps, self._start(arm, subject, proxies, seed), seed, sampling))
 

@@ -303,9 +303,7 @@ def guided_views(stage: DenoisingStage, batch: Batch) -> Tensor:
     def eps(x: Tensor, t: Tensor) -> Tensor:
         bank = [tokens.repeat_interleave(views, 0) for tokens in stage.references(z_ref, t[: len(z_ref)])]
         num_views = views if grouped else None
-        conditional = stage.denoiser.conditional(x, t, context, bank, hints, num_views)
-        unconditional = stage.denoiser.unconditional(x, t, context, num_views)
-        return unconditional + scale * (conditional - unconditional)
+        return stage.denoiser.guided(x, t, context, bank, hints, num_views, scale)
 
     return stage.sample(eps, count)
 

@@ -56,7 +56,8 @@ def test_few_norm_groups_as_in_the_core(host, pack):
     core = Denoiser(**networks, middle_view_attention="unconditional")
     with torch.inference_mode():
         context = inputs["context"].expand(6, -1, -1)
-        rest = (inputs["t"], context, inputs["ref_latent"], inputs["hint"], 6)
+        bank = core.bank(inputs["ref_latent"], inputs["t"], context)
+        rest = (inputs["t"], context, bank, inputs["hint"], 6)
         expected = core.guided(inputs["x_noisy"], *rest)
         eps = HostPath(pack, host.comfy, config).predict(inputs, 1, True, True, 3.0)
         other = HostPath(pack, host.comfy, NARROW_CONFIG).predict(inputs, 1, True, True, 3.0)

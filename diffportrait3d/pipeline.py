@@ -1,0 +1,252 @@
+"""The method from a portrait to novel views in plain torch, in the order of the paper's Figure 2.
+
+    pipeline = Pipeline.from_folder("weights/miniature")
+    views = pipeline(portrait, trajectory("arc", 16))  # portrait [1, 3, H, W] -> views [16, 3, H, W], in [0, 1]
+
+Evaluation and the command ``python -m diffportrait3d`` run this; inside ComfyUI the host's own UNet, ControlNet and
+samplers do the same work with patches, and tests hold both to the same numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cameras import orbit_camera
+from .checkpoints import load_network
+from .choices import check_choice
+from .denoiser import Denoiser
+from .diffusion import Schedule, ddim_sample, dpmpp_2m_sample, start_noise, view_noise
+from .heads import render_condition_images
+from .networks import AutoencoderKL, NovelViewModel
+from .views import view_windows, window_weights
+
+SOLVERS = ("dpmpp_2m", "ddim")
+GUIDANCE = 3.0  # paper, section 4.1
+ETA = 0.5  # the release's DDIM
+WINDOW_OVERLAP = 2  # views that neighbouring windows share
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the views are denoised.
+
+    Attributes:
+        steps: of the solver. solver: one of SOLVERS.
+        eta: fresh noise per step, of DDIM alone.
+        guidance: scale of classifier-free guidance over appearance and camera together; 1 runs no second pass.
+        overlap: views that neighbouring windows share, where there are more views than view consistency holds.
+        closed: the last view is the neighbour of the first.
+    """
+
+    steps: int = 8
+    solver: str = "dpmpp_2m"
+    eta: float = ETA
+    guidance: float = GUIDANCE
+    overlap: int = WINDOW_OVERLAP
+    closed: bool = False
+
+    def __post_init__(self):
+        check_choice("solver", self.solver, SOLVERS)
+
+
+class Pipeline:
+    """All networks of the method in float32, and what turns a portrait into views.
+
+    Args:
+        denoiser: F with F_ref, F_cam and view consistency.
+        autoencoder: between images and latents.
+        novel_view: S, which draws the proxy views.
+        schedule: that F was trained with.
+        window: views that attend to each other at once; more are denoised in overlapping windows.
+        device: where the networks run; images come and go on the CPU.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        autoencoder: AutoencoderKL,
+        novel_view: NovelViewModel,
+        schedule: Schedule,
+        window: int = 8,
+        device: torch.device | str = "cpu",
+    ):
+        self.device = torch.device(device)
+        self.denoiser = denoiser.to(self.device).eval()
+        self.autoencoder = autoencoder.to(self.device).eval()
+        self.novel_view = novel_view.to(self.device).eval()
+        self.schedule, self.window = schedule, window
+        self.resolution = novel_view.config.image_size
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, device: torch.device | str = "cpu") -> Pipeline:
+        """The networks of a folder that holds `<network>.safetensors` for all six of them.
+
+        Raises:
+            CheckpointError: a network is missing, damaged or of another kind.
+        """
+        networks, facts = {}, {}
+        for kind in ("unet", "reference_encoder", "view_controlnet", "view_consistency", "autoencoder", "novel_view"):
+            networks[kind], facts[kind] = load_network(Path(folder) / f"{kind}.safetensors", expect=kind)
+        views = facts["view_consistency"]
+        denoiser = Denoiser(
+            networks["unet"],
+            networks["reference_encoder"],
+            networks["view_controlnet"],
+            networks["view_consistency"],
+            reference_timestep=facts["reference_encoder"].get("reference_timestep", "current"),
+            middle_view_attention=views.get("middle_view_attention", "unconditional"),
+        )
+        schedule = Schedule(linear_end=facts["unet"].get("linear_end", 0.012))
+        window = views.get("num_views") or views.get("trained_views") or cls.__init__.__defaults__[0]
+        return cls(denoiser, networks["autoencoder"], networks["novel_view"], schedule, window, device)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        portrait: Tensor,
+        cameras: Tensor,
+        *,
+        portrait_camera: Tensor | None = None,
+        camera_images: Tensor | None = None,
+        proxies: Tensor | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """The person of `portrait` as seen by `cameras`.
+
+        Args:
+            portrait: [R, 3, H, W] in [0, 1]; S reads the first image alone, F_ref all of them.
+            cameras: EG3D labels [V, 25] (see `cameras`).
+            portrait_camera: of the first image, [25]; None is straight from the front.
+            camera_images: somebody else at the cameras, [V, 3, h, w] in [0, 1], for F_cam; None renders a head.
+            proxies: views [V, 3, h, w] in [0, 1] for the start noise; None takes those that S draws.
+            seed: view i's noise depends on it and i alone.
+            sampling: steps, solver, guidance, windows; None is the default of `Sampling`.
+            progress: called as (finished steps, all steps).
+
+        Returns:
+            views [V, 3, S, S] in [0, 1] on the CPU, S the size that the networks were trained at
+
+        Raises:
+            ValueError: shapes that do not fit each other.
+        """
+        portrait, cameras = self.fit(portrait), cameras.float()
+        if cameras.ndim != 2 or not len(cameras):
+            raise ValueError(f"cameras must be labels [V, 25] of at least one view, got {tuple(cameras.shape)}.")
+        sampling = sampling or Sampling()
+        if proxies is None:
+            proxies = self.proxies(portrait, cameras, portrait_camera)
+        if camera_images is None:
+            camera_images = render_condition_images(cameras, self.resolution)
+        for name, images in (("camera_images", camera_images), ("proxies", proxies)):
+            if len(images) != len(cameras):
+                raise ValueError(f"{len(images)} {name} for {len(cameras)} cameras; give one per camera.")
+        start = self.noised(self.encode(self.fit(proxies)), seed)
+        latents = self.denoise(
+            start, self.encode(portrait), self.fit(camera_images), seed, sampling, progress=progress
+        )
+        return self.decode(latents)
+
+    def fit(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] cut to their central square and resized to the networks' size [N, 3, S, S]."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be [N, 3, H, W], got {tuple(images.shape)}.")
+        height, width = images.shape[-2:]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = images[..., top : top + side, left : left + side]
+        if side == self.resolution:
+            return square
+        mode = {"mode": "area"} if side > self.resolution else {"mode": "bicubic", "align_corners": False}
+        return F.interpolate(square, size=self.resolution, **mode).clamp(0, 1)
+
+    def proxies(self, portrait: Tensor, cameras: Tensor, portrait_camera: Tensor | None = None) -> Tensor:
+        """S's blurry views of the first portrait [R, 3, S, S] at cameras [V, 25]: [V, 3, S, S] in [0, 1]."""
+        count = len(cameras)
+        known = orbit_camera(0.0, 0.0) if portrait_camera is None else portrait_camera.float()
+        source = portrait[:1].expand(count, -1, -1, -1) * 2 - 1
+        labels = known.expand(count, -1), cameras
+        return (self.novel_view(source.to(self.device), *(label.to(self.device) for label in labels)).cpu() + 1) / 2
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in [0, 1] on the CPU -> scaled latents [N, 4, h, w] on the device."""
+        return self.autoencoder.encode(images.to(self.device) * 2 - 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents [N, 4, h, w] on the device -> images [N, 3, H, W] in [0, 1] on the CPU."""
+        return ((self.autoencoder.decode(latents) + 1) / 2).clamp(0, 1).cpu()
+
+    def noised(self, proxy_latents: Tensor, seed: int) -> Tensor:
+        """3D-aware start noise [V, 4, h, w]: the proxies diffused to the last timestep (section 3.4)."""
+        noise = view_noise(seed, range(len(proxy_latents)), proxy_latents.shape[1:]).to(proxy_latents)
+        return start_noise(proxy_latents, noise, self.schedule)
+
+    def denoise(
+        self,
+        start: Tensor,
+        references: Tensor | None,
+        camera_images: Tensor | None,
+        seed: int,
+        sampling: Sampling,
+        denoiser: Denoiser | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Latents of the views from their start noise, all views together or window by window.
+
+        Args:
+            start: latents at the last timestep [V, 4, h, w].
+            references: clean latents of the portrait [R, 4, h, w] for F_ref; None: nothing is read.
+            camera_images: [V, 3, S, S] in [0, 1] for F_cam; None: views without a camera.
+            denoiser: other networks than the pipeline's own; what it lacks plays no part.
+
+        Returns:
+            latents [V, 4, h, w]
+        """
+        count, denoiser = len(start), denoiser or self.denoiser
+        references = references if denoiser.reference_encoder else None
+        camera_images = camera_images if denoiser.view_controlnet else None
+        hints = None if camera_images is None else (camera_images * 2 - 1).to(start)
+        context = start.new_zeros(count, 1, denoiser.unet.config.context_dim)  # the empty prompt of these networks
+        window = count if denoiser.view_consistency is None else self.window
+        steps = itertools.count()
+
+        def eps(x: Tensor, t: Tensor) -> Tensor:
+            bank = None if references is None else denoiser.bank(references, t, context)
+
+            def guided(views: list[int]) -> Tensor:
+                hint = None if hints is None else hints[views]
+                rows = x[views], t[views], context[views]
+                return denoiser.guided(*rows, bank, hint, num_views=len(views), scale=sampling.guidance)
+
+            if count <= window:
+                return guided(list(range(count)))
+            return over_windows(guided, view_windows(count, window, sampling.overlap, sampling.closed, next(steps)), x)
+
+        def fresh(step: int, x: Tensor) -> Tensor:
+            return view_noise(seed, range(count), x.shape[1:], stream=step + 1).to(x)
+
+        def report(step: int, *_: Tensor) -> None:
+            if progress is not None:
+                progress(step + 1, sampling.steps)
+
+        if sampling.solver == "ddim":
+            return ddim_sample(eps, start, self.schedule, sampling.steps, sampling.eta, fresh, report)
+        return dpmpp_2m_sample(eps, start, self.schedule, sampling.steps, report)
+
+
+def over_windows(predict: Callable[[list[int]], Tensor], windows: Sequence[list[int]], like: Tensor) -> Tensor:
+    """`predict` (views of a window -> their values) for every window; averaged where windows overlap, like [V, ...]."""
+    total, weight = torch.zeros_like(like), like.new_zeros(len(like))
+    for views in windows:
+        own = like.new_tensor(window_weights(len(views)))  # [views of the window]
+        total[views] += predict(views) * own.view(-1, *[1] * (like.ndim - 1))
+        weight[views] += own
+    return total / weight.view(-1, *[1] * (like.ndim - 1))
