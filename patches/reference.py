@@ -1,6 +1,8 @@
 """Reference attention (paper eq. 4 and 5): every self-attention of F also reads the tokens of the portraits.
 
-F_ref runs once per timestep, on the references alone, however the host batches, splits or windows the views.
+F_ref runs once per timestep, on the references alone, however the host batches, splits or windows the views. Where
+another patch resizes the features of the views in the middle of the UNet (Deep Shrink), F_ref runs under that patch,
+so that its tokens have the size, and are of the kind, that the attentions meet there.
 Its tokens are appended, before to_k and to_v, to the tokens of the positive conditions. The host hands one
 batch to all conditions, so the others are padded with copies of their own first tokens: a softmax over every
 token repeated equally often is the softmax over the tokens once.
@@ -11,7 +13,7 @@ import hashlib
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +21,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ..diffportrait3d.networks import join_references
+from .feature_sizes import resize_features, resizing_patches
 from .loading import HostNetwork, check_same_width
 from .reference_inputs import References
 from .run_state import RunPatch, RunState, SigmaRange, chunk_size, unused_key, views_per_call
@@ -27,8 +29,7 @@ from .run_state import RunPatch, RunState, SigmaRange, chunk_size, unused_key, v
 KEY = "diffportrait3d.reference"
 BLOCKS = ("input", "middle", "output")  # SD1.5 has 6, 1 and 9 self-attentions there
 
-
-Bank = dict[tuple, Tensor]  # which self-attention -> its tokens [1, R*M, C]
+Bank = dict[tuple, Tensor]  # which self-attention -> its tokens [R, h, w, C]
 
 
 class KeptBanks:
@@ -73,17 +74,35 @@ class ReferenceRun(RunState):
         self.mask: Tensor | None = None  # [R, 1, h, w]
         self.warned = False
         self._banks: dict[torch.device, tuple[float, Bank]] = {}
+        self._resizing = False  # whether a patch of this run resizes features
         self._readable: dict[tuple, Tensor] = {}
 
-    def bank(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Bank:
+    def bank(self, x: Tensor, timesteps: Tensor, context: Tensor, options: dict) -> Bank:
         """Tokens for every self-attention at this timestep, from the cache if it holds them."""
-        step = timesteps[:1] * 0 if self.zero_timestep else timesteps[:1]  # [1]
+        step = self._step(timesteps)  # [1]
         known = self._banks.get(x.device)
-        if known is None or known[0] != float(step):
-            context = (context if self.context is None else self.context.to(context))[:1]
-            known = (float(step), self._kept_or_read(x, step, context))
-            self._banks[x.device] = known
-        return known[1]
+        if known is not None and known[0] == float(step):
+            return known[1]
+        if self._resizing:
+            return self.resized_bank(x, timesteps, context, options)
+        return self._remember(x.device, step, self._kept_or_read(x, step, self._tokens(context)))
+
+    def resized_bank(self, x: Tensor, timesteps: Tensor, context: Tensor, options: dict) -> Bank:
+        """The same, read anew under those patches in a call's `options` that resize features."""
+        self._resizing = True
+        step = self._step(timesteps)
+        return self._remember(x.device, step, self._read(x, step, self._tokens(context), _resizing_options(options)))
+
+    def _step(self, timesteps: Tensor) -> Tensor:
+        return timesteps[:1] * 0 if self.zero_timestep else timesteps[:1]
+
+    def _tokens(self, context: Tensor) -> Tensor:
+        """Text tokens [1, L, C]; `context` is that of the views."""
+        return (context if self.context is None else self.context.to(context))[:1]
+
+    def _remember(self, device: torch.device, step: Tensor, bank: Bank) -> Bank:
+        self._banks[device] = (float(step), bank)
+        return bank
 
     def readable(self, height: int, width: int, like: Tensor) -> Tensor | None:
         """How much of each token may be read [1, R*height*width, 1]; None: all of all."""
@@ -105,28 +124,49 @@ class ReferenceRun(RunState):
             KEPT.put(self.network, key, bank)
         return bank
 
-    def _read(self, x: Tensor, step: Tensor, context: Tensor) -> Bank:
+    def _read(self, x: Tensor, step: Tensor, context: Tensor, options: dict | None = None) -> Bank:
         bank: Bank = {}
+        options = options or {"patches": {}, "cond_or_uncond": [0]}
 
         def write(tokens, keys, values, options):
-            bank[place(options)] = join_references([tokens])[0]
+            bank[place(options)] = tokens.unflatten(1, options["activations_shape"][-2:])
             return tokens, keys, values
 
         count = self.latents.shape[0]
+        options["patches"]["attn1_patch"] = [write]
         self.network(
             self.latents.to(x),
             step.expand(count),
             context=context.expand(count, -1, -1),
-            transformer_options={"patches": {"attn1_patch": [write]}, "cond_or_uncond": [0]},
+            transformer_options=options,
         )
         return bank
 
 
-class StepReading:
-    """What the self-attentions of one UNet call append, and for which conditions."""
+def _resizing_options(options: dict) -> dict:
+    """Options for F_ref under the block patches of a call's `options`, as far as these resize features."""
+    ranges = {name: options[name] for name in ("sigmas", "sample_sigmas") if name in options}
+    return {**ranges, "patches": resizing_patches(options["patches"]), "cond_or_uncond": [0]}
 
-    def __init__(self, run: ReferenceRun, bank: Bank, positive: list[bool], skipped: set[tuple]):
+
+class StepReading:
+    """What the self-attentions of one UNet call append, and for which conditions.
+
+    Args:
+        read_again: gives the bank under the patches that resize features in this call.
+    """
+
+    def __init__(self, run: ReferenceRun, bank: Bank, positive: list[bool], skipped: set[tuple],
+                 read_again: Callable[[], Bank]):
         self.run, self.bank, self.positive, self.skipped = run, bank, positive, skipped
+        self._read_again: Callable[[], Bank] | None = read_again
+
+    def tokens(self, where: tuple, height: int, width: int) -> Tensor:
+        """Tokens of the references [1, R*height*width, C] at a self-attention that sees views of that size."""
+        if self.bank[where].shape[1:3] != (height, width) and self._read_again is not None:
+            self.bank, self._read_again = self._read_again(), None
+        grid = resize_features(self.bank[where].movedim(-1, 1), height, width)  # [R, C, height, width]
+        return grid.movedim(1, -1).flatten(0, 2)[None]
 
 
 class ReferencePatch(RunPatch):
@@ -178,8 +218,11 @@ class ReferencePatch(RunPatch):
         run = self.state(transformer_options)
         positive = run.positive_chunks(transformer_options)
         if any(positive) and self._acts_at(run, transformer_options):
+            _check_whole_views(run.latents, x)
+            call = (x, timesteps, context, transformer_options)
+            replaced = self._replaced(run, transformer_options)
             transformer_options[self._reading] = StepReading(
-                run, run.bank(x, timesteps, context), positive, self._replaced(run, transformer_options)
+                run, run.bank(*call), positive, replaced, lambda: run.resized_bank(*call)
             )
         try:
             return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
@@ -209,11 +252,12 @@ class ReferencePatch(RunPatch):
         """attn1_patch of the host: tokens [N, L, C] before to_q, to_k and to_v."""
         reading: StepReading | None = options.get(self._reading)
         where = place(options)
-        if reading is None or where[0] not in self.blocks or where in reading.skipped or where[:2] in reading.skipped:
+        if reading is None:
             return tokens, keys, values
-        reference = reading.bank[where]
         height, width = options["activations_shape"][-2:]
-        _check_token_count(reference, len(self.references), height * width)
+        reference = reading.tokens(where, height, width)  # also where nothing is read: what follows may depend on it
+        if where[0] not in self.blocks or where in reading.skipped or where[:2] in reading.skipped:
+            return tokens, keys, values
         readable = reading.run.readable(height, width, keys)
         strength = self.strength if readable is None else self.strength * readable
 
@@ -254,11 +298,12 @@ def append_reference(
     return torch.cat([own, torch.cat(chunks)], dim=1)
 
 
-def _check_token_count(reference: Tensor, count: int, tokens: int) -> None:
-    if reference.shape[1] != count * tokens:
+def _check_whole_views(latents: Tensor, x: Tensor) -> None:
+    """Raises ValueError if a call sees a part of the views only; the references were encoded at the whole's size."""
+    if latents.shape[-2:] != x.shape[-2:]:
         raise ValueError(
-            f"The reference has {reference.shape[1] // count} tokens where a view has {tokens}; "
-            "area conditioning and tiled attention do not go together with reference attention."
+            f"The reference has {math.prod(latents.shape[-2:])} tokens where a view has {math.prod(x.shape[-2:])}; "
+            "area conditioning and tiled sampling do not go together with reference attention."
         )
 
 

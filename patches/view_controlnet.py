@@ -1,8 +1,9 @@
 """View control (paper section 3.3): a ControlNet whose hint is another person's portrait at the wanted camera.
 
 It is the host's own ControlNet, so strength, percent range, other ControlNets before or after it and the host's
-memory management apply. Added are the hint's range [-1, 1] and the choice of the rows that belong to the views of
-the call, which the host's class would take from the front of the batch whatever window of views is denoised.
+memory management apply. Added are the hint's range [-1, 1], the choice of the rows that belong to the views of the
+call, which the host's class would take from the front of the batch whatever window of views is denoised, and residuals
+at the size of the features where another patch resizes them, where the host would leave them out.
 """
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..diffportrait3d.networks import UNetConfig
+from .feature_sizes import fit_residuals
 from .loading import build_control_model, check_control_heads, check_control_width, read_network, remember_side
 from .pictures import check_images
 from .run_state import chunk_size
@@ -38,6 +40,7 @@ class ViewControlNet(comfy.controlnet.ControlNet):
         hints = self._hints(x_noisy, chunk_size(x_noisy.shape[0], transformer_options), transformer_options)
         # The base class takes a hint of the right size as it is.
         self.cond_hint = hints.repeat(batched_number, 1, 1, 1)
+        fit_residuals(transformer_options)
         return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
 
     def pre_run(self, model, *args, **kwargs) -> None:
