@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from diffportrait3d.images import ImageError, NoteLog
+from diffportrait3d.images import read_image as read_user_image
 from training.data import DataError, read_manifest
 
 IDENTITIES = 100  # people that an evaluation takes if it is not told how many
+_report = NoteLog()
 
 
 @dataclass
@@ -112,10 +114,9 @@ def _depth_file(name: str, view: dict) -> str:
 def read_image(path: Path) -> Tensor:
     """A picture as [3, H, W] in [0, 1]; DataError names the file."""
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255  # [H, W, 3]
-    except OSError as error:
-        raise DataError(f"Image '{path}' cannot be read ({error}); make its folder again.") from None
+        pixels = _report(path, read_user_image(path)).as_floats()  # [H, W, 3]
+    except ImageError as error:
+        raise DataError(f"Image '{path}' cannot be read ({error.reason}); make its folder again.") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

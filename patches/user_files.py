@@ -5,16 +5,15 @@ import os
 from pathlib import Path
 
 import folder_paths
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..diffportrait3d.cameras import LABEL_SUFFIXES
 from ..diffportrait3d.files import files_with, natural_key
+from ..diffportrait3d.images import NoteLog, read_image
 from .pictures import resize_images
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 OUTPUT = " [output]"  # the host's mark for names that lie below its output folder
 _LISTED_LABELS = (".json", ".npy")
 
@@ -62,7 +61,8 @@ def fingerprint(path: Path) -> str:
 def load_pictures(folder: Path, width: int, height: int) -> Tensor:
     """Every picture in `folder`, in natural order of the names: IMAGE [V, height, width, 3] in [0, 1].
 
-    Pictures of another size are cropped around their centre to the aspect, then resized.
+    Pictures of another size are cropped around their centre to the aspect, then resized. What the reader had to decide
+    (transparency, several frames) is logged.
 
     Raises:
         ValueError: naming the folder without pictures, or the file that is not one.
@@ -70,21 +70,20 @@ def load_pictures(folder: Path, width: int, height: int) -> Tensor:
     files = files_with(folder, PICTURE_SUFFIXES)
     if not files:
         raise ValueError(f"{folder}: no pictures ({', '.join(PICTURE_SUFFIXES)}) in this folder")
-    return torch.cat([resize_images(load_picture(file), height, width) for file in files])
+    report = NoteLog()
+    return torch.cat([resize_images(load_picture(file, report), height, width) for file in files])
 
 
-def load_picture(path: Path) -> Tensor:
-    """IMAGE [1, H, W, 3] in [0, 1]; transparency is dropped, a camera's rotation mark is obeyed.
+def load_picture(path: Path, report: NoteLog | None = None) -> Tensor:
+    """IMAGE [1, H, W, 3] in [0, 1], as `read_image` reads it; `report` logs what was decided about the file.
 
     Raises:
         ValueError: naming the file that is no picture.
     """
-    try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"), dtype=np.float32)  # [H, W, 3]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a picture that can be read: {error}") from error
-    return torch.from_numpy(pixels / 255)[None]
+    image = read_image(path)
+    if report is not None:
+        report(path, image)
+    return torch.from_numpy(image.as_floats())[None]
 
 
 def new_output(prefix: str, suffix: str = "") -> Path:

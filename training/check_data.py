@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from diffportrait3d.cameras import LABEL_SIZE, PIVOT, project, validate_labels
+from diffportrait3d.images import ImageError, read_image
 
 from .data import DataError, read_manifest
 from .sources.groups import SPLITS
@@ -137,13 +137,12 @@ def _view_files(
 
 def _picture(path: Path, resolution: int) -> Iterable[str]:
     try:
-        with Image.open(path) as image:
-            size = image.size
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:  # Pillow's PNG reader raises SyntaxError for broken chunks
-        return [f"cannot be read ({error})"]
-    if size != (resolution, resolution):
-        return [f"is {size[0]}x{size[1]}, the manifest says {resolution}x{resolution}"]
+        pixels = read_image(path).pixels
+    except ImageError as error:
+        return [f"cannot be read ({error.reason})"]
+    height, width = pixels.shape[:2]
+    if (width, height) != (resolution, resolution):
+        return [f"is {width}x{height}, the manifest says {resolution}x{resolution}"]
     return ["has a single colour"] if np.ptp(pixels) == 0 else []
 
 

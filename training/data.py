@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffportrait3d.cameras import camera_angles
+from diffportrait3d.images import ImageError, NoteLog, read_image
 from diffportrait3d.tensor_files import write_tensors
 
 from .config import DataConfig
@@ -57,13 +57,13 @@ def read_manifest(root: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]
     return header, subjects
 
 
-def _read_image(path: Path, resolution: int) -> np.ndarray:
+def _read_image(path: Path, resolution: int, report: NoteLog) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
-    except (FileNotFoundError, OSError) as error:
+        pixels = report(path, read_image(path)).as_bytes()  # [H, W, 3]
+    except ImageError as error:
         raise DataError(
-            f"Image '{path}' named in the manifest cannot be read ({error}); render the dataset again, it resumes."
+            f"Image '{path}' named in the manifest cannot be read ({error.reason}); render the dataset again, it "
+            "resumes."
         ) from None
     if pixels.shape[:2] != (resolution, resolution):
         raise DataError(
@@ -78,7 +78,7 @@ class PictureFiles:
     device = torch.device("cpu")
 
     def __init__(self, paths: list[Path], resolution: int):
-        self.paths, self.resolution = paths, resolution
+        self.paths, self.resolution, self._report = paths, resolution, NoteLog()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -86,7 +86,7 @@ class PictureFiles:
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         numbers = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            read = list(pool.map(lambda row: _read_image(self.paths[row], self.resolution), numbers))
+            read = list(pool.map(lambda row: _read_image(self.paths[row], self.resolution, self._report), numbers))
         return torch.from_numpy(np.stack(read)).contiguous()  # the layout of a store in memory, so the same bits
 
 
@@ -147,10 +147,10 @@ class MultiViewDataset:
         names, what = [view[kind] for view in self._views], f"{self.split} {kind}s"
         if not self.in_memory:
             return PictureFiles([self.root / name for name in names], self.resolution)
-        out = torch.empty(len(names), 3, self.resolution, self.resolution, dtype=torch.uint8)
+        out, report = torch.empty(len(names), 3, self.resolution, self.resolution, dtype=torch.uint8), NoteLog()
 
         def read(row: int) -> None:
-            out[row] = torch.from_numpy(_read_image(self.root / names[row], self.resolution).copy())
+            out[row] = torch.from_numpy(_read_image(self.root / names[row], self.resolution, report).copy())
 
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             for _ in tqdm(pool.map(read, range(len(names))), total=len(names), desc=what, mininterval=5, leave=False):

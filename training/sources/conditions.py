@@ -70,7 +70,7 @@ class GivenConditions:
         name = view["image"]
         self._check_label(name, view["label"])
         try:
-            pixels = read_picture(self.folder / name)
+            pixels = read_picture(self.folder / name).as_bytes()
         except SkippedGroup as error:
             raise DataError(
                 f"Condition {error}. Render every camera of 'cameras.json' with EG3D and save it below "

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffportrait3d.cameras import split_label, validate_labels, world_to_camera
 from diffportrait3d.files import natural_key
+from diffportrait3d.images import UserImage
 
 from ..data import DataError
 from .alignment import OUTSIDE, Camera, eg3d_crop, head_similarity, triangulate_face, warp
@@ -72,33 +73,33 @@ class Export:
         if len(names) < 2:
             raise SkippedGroup(f"'{names[0]}' is the only view")
         labels = self._checked_labels(names)
-        pictures = [read_picture(self.root / name) for name in names]
-        for name, picture in zip(names, pictures, strict=True):
-            if picture.shape[0] != picture.shape[1]:
-                raise SkippedGroup(f"'{name}' is {picture.shape[1]}x{picture.shape[0]}, not square")
+        images = [read_picture(self.root / name) for name in names]
+        for name, image in zip(names, images, strict=True):
+            height, width = image.pixels.shape[:2]
+            if height != width:
+                raise SkippedGroup(f"'{name}' is {width}x{height}, not square")
         if self.landmarks is not None:
-            return self._aligned(names, labels, pictures, resolution)
+            return self._aligned(names, labels, images, resolution)
         return [
-            PortraitView(resized(picture, resolution), label, name)
-            for name, picture, label in zip(names, pictures, labels, strict=True)
+            PortraitView(resized(image.as_bytes(), resolution), label, name, image.notes)
+            for name, image, label in zip(names, images, labels, strict=True)
         ]
 
     def _aligned(
-        self, names: list[str], labels: Tensor, pictures: list[np.ndarray], resolution: int
+        self, names: list[str], labels: Tensor, images: list[UserImage], resolution: int
     ) -> list[PortraitView]:
         cameras, places = {}, {}
-        for name, label, picture in zip(names, labels.double(), pictures, strict=True):
+        for name, label, image in zip(names, labels.double(), images, strict=True):
             cameras[name] = Camera(world_to_camera(label), split_label(label)[1])
             path = (self.landmarks / name).with_suffix(".txt")
             if path.is_file():  # a profile or the back of a head has none
-                places[name] = (read_points(path) + 0.5) / picture.shape[0]
+                places[name] = (read_points(path) + 0.5) / image.pixels.shape[0]
         similarity = head_similarity(triangulate_face(places, cameras, self.options.tolerance))
         crops = {name: eg3d_crop(cameras[name], similarity) for name in names}
+        outside = self.options.outside
         return [
-            PortraitView(
-                warp(picture, crops[name].homography, resolution, self.options.outside)[0], crops[name].label, name
-            )
-            for name, picture in zip(names, pictures, strict=True)
+            PortraitView(warp(image.as_bytes(), crop.homography, resolution, outside)[0], crop.label, name, image.notes)
+            for (name, crop), image in zip(crops.items(), images, strict=True)
         ]
 
     def _read_labels(self) -> dict[str, Any]:

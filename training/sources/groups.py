@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
+
+from diffportrait3d.images import ImageError, UserImage, read_image
 
 from ..data import DataError
 
@@ -24,11 +25,13 @@ class SkippedGroup(Exception):
 
 
 class PortraitView(NamedTuple):
-    """picture: uint8 [R, R, 3]; label: [25]; name: which camera or file of the source it is."""
+    """picture: uint8 [R, R, 3]; label: [25]; name: which camera or file of the source it is; notes: what the reader
+    had to decide about the file."""
 
     picture: np.ndarray
     label: Tensor
     name: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,12 @@ def read_json(path: Path, what: str) -> Any:
         raise DataError(f"'{path}' ({what}) cannot be read: {error}.") from None
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3]; SkippedGroup if it is missing or broken."""
+def read_picture(path: Path) -> UserImage:
+    """The image [H, W, 3]; SkippedGroup if it is missing or damaged."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise SkippedGroup(f"picture '{path}' cannot be read ({error})") from None
+        return read_image(path)
+    except ImageError as error:
+        raise SkippedGroup(f"picture '{path}' cannot be read ({error.reason})") from None
 
 
 def folder_name(text: str) -> str:

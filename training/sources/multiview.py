@@ -44,5 +44,8 @@ class MultiView:
             labels = validate_labels(torch.tensor([v["label"] for v in group.place["views"]]), "manifest.jsonl", names)
         except (TypeError, ValueError) as error:
             raise SkippedGroup(f"camera labels: {error}") from None
-        pictures = [resized(read_picture(self.root / name), resolution) for name in names]
-        return [PortraitView(*view) for view in zip(pictures, labels, names, strict=True)]
+        images = [read_picture(self.root / name) for name in names]
+        return [
+            PortraitView(resized(image.as_bytes(), resolution), label, name, image.notes)
+            for image, label, name in zip(images, labels, names, strict=True)
+        ]

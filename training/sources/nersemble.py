@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffportrait3d.images import UserImage
+
 from ..data import DataError
 from .alignment import (
     OUTSIDE,
@@ -100,17 +102,21 @@ class Participant:
 
     def picture(self, sequence: str, frame: int, serial: str) -> np.ndarray:
         """uint8 [H, W, 3] as it was taken, colours not corrected."""
+        return self.image(sequence, frame, serial).as_bytes()
+
+    def image(self, sequence: str, frame: int, serial: str) -> UserImage:
+        """The same with the reader's notes."""
         if self.version == 2:
-            picture = read_frame(self._videos(sequence) / f"cam_{serial}.mp4", frame)
+            image = UserImage(read_frame(self._videos(sequence) / f"cam_{serial}.mp4", frame), ())
         else:
-            picture = read_picture(self._images(sequence, frame) / f"cam_{serial}.png")
-        height, width = picture.shape[:2]
+            image = read_picture(self._images(sequence, frame) / f"cam_{serial}.png")
+        height, width = image.pixels.shape[:2]
         if abs(width / height / (CALIBRATED_SIZE[0] / CALIBRATED_SIZE[1]) - 1) > 0.01:
             raise SkippedGroup(
                 f"camera {serial} of participant {self.name}, '{sequence}', has pictures of {width}x{height}; the "
                 f"calibration is for {CALIBRATED_SIZE[0]}x{CALIBRATED_SIZE[1]} or the same shape"
             )
-        return picture
+        return image
 
     def correct_colours(self, picture: np.ndarray, sequence: str, serial: str) -> np.ndarray:
         """The picture after this version's colour correction."""
@@ -200,18 +206,18 @@ class NeRSemble:
     def views(self, group: Group, resolution: int) -> list[PortraitView]:
         participant, sequence, frame = self._participant(group), group.place["sequence"], group.place["frame"]
         by_camera, world = self._five_points(participant, sequence, frame)
-        pictures = {serial: participant.picture(sequence, frame, serial) for serial in group.place["cameras"]}
+        images = {serial: participant.image(sequence, frame, serial) for serial in group.place["cameras"]}
         cameras = read_cameras(participant)
         if world is None:
-            height, width = next(iter(pictures.values())).shape[:2]
+            height, width = next(iter(images.values())).pixels.shape[:2]
             size = torch.tensor([width, height])
             world = triangulate_face(
                 {name: (points + 0.5) / size for name, points in by_camera.items()}, cameras, self.options.tolerance
             )
         similarity = head_similarity(world)
         return [
-            self._view(participant, sequence, serial, picture, cameras[serial], similarity, resolution)
-            for serial, picture in pictures.items()
+            self._view(participant, sequence, serial, image, cameras[serial], similarity, resolution)
+            for serial, image in images.items()
         ]
 
     def extracted(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
@@ -226,13 +232,13 @@ class NeRSemble:
         participant: Participant,
         sequence: str,
         serial: str,
-        picture: np.ndarray,
+        image: UserImage,
         camera: Camera,
         similarity: Similarity,
         resolution: int,
     ) -> PortraitView:
         crop = eg3d_crop(camera, similarity)
-        pixels, inside = warp(picture, crop.homography, resolution, self.options.outside)
+        pixels, inside = warp(image.as_bytes(), crop.homography, resolution, self.options.outside)
         if inside < self.options.least_inside:
             raise SkippedGroup(
                 f"the picture of camera {serial} covers {inside:.0%} of its crop (--least-inside "
@@ -240,7 +246,7 @@ class NeRSemble:
             )
         if self.options.colour:
             pixels = participant.correct_colours(pixels, sequence, serial)
-        return PortraitView(pixels, crop.label, serial)
+        return PortraitView(pixels, crop.label, serial, image.notes)
 
     def _draw(self, people: list[Participant], count: int, rng: np.random.Generator):
         """(participant, (sequence, frame, cameras)) `count` times or until nothing is left; people take turns, their
