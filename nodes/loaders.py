@@ -56,8 +56,8 @@ class LoadMiniature(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        model = loading.load_model(model_files.miniature_path(name, "unet"))
-        vae = loading.load_vae(model_files.miniature_path(name, "autoencoder"))
+        unet, autoencoder = (model_files.miniature_path(name, kind) for kind in ("unet", "autoencoder"))
+        model, vae = loading.load_model(unet, autoencoder), loading.load_vae(autoencoder)
         context_dim = model.model.model_config.unet_config["context_dim"]
         return io.NodeOutput(model, vae, [[torch.zeros(1, 1, context_dim), {}]], cls._portrait(name))
 

@@ -122,13 +122,24 @@ def build_model(tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[s
     return patcher
 
 
-def load_model(path: Path | str, disable_dynamic: bool = False):
-    """MODEL from a file of kind `unet`."""
+def load_model(path: Path | str, autoencoder: Path | str | None = None, disable_dynamic: bool = False):
+    """MODEL from a file of kind `unet`. Previews have the colours of the latents of the file `autoencoder`, if it says
+    which (`latent_rgb`), else SD1.5's."""
     tensors, metadata = read_network(path, "unet")
     config = UNetConfig.from_dict(metadata["config"])
     patcher = build_model(tensors, config, metadata, disable_dynamic=disable_dynamic)
-    patcher.cached_patcher_init = (load_model, (path,))  # how the host makes a second copy for itself
+    if autoencoder is not None:
+        colour_previews(patcher.model.latent_format, read_metadata(autoencoder).get("latent_rgb"))
+    patcher.cached_patcher_init = (load_model, (path, autoencoder))  # how the host makes a second copy for itself
     return patcher
+
+
+def colour_previews(latent_format, colours: dict[str, Any] | None) -> None:
+    """Lets this one model's latent format show latents as `colours` ({"factors": [C][3], "bias": [3]}) says, in place
+    of what fits SD1.5's: neither its colours nor its small decoder know latents of another autoencoder."""
+    if colours is not None:
+        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias = colours["factors"], colours["bias"]
+        latent_format.taesd_decoder_name = None
 
 
 def load_vae(path: Path | str):

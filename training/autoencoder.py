@@ -30,6 +30,7 @@ from .config import StageConfig, to_dict
 from .data import Batch, SingleImages, encode_all, open_splits, pick, to_network
 from .denoising import InputsConfig, NetworkSource
 from .initial import Files
+from .latent_colours import fit_latent_colours
 from .loop import stage_main
 from .losses import gradient_loss, kl_loss, psnr
 from .pictures import save_grid
@@ -141,8 +142,15 @@ class AutoencoderStage(Stage):
             self.autoencoder,
             "autoencoder",
             image_size=self.data.resolution,
+            latent_rgb=self.latent_colours(),
             training={**summary, "config": to_dict(self.config)},
         )
+
+    def latent_colours(self) -> dict[str, list]:
+        """What previews show of the finished network's latents, fitted to the validation images."""
+        images = self.validation.images[_spread(len(self.validation), self.config.validation_images)]
+        latents = encode_all(images, self.autoencoder, 8, "latent colours")[0]
+        return fit_latent_colours(latents, to_network(images.cpu()))
 
     def normalise(self) -> None:
         """Unit latents and a deterministic posterior, from the statistics of training images."""

@@ -12,7 +12,7 @@ from tools.demo import PORTRAIT
 from tools.server import Server
 
 # Nodes of the turntable.
-PATH, ENCODER, REFERENCE, CAMERAS, NOISE, SAMPLER = "3", "5", "6", "8", "11", "12"
+PATH, CONDITIONS, ENCODER, REFERENCE, CAMERAS, NOISE, SAMPLER = "3", "4", "5", "6", "8", "11", "12"
 
 
 def change(node_id: str, **inputs):
@@ -59,10 +59,11 @@ BAD = {
 
 @pytest.fixture
 def turntable(repository) -> dict:
-    """Three views in one step, and the sampler's latents in a file."""
+    """Three small views in one step, and the sampler's latents in a file."""
     prompt = json.loads((repository / "workflows/api/turntable.json").read_text(encoding="utf-8"))
     prompt[PATH]["inputs"]["views"] = 3
     prompt[SAMPLER]["inputs"].update(preset="custom", steps=1)
+    prompt[NOISE]["inputs"]["resolution"] = prompt[CONDITIONS]["inputs"]["resolution"] = 64
     wanted = {str(number): prompt[str(number)] for number in range(1, int(SAMPLER) + 1)}
     wanted["save"] = {"class_type": "SaveLatent", "inputs": {"samples": [SAMPLER, 0], "filename_prefix": "views"}}
     return wanted

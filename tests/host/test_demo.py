@@ -18,8 +18,10 @@ import psutil
 import pytest
 from PIL import Image
 
+from diffportrait3d.checkpoints import read_metadata
 from tools import demo
 from tools.client import RunError, run_workflow
+from tools.host import PACK
 from tools.server import Server, ServerError
 
 VIEWS = 3
@@ -68,15 +70,18 @@ def test_pack_is_there_over_http(server):
 
 
 def test_shipped_workflow_with_the_shipped_miniature(server):
-    """Two steps instead of fifty; everything else is what `make demo` runs."""
+    """Few views in two steps; everything else is what `make demo` runs, at the size that the weights' files say."""
     prompt = demo.load_workflow(demo.WORKFLOW)
     [sampler] = [node for node in prompt.values() if node["class_type"] == "DP3D_ViewConsistencySampler"]
+    [cameras] = [node for node in prompt.values() if node["class_type"] == "DP3D_CameraTrajectory"]
     sampler["inputs"] |= {"preset": "custom", "steps": 2}
+    cameras["inputs"]["views"] = VIEWS
     run = asyncio.run(run_workflow(server, prompt, {demo.portrait_node(prompt): demo.PORTRAIT}))
     views = [np.asarray(Image.open(io.BytesIO(data))) for data in run.images[demo.choose_views(prompt, run)]]
-    assert len(views) == 16 and {view.shape for view in views} == {(128, 128, 3)}
+    side = read_metadata(PACK / "weights/miniature/autoencoder.safetensors")["image_size"]
+    assert len(views) == VIEWS and {view.shape for view in views} == {(side, side, 3)}
     assert all(view.std() > 5 for view in views), "a view is flat"
-    assert len({view.tobytes() for view in views}) == 16
+    assert len({view.tobytes() for view in views}) == VIEWS
 
 
 @pytest.mark.parametrize(("workflow", "message"), [

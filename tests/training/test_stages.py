@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from diffportrait3d.checkpoints import load_network, read_metadata
 from training.config import ConfigError, load_config
 from training.data import MultiViewDataset, PictureFiles, pick, to_network
+from training.latent_colours import fit_latent_colours, shown_colours
 from training.loop import finished, run_stage
 
 from .conftest import DENOISING, STAGES, stage_config, trainer_of
@@ -191,7 +194,8 @@ def test_a_stage_writes_its_network_and_summary(stage, dataset, networks, tmp_pa
 
 
 def test_the_saved_autoencoder_is_normalised_and_deterministic(dataset, networks, tmp_path):
-    module, config = stage_config("autoencoder", dataset, networks, tmp_path, "statistics_images=27")
+    counts = ["statistics_images=27", "validation_images=9"]
+    module, config = stage_config("autoencoder", dataset, networks, tmp_path, *counts)
     run_stage(module.build, config)
     autoencoder, _ = load_network(tmp_path / "autoencoder.safetensors")
     images = to_network(MultiViewDataset(dataset, "train").images)
@@ -199,6 +203,15 @@ def test_the_saved_autoencoder_is_normalised_and_deterministic(dataset, networks
     std, mean = torch.std_mean(latents, dim=(0, 2, 3))
     assert mean.abs().max() < 1e-3 and (std - 1).abs().max() < 1e-3
     assert (autoencoder.moments(images)[1] == -30).all()
+    assert_colours_fit(tmp_path / "autoencoder.safetensors", to_network(MultiViewDataset(dataset, "val").images))
+
+
+def assert_colours_fit(path: Path, images):
+    """What the file says of its latents' colours shows them as the best linear map for `images` does."""
+    autoencoder, metadata = load_network(path)
+    latents = autoencoder.encode(images)
+    best = shown_colours(latents, fit_latent_colours(latents, images))
+    assert (shown_colours(latents, metadata["latent_rgb"]) - best).abs().max() < 0.01
 
 
 def test_a_missing_input_is_named(dataset, networks, tmp_path):

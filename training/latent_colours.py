@@ -1,0 +1,103 @@
+"""What colours the latents of an autoencoder stand for: `python -m training.latent_colours FILE --out FILE`.
+
+Hosts show latents while they are denoised as a linear map from the 4 channels to RGB. They know the one that fits
+SD1.5's latents; an autoencoder trained from scratch has latents of its own and other colours. `training.autoencoder`
+fits the map to its validation images; this command fits it to freshly rendered people, for a file without one, and
+writes the file with it: the tensors stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffportrait3d.cameras import orbit_camera
+from diffportrait3d.checkpoints import load_network, read_tensors, save_network
+from diffportrait3d.heads import IctHeads, portrait_scene, render
+
+YAWS = (-40.0, 0.0, 40.0)  # degrees; every person is seen from three sides
+METADATA = ("format", "format_version", "network", "config")  # what save_network writes itself
+
+
+def fit_latent_colours(latents: Tensor, images: Tensor) -> dict[str, list]:
+    """The linear map from latents to colours that is best in least squares.
+
+    Args:
+        latents: scaled latents [N, C, h, w], as the UNet sees them.
+        images: what they stand for, [N, 3, H, W] in [-1, 1].
+
+    Returns:
+        {"factors": [C][3], "bias": [3]}: the RGB value of a cell in [-1, 1] is latent @ factors + bias.
+    """
+    cells = F.adaptive_avg_pool2d(images.float(), latents.shape[-2:]).movedim(1, -1).reshape(-1, 3)  # [N*h*w, 3]
+    known = latents.float().movedim(1, -1).reshape(len(cells), -1)  # [N*h*w, C]
+    known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
+    *factors, bias = torch.linalg.lstsq(known.double(), cells.double()).solution.tolist()
+    return {"factors": [[round(value, 4) for value in row] for row in factors],
+            "bias": [round(value, 4) for value in bias]}
+
+
+def shown_colours(latents: Tensor, colours: dict[str, list]) -> Tensor:
+    """Latents [N, C, h, w] -> the RGB images [N, 3, h, w] in [-1, 1] that a preview shows of them."""
+    weight = torch.tensor(colours["factors"]).T[..., None, None]  # [3, C, 1, 1]
+    return F.conv2d(latents.float(), weight, torch.tensor(colours["bias"])).clamp(-1.0, 1.0)
+
+
+def rendered_people(count: int, first_seed: int, resolution: int, provider: str | IctHeads) -> Tensor:
+    """Images [3 * count, 3, H, W] in [-1, 1] of people `first_seed`, `first_seed` + 1, ... from three sides."""
+    views = []
+    for seed in range(first_seed, first_seed + count):
+        scene = portrait_scene(seed, provider)
+        views += [render(scene, orbit_camera(yaw, 0.0), resolution).image for yaw in YAWS]
+    return torch.stack(views) * 2 - 1
+
+
+def add_colours(path: Path, out: Path, people: int, seed: int, ict: Path | None) -> dict[str, Any]:
+    """Writes the autoencoder file `path` to `out` with the fitted map in its metadata.
+
+    Returns:
+        {"factors", "bias", "error"}; error is the mean difference of the colours shown, of 255.
+    """
+    autoencoder, metadata = load_network(path, "autoencoder")
+    provider = "analytic" if ict is None else IctHeads(ict)
+    images = rendered_people(people, seed, int(metadata.get("image_size", 256)), provider)
+    with torch.inference_mode():
+        latents = torch.cat([autoencoder.encode(chunk) for chunk in images.split(4)])
+    colours = fit_latent_colours(latents, images)
+    cells = F.adaptive_avg_pool2d(images, latents.shape[-2:])
+    facts = {name: value for name, value in metadata.items() if name not in METADATA}
+    dtype = next(tensor.dtype for tensor in read_tensors(path).values() if tensor.is_floating_point())
+    save_network(out, autoencoder, "autoencoder", dtype, **{**facts, "latent_rgb": colours})
+    return {**colours, "error": float((shown_colours(latents, colours) - cells).abs().mean() * 127.5)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.latent_colours", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="autoencoder.safetensors")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write; may be the same")
+    parser.add_argument("--people", type=int, default=16, help="how many people to render")
+    parser.add_argument("--seed", type=int, default=0, help="the first of them; those of training begin at 0")
+    parser.add_argument("--ict", type=Path, help="ICT face model (.npz); without it the people are analytic")
+    options = parser.parse_args(argv)
+    try:
+        if options.people < 1:
+            raise ValueError(f"--people must be at least 1, not {options.people}.")
+        found = add_colours(options.file, options.out, options.people, options.seed, options.ict)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"factors {found['factors']}, bias {found['bias']}: {found['error']:.1f} of 255 from the images' colours")
+    print(f"written to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
