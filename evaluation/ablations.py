@@ -1,7 +1,8 @@
 """The paper's ablations on held-out identities: which of its orders hold for the weights at hand?
 
     python -m evaluation.ablations --weights weights/miniature [--data DIR] [--identities 100] [--workers 2]
-        [--arms full untrained_reference ...] [--out runs/ablations.json] [--doc docs/ablations.md]
+        [--group all|main|faces] [--arms full untrained_reference ...] [--out runs/ablations.json]
+        [--doc docs/ablations.md]
 
 Tables, results and pictures go to --out and files beside it; only --doc also puts them into a page.
 
@@ -22,34 +23,35 @@ from torch import Tensor
 
 from diffportrait3d.files import write_text
 from diffportrait3d.heads import render_condition_images
-from training.data import DataError
 from training.render import FIRST_CONDITION
 
-from .arms import ABLATION_ARMS, ORDER_ARMS, ORDER_WEIGHTS, THEMES, Arm
+from .arms import ALL_ARMS, GROUPS, ORDER_ARMS, ORDER_WEIGHTS, THEMES, Arm
 from .bootstrap import bootstrap_mean
 from .command import run_command
 from .expectations import SMALL, Verdict, verdicts
 from .faces import FACE_METRICS
 from .journal import column, write_json
 from .measures import ABLATION_METRICS, measure_arm
-from .report import cell, markdown_table, picture_rows, save_png, save_webp, stack_pages
+from .report import cell, markdown_table, picture_rows, publish, save_png, save_webp, stack_pages
 from .reprojection import reprojection_pairs
-from .study import Study, common_parser, face_table, finish_options, test_data
+from .study import Study, common_parser, finish_options, test_data
 from .subjects import Subject
+from .summary import as_dicts, difference_table, differences, face_table, means
+from .system import Miniature
 
 SHOWN = ("pose", "psnr", "ssim", "mini_lpips", "far_mini_lpips", "reprojection", "background_variation", "change")
+COMPARED = ("pose", "mini_lpips", "reprojection", "dlib_found_near", "dlib_distance_truth", "dlib_first")
 JUDGED_TRUTH = ("pose", "reprojection")  # of the truth itself: the judges' own errors; the others compare with it
 SWAPPED_PEOPLE = FIRST_CONDITION["test"] + 500_000  # analytic people that no dataset shows as conditions
-BEGIN, END = "<!-- made by evaluation.ablations: begin -->", "<!-- made by evaluation.ablations: end -->"
 
 
 def chosen_arms(options: argparse.Namespace) -> dict[str, Arm]:
-    """The arms asked for, the full system always among them; all that the given weights allow if none are named."""
-    if options.arms is None:
-        names = [name for name in ABLATION_ARMS if name not in ORDER_ARMS or options.order_weights]
-    else:
-        names = [name for name in ABLATION_ARMS if name == "full" or name in options.arms]
-    return {name: ABLATION_ARMS[name] for name in names}
+    """The arms or the group asked for, the full system always among them; of a group, those that the given weights
+    allow."""
+    wanted = options.arms
+    if wanted is None:
+        wanted = [name for name in GROUPS[options.group] if name not in ORDER_ARMS or options.order_weights]
+    return {name: arm for name, arm in ALL_ARMS.items() if name == "full" or name in wanted}
 
 
 class AblationStudy(Study):
@@ -57,7 +59,7 @@ class AblationStudy(Study):
 
     def __init__(self, options: argparse.Namespace):
         others = dict(zip(ORDER_WEIGHTS, options.order_weights or (), strict=False))
-        super().__init__(options, chosen_arms(options), others)
+        super().__init__(options, chosen_arms(options), Miniature(options.weights, others, options.device))
 
     def subject(self, index: int) -> Subject:
         """Also with yet another person at its cameras."""
@@ -115,6 +117,7 @@ def verdict_table(found: list[Verdict], arms: dict[str, Arm]) -> str:
 def report(records: list[dict], found: list[Verdict], study: Study) -> str:
     """Both tables and the counts, as Markdown."""
     options = study.options
+    compared = {name: title for name, title in study.with_faces(ABLATION_METRICS).items() if name in COMPARED}
     counts = {word: sum(v.word == word for v in found) for word in ("holds", "does not", "undecided")}
     return (
         f"{len(records)} held-out identities, {options.views} views each, {study.store.sampling}, "
@@ -124,8 +127,10 @@ def report(records: list[dict], found: list[Verdict], study: Study) -> str:
         + ", ".join(f"{word}: {count}" for word, count in counts.items())
         + f" (of {len(found)}).\n\n"
         + arms_table(records, study.titles)
+        + "\n\nPaired difference, full system minus the arm (PSNR, SSIM, faces, ID: more is better)\n\n"
+        + difference_table(differences(records, "full", study.arms, compared), "full", compared, study.titles)
         + "\n\n"
-        + face_table(records, study.titles, study.faces)
+        + face_table(records, study.titles, study.faces is not None)
     )
 
 
@@ -138,17 +143,6 @@ def publish_pictures(study: Study) -> None:
             save_webp(source, options.doc.with_suffix("") / f"{theme}.webp")
 
 
-def update_document(path: Path, text: str) -> None:
-    """Replace what stands between the marks in a Markdown file; DataError if it has none."""
-    old = path.read_text(encoding="utf-8") if path.is_file() else f"# Ablations\n\n{BEGIN}\n{END}\n"
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise DataError(f"'{path}' lacks the lines '{BEGIN}' and '{END}', between which the results go; add them.")
-    new = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-    write_text(path, new)
-
-
 def run(options: argparse.Namespace) -> dict:
     """Measure what is not measured yet; print the tables, write them, JSON and pictures, return the results."""
     started, study = time.perf_counter(), AblationStudy(options)
@@ -157,23 +151,22 @@ def run(options: argparse.Namespace) -> dict:
     if pages := study.pages(len(records)):
         stack_pages(pages, options.out.with_suffix(".png"))
     found = verdicts(records, set(study.arms))
-    metrics = ABLATION_METRICS | (FACE_METRICS if study.faces else {})
     text = report(records, found, study)
     print(text)
     write_text(options.out.with_suffix(".md"), text + "\n")
     if options.doc:
-        update_document(options.doc, text)
+        name = "evaluation.ablations" if options.group == "all" else f"evaluation.ablations --group {options.group}"
+        publish(options.doc, name, text)
         publish_pictures(study)
+    metrics = study.with_faces(ABLATION_METRICS)
     results = {
         "conditions": study.conditions(),
         "verdicts": [
             asdict(v.expectation) | {"metric": v.metric, "allowed": v.allowed, "verdict": v.word} | v.interval._asdict()
             for v in found
         ],
-        "summary": {
-            row: {m: bootstrap_mean(column(records, row, m))._asdict() for m in metrics}
-            for row in study.titles
-        },
+        "summary": as_dicts(means(records, study.titles, metrics)),
+        "full_minus_arm": as_dicts(differences(records, "full", study.arms, metrics)),
         "identities": records,
     }
     write_json(options.out, results)
@@ -183,7 +176,15 @@ def run(options: argparse.Namespace) -> dict:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = common_parser("python -m evaluation.ablations", __doc__.splitlines()[0], "runs/ablations.json")
-    parser.add_argument("--arms", nargs="+", choices=ABLATION_ARMS, metavar="ARM", help=", ".join(ABLATION_ARMS))
+    parser.add_argument(
+        "--group",
+        choices=GROUPS,
+        default="all",
+        help="arms: all of the paper's, those of its main orders, or those that may spoil faces (default %(default)s)",
+    )
+    parser.add_argument(
+        "--arms", nargs="+", choices=ALL_ARMS, metavar="ARM", help=f"instead of a group: {', '.join(ALL_ARMS)}"
+    )
     parser.add_argument(
         "--order-weights",
         type=Path,

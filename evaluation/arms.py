@@ -149,6 +149,31 @@ ABLATION_ARMS = {
     "double_steps": Arm("twice the steps", steps_factor=2.0),
 }
 
+# What may spoil faces, one suspect at a time; no claim of the paper's, and not among the arms that run by default.
+EXPERIMENT_ARMS = {
+    "guided_early": Arm("guidance at the noisy half only", guided=(500, 1000)),
+    "guided_late": Arm("guidance at the clean half only", guided=(0, 500)),
+    "ddim_eta_0": Arm("DDIM, eta 0", solver="ddim", eta=0.0),
+    "ddim_eta_half": Arm("DDIM, eta 0.5", solver="ddim", eta=0.5),
+    "ddim_eta_1": Arm("DDIM, eta 1", solver="ddim", eta=1.0),
+    "half_strength": Arm("S's views at half strength", strength=0.5),
+    "double_strength": Arm("S's views at double strength", strength=2.0),
+}
+ALL_ARMS = ABLATION_ARMS | EXPERIMENT_ARMS
+
+# Sets of arms that the command knows by one word; "full" is in each of them.
+GROUPS = {
+    "all": tuple(ABLATION_ARMS),
+    "main": (  # Table 1b, Table 2 and figure 5, figure 8
+        "untrained_reference", "unaligned_reference", "two_references", "four_references", "no_view_consistency",
+        "random_noise", "random_noise_no_view_consistency",
+    ),
+    "faces": (
+        "two_references", "four_references", "no_view_consistency", "truth_noise", "guidance_1", "guidance_2",
+        "guidance_5", "half_steps", "double_steps", *EXPERIMENT_ARMS,
+    ),
+}  # fmt: skip
+
 # View consistency whose weights the user names, in the order of the option, and the arms that need them.
 ORDER_WEIGHTS = ("shuffled", "ordered")
 ORDER_ARMS = tuple(name for name, arm in ABLATION_ARMS.items() if arm.view_consistency in ORDER_WEIGHTS)
@@ -168,4 +193,5 @@ THEMES = {
     "sampling": (
         "guidance_1", "guidance_2", "guidance_5", "guidance_8", "quarter_steps", "half_steps", "double_steps",
     ),
+    "faces": tuple(EXPERIMENT_ARMS),
 }  # fmt: skip

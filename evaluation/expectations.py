@@ -105,6 +105,7 @@ EXPECTATIONS = (
     ),
     # More references: figure 8.
     Expectation("Figure 8: 2 better than 1", "two_references", BETTER, "full", FAR),
+    Expectation("Section 4, figure 8: more of the person in 2 than in 1", "two_references", BETTER, "full", ID),
     Expectation("Figure 8: 4 better than 2", "four_references", BETTER, "two_references", FAR),
     # Sampling: section 4 calls guidance 3 and 100 steps a good balance.
     Expectation("Section 4: guidance 3, not none", "full", BETTER, "guidance_1", ("mini_lpips", "pose")),

@@ -19,22 +19,22 @@ import numpy as np
 from torch import Tensor
 
 from .arms import ARMS
-from .bootstrap import bootstrap_difference, bootstrap_mean
 from .command import run_command
-from .faces import FACE_METRICS
-from .journal import column, write_json
+from .journal import write_json
 from .measures import METRICS, measure
-from .report import cell, markdown_table, picture_rows, save_png, stack_pages
+from .report import picture_rows, save_png, stack_pages
 from .reprojection import reprojection_pairs
-from .study import Study, common_parser, face_table, finish_options, test_data
+from .study import Study, common_parser, finish_options, test_data
 from .subjects import Subject
+from .summary import Intervals, as_dicts, difference_table, differences, face_table, mean_table, means
+from .system import Miniature
 
 
 class MiniatureStudy(Study):
     """The full system and what is left without each of its parts."""
 
     def __init__(self, options: argparse.Namespace):
-        super().__init__(options, ARMS)
+        super().__init__(options, ARMS, Miniature(options.weights, device=options.device))
 
     def results(self, subject: Subject, views: dict[str, Tensor]) -> dict[str, dict[str, float]]:
         pairs = reprojection_pairs(subject.depth, subject.mask, subject.labels)
@@ -47,35 +47,13 @@ class MiniatureStudy(Study):
         save_png(picture_rows(rows), self.page_file(index))
 
 
-def summarise(records: list[dict], study: Study) -> tuple[dict, dict]:
-    """Intervals per row and metric, and of the paired differences full - arm for every arm but the full one."""
-    metrics = METRICS | (FACE_METRICS if study.faces else {})
-    summary = {row: {m: bootstrap_mean(column(records, row, m)) for m in metrics} for row in study.titles}
-    differences = {
-        row: {m: bootstrap_difference(column(records, "full", m), column(records, row, m)) for m in metrics}
-        for row in study.arms
-        if row != "full"
-    }
-    return summary, differences
-
-
-def tables(summary: dict, differences: dict, count: int, titles: dict[str, str]) -> str:
-    """Both tables as Markdown."""
-    header = [title for title, _ in METRICS.values()]
-    body = [
-        [titles[row], *(cell(values[m], digits) for m, (_, digits) in METRICS.items())]
-        for row, values in summary.items()
-    ]
-    against = [
-        [f"full - {titles[row]}", *(cell(values[m], digits, True) for m, (_, digits) in METRICS.items())]
-        for row, values in differences.items()
-    ]
+def tables(summary: Intervals, against: Intervals, study: Study, count: int) -> str:
+    """Means and differences as Markdown."""
     return (
         f"Mean over {count} held-out identities [95 % bootstrap interval over identities]\n\n"
-        + markdown_table(["", *header], body)
-        + "\n\nPaired difference, full system minus the arm (PSNR, SSIM: more is better; errors: less is better)"
-        + "\n\n"
-        + markdown_table(["", *header], against)
+        + mean_table(summary, METRICS, study.titles)
+        + "\n\nPaired difference, full system minus the arm (PSNR, SSIM: more is better; errors: less is better)\n\n"
+        + difference_table(against, "full", METRICS, study.titles)
     )
 
 
@@ -86,9 +64,12 @@ def run(options: argparse.Namespace) -> dict:
     records = study.measure_all()
     if pages := study.pages(len(records)):
         stack_pages(pages, options.out.with_suffix(".png"))
-    summary, differences = summarise(records, study)
-    print(tables(summary, differences, len(records), study.titles))
-    print("\n" + face_table(records, study.titles, study.faces))
+    metrics = study.with_faces(METRICS)
+    summary = means(records, study.titles, metrics)
+    against = differences(records, "full", study.arms, metrics)
+    text = tables(summary, against, study, len(records)) + "\n\n"
+    text += face_table(records, study.titles, study.faces is not None)
+    print(text)
     seconds = {name: float(np.mean([r["seconds"][name] for r in records])) for name in study.arms}
     print(
         f"\n{study.store.sampling}: {seconds['full']:.1f} s for {options.views} views of an identity with the full "
@@ -97,8 +78,8 @@ def run(options: argparse.Namespace) -> dict:
     results = {
         "conditions": study.conditions(),
         "seconds_per_identity": seconds,
-        "summary": {row: {m: i._asdict() for m, i in values.items()} for row, values in summary.items()},
-        "full_minus_arm": {row: {m: i._asdict() for m, i in values.items()} for row, values in differences.items()},
+        "summary": as_dicts(summary),
+        "full_minus_arm": as_dicts(against),
         "identities": records,
     }
     write_json(options.out, results)

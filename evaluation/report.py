@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from diffportrait3d.files import write_atomically
+from diffportrait3d.files import write_atomically, write_text
+from training.data import DataError
 
 from .bootstrap import Interval
 
@@ -67,6 +68,17 @@ def _page(path: Path) -> Image.Image | None:
     except (OSError, SyntaxError) as error:  # Pillow's words for broken PNGs
         print(f"'{path}' is damaged ({error}) and left out; delete its record to measure it again.", file=sys.stderr)
         return None
+
+
+def publish(path: Path, command: str, text: str) -> None:
+    """Replace what stands between a command's marks in a Markdown file; DataError if it has none."""
+    begin, end = (f"<!-- made by {command}: {word} -->" for word in ("begin", "end"))
+    old = path.read_text(encoding="utf-8") if path.is_file() else f"# Results\n\n{begin}\n{end}\n"
+    before, found_begin, rest = old.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise DataError(f"'{path}' lacks the lines '{begin}' and '{end}', between which the results go; add them.")
+    write_text(path, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -23,10 +23,8 @@ from training.data import DataError
 
 from . import faces
 from .arms import ABLATION_ARMS, SOLVERS, Arm, Sampling
-from .bootstrap import bootstrap_mean
-from .journal import append_record, column, read_journal
+from .journal import append_record, read_journal
 from .pose_regressor import load_pose_regressor
-from .report import cell, markdown_table
 from .subjects import IDENTITIES, Subject, held_out_lines, load_subject, read_pictures
 from .system import Miniature
 from .view_store import SubjectViews, ViewStore
@@ -47,12 +45,11 @@ class Study:
     Args:
         options: of `common_parser`.
         arms: by name, "full" among them.
-        others: more view-consistency files by the name that arms call them.
+        system: whose views they are, and whose autoencoder judges.
     """
 
-    def __init__(self, options: argparse.Namespace, arms: dict[str, Arm], others: dict[str, Path] | None = None):
-        self.options, self.arms = options, arms
-        self.system = Miniature(options.weights, others, options.device)
+    def __init__(self, options: argparse.Namespace, arms: dict[str, Arm], system: Miniature):
+        self.options, self.arms, self.system = options, arms, system
         self.store = ViewStore(options.store, self.system, sampling_of(options))
         self.regressor = load_pose_regressor(options.pose_regressor)
         self.faces = faces.load_face_judge(options.faces, options.store / "faces")
@@ -117,6 +114,10 @@ class Study:
         rows["reference_copy"] = portrait.repeat(len(subject.images), axis=0)
         packed = {name: faces.pack(found) for name, found in rows.items()}
         return {"reference": faces.pack(portrait), "yaws": faces.view_yaws(subject.labels), "rows": packed}
+
+    def with_faces(self, metrics: dict) -> dict:
+        """These metrics and, if faces are judged, theirs."""
+        return metrics | (faces.FACE_METRICS if self.faces else {})
 
     def results(self, subject: Subject, views: dict[str, Tensor]) -> dict[str, dict[str, float]]:
         """The metrics of every row of the table."""
@@ -187,21 +188,6 @@ def add_face_metrics(records: list[dict]) -> None:
         record["results"] = {
             row: record["results"].get(row, {}) | metrics[row] for row in [*record["results"], faces.OTHERS]
         }
-
-
-def face_table(records: list[dict], titles: dict[str, str], judge: faces.FaceJudge | None) -> str:
-    """What dlib says about every row, with its baselines; without the packages, how to get them."""
-    if judge is None:
-        return f"Faces and ID were not judged (--faces; {faces.INSTALL})."
-    rows = []
-    for name, title in (titles | {faces.OTHERS: "true views of other people"}).items():
-        intervals = [(bootstrap_mean(column(records, name, m)), d) for m, (_, d) in faces.FACE_METRICS.items()]
-        rows.append([title, *(cell(interval, digits) for interval, digits in intervals)])
-    return (
-        "Faces by dlib (not ArcFace); ID and distance over views in which a face is found; the right person comes "
-        f"first among {len(records)} by chance in {1 / len(records):.3f} of the views.\n\n"
-        + markdown_table(["", *(title for title, _ in faces.FACE_METRICS.values())], rows)
-    )
 
 
 def sampling_of(options: argparse.Namespace) -> Sampling:

@@ -9,10 +9,11 @@ from PIL import Image
 
 from evaluation import ablations
 from evaluation.alignment import MISALIGNMENTS, unaligned
-from evaluation.arms import ABLATION_ARMS, ORDER_ARMS, THEMES
+from evaluation.arms import ABLATION_ARMS, ALL_ARMS, GROUPS, ORDER_ARMS, THEMES
 from evaluation.expectations import BETTER, EQUAL, EXPECTATIONS, SMALL, Expectation, judge
 from evaluation.faces import FACE_METRICS
 from evaluation.measures import ABLATION_METRICS, background_variation, leak, mini_lpips
+from evaluation.report import publish
 
 FEW = ["untrained_reference", "two_references", "swapped_condition", "swapped_reference"]
 
@@ -93,9 +94,10 @@ def test_processes_give_the_same_numbers(finished, weights, ball_dataset, tmp_pa
 
 
 def test_every_arm_changes_something(weights, ball_dataset, tmp_path):
-    names = [n for n in ABLATION_ARMS if ABLATION_ARMS[n].steps_factor == 1 and ABLATION_ARMS[n].references < 3]
+    names = [n for n in ALL_ARMS if ALL_ARMS[n].steps_factor == 1 and ALL_ARMS[n].references < 3]
     ordered = ["--order-weights", *[str(weights / "view_consistency.safetensors")] * 2]
-    options = ablations.parse([*command(weights, ball_dataset, tmp_path / "r.json", *names), *ordered])
+    steps = ["--steps", "2"]  # one of them in each half
+    options = ablations.parse([*command(weights, ball_dataset, tmp_path / "r.json", *names), *ordered, *steps])
     study = ablations.AblationStudy(options)
     subject = study.subject(0)
     views, _ = study.views(subject, seed=0)
@@ -113,12 +115,25 @@ def test_every_arm_changes_something(weights, ball_dataset, tmp_path):
 
 def test_expectations_name_what_exists():
     for expectation in EXPECTATIONS:
-        assert expectation.arms <= set(ABLATION_ARMS) and set(expectation.metrics) <= {*ABLATION_METRICS, *FACE_METRICS}
+        assert expectation.arms <= set(ALL_ARMS) and set(expectation.metrics) <= {*ABLATION_METRICS, *FACE_METRICS}
         assert (expectation.margin > 0) == (expectation.relation != BETTER) and expectation.source
 
 
 def test_every_arm_is_shown_somewhere():
-    assert {name for names in THEMES.values() for name in names} == set(ABLATION_ARMS) - {"full"}
+    assert {name for names in THEMES.values() for name in names} == set(ALL_ARMS) - {"full"}
+
+
+def test_groups():
+    """The main orders' arms are all that the paper's tables 1b and 2 and figures 5 and 8 need."""
+    assert all(set(names) <= set(ALL_ARMS) for names in GROUPS.values())
+    main = {"full", *GROUPS["main"]}
+    for expectation in EXPECTATIONS:
+        place = expectation.source.partition(":")[0]
+        if any(name in place for name in ("Table 1b", "Table 2", "Figure 5", "Figure 8")):
+            assert expectation.arms <= main, expectation
+    arms = ablations.chosen_arms(ablations.parse(["--group", "faces"]))
+    assert list(arms)[0] == "full" and set(arms) == {"full", *GROUPS["faces"]}
+    assert set(ablations.chosen_arms(ablations.parse([]))) == set(ABLATION_ARMS) - set(ORDER_ARMS)
 
 
 def records(**columns) -> list[dict]:
@@ -194,10 +209,12 @@ def test_document_without_marks_is_left_alone(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("# Mine\n")
     with pytest.raises(ValueError, match="lacks the lines"):
-        ablations.update_document(path, "text")
-    path.write_text(f"# Mine\n{ablations.BEGIN}\nold\n{ablations.END}\nafter\n")
-    ablations.update_document(path, "new")
-    assert "old" not in path.read_text() and "new" in path.read_text() and path.read_text().endswith("after\n")
+        publish(path, "a.command", "text")
+    marks = [f"<!-- made by {name}: {word} -->" for name in ("a.command", "another") for word in ("begin", "end")]
+    path.write_text(f"# Mine\n{marks[0]}\nold\n{marks[1]}\n{marks[2]}\nkept\n{marks[3]}\nafter\n")
+    publish(path, "a.command", "new")
+    text = path.read_text()
+    assert "old" not in text and "new" in text and "kept" in text and text.endswith("after\n")
 
 
 @pytest.mark.parametrize(
