@@ -34,8 +34,11 @@ class ImageError(ValueError):
     """A file that cannot be read as an image; the message names it and gives `reason`."""
 
     def __init__(self, path: Path, reason: str):
-        super().__init__(f"{path} is not a picture that can be read: {reason}")
+        super().__init__(path, reason)  # both, so that it can be pickled
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} is not a picture that can be read: {self.reason}"
 
 
 class UserImage(NamedTuple):

@@ -14,11 +14,13 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from diffportrait3d.images import ImageError, read_image
 from tools.client import Run, RunError, run_workflow, title
 from tools.host import PACK, HostError
 from tools.server import Server, ServerError
@@ -58,15 +60,17 @@ def portrait_node(prompt: dict) -> str:
 
 
 def check_portrait(path: Path) -> Image.Image:
-    """Open the portrait as ComfyUI will: upright RGB."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
+    """The portrait, whatever kind of image file it is, as upright RGB; prints what was decided about it."""
+    if not path.exists():
         raise DemoError(f"There is no portrait {path}. Give one with PORTRAIT=file; the default one comes with the"
-                        " miniature's weights (`make miniature`).") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise DemoError(f"The portrait {path} is not a readable image: {error}.") from None
+                        " miniature's weights (`make miniature`).")
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        raise DemoError(f"The portrait {path} is not a readable image: {error.reason}.") from None
+    for note in image.notes:
+        print(f"{path.name}: {note}")
+    return Image.fromarray(image.as_bytes())
 
 
 def choose_views(prompt: dict, run: Run) -> str:
@@ -129,11 +133,13 @@ def demo(workflow: Path, portrait: Path | None, port: int | None, outputs: Path)
     node_id = portrait_node(prompt)
     if portrait is not None:
         print(ABOUT_PHOTOGRAPHS)
-    path = portrait or PORTRAIT
-    picture = check_portrait(path)
+    source = portrait or PORTRAIT
+    picture = check_portrait(source)
     print("Starting ComfyUI ...", flush=True)
     start = time.monotonic()
-    with Server(port) as server:
+    with Server(port) as server, tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / f"{source.stem}.png"  # not the file: the host drops transparency and clips 16 bits
+        picture.save(path)
         print(f"  ready on {server.url} after {time.monotonic() - start:.1f} s", flush=True)
         start = time.monotonic()
         run = asyncio.run(run_workflow(server, prompt, {node_id: path}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
 import struct
 import zlib
 
@@ -249,8 +250,9 @@ def test_damage_is_one_error_that_names_the_file(tmp_path, kind):
 def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(ImageError, match="a.png is not a picture that can be read: it does not exist"):
         read_image(tmp_path / "a.png")
-    with pytest.raises(ImageError, match="not a picture"):
+    with pytest.raises(ImageError, match="not a picture") as caught:
         read_image(tmp_path)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # as it leaves a worker process
 
 
 def test_notes_are_logged_once(tmp_path, caplog):

@@ -127,6 +127,30 @@ def test_bad_renders_are_named(host, folders):
         load.execute("../..", 64, 64)
 
 
+def test_every_kind_of_image_file_is_read_and_what_was_decided_is_logged(host, folders, caplog):
+    """16-bit grey read 0.984 for 0.5, transparent areas showed the colour beneath them."""
+    folder, exif = folders[0] / "kinds", Image.Exif()
+    folder.mkdir()
+    exif[0x0112] = 6
+    Image.fromarray(np.full((64, 64), 32768, np.uint16)).save(folder / "0.png")
+    Image.fromarray(np.full((64, 64), 32768, np.uint16)).save(folder / "1.tif")
+    Image.new("RGBA", (64, 64), (255, 0, 255, 0)).save(folder / "2.png")
+    stored = np.zeros((64, 64, 3), np.uint8)
+    stored[:, :32] = 255  # its left half is the upper half of the upright image
+    Image.fromarray(stored).save(folder / "3.png", exif=exif)
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    red.save(folder / "4.webp", save_all=True, append_images=[blue], lossless=True)
+    Image.new("CMYK", (64, 64), (0, 255, 255, 0)).save(folder / "5.tif")
+    images, views = run(host, "DP3D_LoadCameraConditions", folder="kinds", width=64, height=64)
+    assert views == 6
+    assert images.mean((1, 2, 3))[:2].tolist() == pytest.approx([32768 / 65535] * 2, abs=1e-6)
+    assert images[2].min() == 1
+    assert images[3, :32].min() == 1 and images[3, 32:].max() == 0
+    assert images[4, 0, 0].tolist() == [1, 0, 0] and images[5, 0, 0].tolist() == [1, 0, 0]
+    for said in ("2.png': transparent areas are filled with white", "3.png': it is turned up", "4.webp': it has 2"):
+        assert said in caplog.text
+
+
 def export(host, images: torch.Tensor, labels: torch.Tensor, **extras) -> Path:
     inputs = {"filename_prefix": "sets/head", "start_points": 500, **extras}
     node = host.nodes.NODE_CLASS_MAPPINGS["DP3D_ExportViews"]

@@ -135,6 +135,22 @@ def test_command_writes_everything_and_stops_the_server(tmp_path, portrait):
         assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server still listens"
 
 
+def test_a_transparent_portrait_on_its_side_is_shown_upright_on_white(tmp_path):
+    """The host's own Load Image would show the colour under the transparency."""
+    path, exif = tmp_path / "cut-out.png", Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.new("RGBA", (24, 16), (255, 0, 255, 0))
+    stored.paste((0, 0, 200, 255), (12, 0, 24, 16))
+    stored.save(path, exif=exif)
+    done = subprocess.run(_demo(tmp_path, "--portrait", str(path)), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "cut-out.png: transparent areas are filled with white" in done.stdout
+    [folder] = (tmp_path / "outputs").iterdir()
+    upright = np.full((24, 16, 3), 255)
+    upright[12:] = (0, 0, 200)
+    assert np.array_equal(np.asarray(Image.open(folder / "view_00.png")), upright)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_stops_the_server_when_it_is_stopped(tmp_path, portrait, number):
     with socket.socket() as probe:
