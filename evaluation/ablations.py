@@ -192,9 +192,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar=("SHUFFLED", "ORDERED"),
         help="view-consistency weights with positions, trained on shuffled and on ordered views",
     )
-    parser.add_argument(
-        "--doc", type=Path, help="publish: tables between this page's marks, pictures beside it, e.g. docs/ablations.md"
-    )
     options = finish_options(parser, parser.parse_args(arguments))
     if options.arms and set(ORDER_ARMS) & set(options.arms) and not options.order_weights:
         parser.error(f"the arms {' and '.join(ORDER_ARMS)} need --order-weights SHUFFLED ORDERED")

@@ -32,6 +32,7 @@ ABLATION_METRICS = METRICS | {
     "change": ("change to full", 4),
     "leak": ("leak of the condition", 3),
 }
+QUALITY_METRICS = {name: ABLATION_METRICS[name] for name in ("pose", "mini_lpips", "psnr", "ssim", "reprojection")}
 MORE_IS_BETTER = {"psnr", "ssim", "far_psnr"}
 FAR_DEGREES = 40.0  # between the camera of a view and that of the first reference
 

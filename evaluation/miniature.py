@@ -1,7 +1,7 @@
 """What each part of the miniature brings, on held-out identities against exact ground truth.
 
     python -m evaluation.miniature --weights weights/miniature [--data DIR] [--identities 100] [--workers 2]
-        [--solver dpmpp_2m] [--steps 8] [--out FILE.json]
+        [--solver dpmpp_2m] [--steps 8] [--out FILE.json] [--doc PAGE]
 
 For every held-out subject: the full system and the system less one part (reference, camera, view consistency, S's
 start noise) generate the same views from the same noise. Printed with 95 % bootstrap intervals over identities:
@@ -18,11 +18,13 @@ import time
 import numpy as np
 from torch import Tensor
 
+from diffportrait3d.files import write_text
+
 from .arms import ARMS
 from .command import run_command
 from .journal import write_json
 from .measures import METRICS, measure
-from .report import picture_rows, save_png, stack_pages
+from .report import picture_rows, publish, save_png, save_webp, stack_pages
 from .reprojection import reprojection_pairs
 from .study import Study, common_parser, finish_options, test_data
 from .subjects import Subject
@@ -70,6 +72,11 @@ def run(options: argparse.Namespace) -> dict:
     text = tables(summary, against, study, len(records)) + "\n\n"
     text += face_table(records, study.titles, study.faces is not None)
     print(text)
+    write_text(options.out.with_suffix(".md"), text + "\n")
+    if options.doc:
+        publish(options.doc, "evaluation.miniature", text)
+        if pages:
+            save_webp(pages[0], options.doc.with_suffix("") / "miniature.webp")
     seconds = {name: float(np.mean([r["seconds"][name] for r in records])) for name in study.arms}
     print(
         f"\n{study.store.sampling}: {seconds['full']:.1f} s for {options.views} views of an identity with the full "

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,6 +30,7 @@ from .judges import COLUMNS, PAPER_COLUMN, SET_METRICS, Judges
 from .paper_figures import rows_for
 from .paper_plots import save_plots
 from .report import cell, markdown_table, picture_rows, save_png, stack_pages
+from .subjects import resize
 from .view_folders import Views, all_views, identities, read_header
 
 FILES = {
@@ -80,13 +80,6 @@ def prepare(views: Views, size: int, background: str) -> tuple[Tensor, Tensor, T
         own = views.mask if views.generated_mask is None else views.generated_mask
         generated, truth = generated * own + 1 - own, truth * views.mask + 1 - views.mask
     return resize(generated, size), resize(truth, size), resize(views.reference, size)
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """[N, 3, H, W] to [N, 3, size, size] by antialiased bicubic interpolation, rounded to 8 bits as files would be."""
-    if images.shape[-1] != size or images.shape[-2] != size:
-        images = F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return (images.clamp(0, 1) * 255).round() / 255
 
 
 def measure(folder: Path, size: int, background: str, judges: Judges) -> Measured:

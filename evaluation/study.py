@@ -24,7 +24,9 @@ from training.data import DataError
 from . import faces
 from .arms import ABLATION_ARMS, SOLVERS, Arm, Sampling
 from .journal import append_record, read_journal
+from .measures import measure, mini_lpips
 from .pose_regressor import load_pose_regressor
+from .reprojection import reprojection_pairs
 from .subjects import IDENTITIES, Subject, held_out_lines, load_subject, read_pictures
 from .system import Miniature
 from .view_store import SubjectViews, ViewStore
@@ -46,14 +48,17 @@ class Study:
         options: of `common_parser`.
         arms: by name, "full" among them.
         system: whose views they are, and whose autoencoder judges.
+        sampling: None takes the options'.
     """
 
-    def __init__(self, options: argparse.Namespace, arms: dict[str, Arm], system: Miniature):
+    def __init__(
+        self, options: argparse.Namespace, arms: dict[str, Arm], system: Miniature, sampling: Sampling | None = None
+    ):
         self.options, self.arms, self.system = options, arms, system
-        self.store = ViewStore(options.store, self.system, sampling_of(options))
+        self.store = ViewStore(options.store, self.system, sampling or sampling_of(options))
         self.regressor = load_pose_regressor(options.pose_regressor)
         self.faces = faces.load_face_judge(options.faces, options.store / "faces")
-        self.references = max(arm.references for arm in arms.values())
+        self.references = max((arm.references for arm in arms.values()), default=1)
         self.titles = CONTEXT | {name: arm.title for name, arm in arms.items()}
 
     def conditions(self) -> dict:
@@ -114,6 +119,17 @@ class Study:
         rows["reference_copy"] = portrait.repeat(len(subject.images), axis=0)
         packed = {name: faces.pack(found) for name, found in rows.items()}
         return {"reference": faces.pack(portrait), "yaws": faces.view_yaws(subject.labels), "rows": packed}
+
+    def quality(self, subject: Subject, views: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+        """QUALITY_METRICS of every row, by this study's judges."""
+        pairs = reprojection_pairs(subject.depth, subject.mask, subject.labels)
+        results = {}
+        for name, images in views.items():
+            results[name] = measure(images, subject, self.regressor, pairs)
+            distance = mini_lpips(images.to(self.system.device), subject.images.to(self.system.device),
+                                  self.system.autoencoder)  # fmt: skip
+            results[name]["mini_lpips"] = distance.mean().item()
+        return results
 
     def with_faces(self, metrics: dict) -> dict:
         """These metrics and, if faces are judged, theirs."""
@@ -231,9 +247,17 @@ def common_parser(prog: str, description: str, out: str, views: int = 6) -> argp
     parser.add_argument("--pose-regressor", type=Path, help="default: pose_regressor.safetensors in --weights")
     add_people(parser, views)
     add_sampling(parser)
+    add_output(parser, out)
+    return parser
+
+
+def add_output(parser: argparse.ArgumentParser, out: str) -> None:
+    """Where the results go."""
     parser.add_argument("--out", type=Path, default=Path(out), help="JSON of the results (default %(default)s)")
     parser.add_argument("--pictures", type=int, default=4, help="identities shown in the PNG beside --out")
-    return parser
+    parser.add_argument(
+        "--doc", type=Path, help="publish: tables between this page's marks, pictures in the folder called like it"
+    )
 
 
 def add_people(parser: argparse.ArgumentParser, views: int) -> None:
@@ -265,9 +289,10 @@ def add_sampling(parser: argparse.ArgumentParser, default: Sampling = Sampling()
 
 def finish_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
     """Fill in what depends on other options and refuse numbers that make no sense."""
-    if hasattr(options, "pose_regressor"):
+    if hasattr(options, "weights"):
         options.pose_regressor = options.pose_regressor or options.weights / "pose_regressor.safetensors"
     for name in ("identities", "views", "steps", "workers"):
-        if getattr(options, name, None) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+        value = getattr(options, name, None)
+        if isinstance(value, int) and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
     return options

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffportrait3d.images import ImageError, NoteLog
@@ -89,6 +90,20 @@ def load_subject(root: Path, line: dict, views: int, references: int = 1, depth:
         labels=_labels(targets),
         **exact,
     )
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """[N, 3, H, W] to [N, 3, size, size] by antialiased bicubic interpolation, rounded to 8 bits as files would be."""
+    if images.shape[-1] != size or images.shape[-2] != size:
+        images = F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return (images.clamp(0, 1) * 255).round() / 255
+
+
+def at_size(subject: Subject, size: int) -> Subject:
+    """The subject as networks of another resolution are given it: its pictures resized, without depth and mask."""
+    names = ("reference", "images", "conditions")
+    pictures = {name: resize(getattr(subject, name), size) for name in names}
+    return replace(subject, **pictures, depth=None, mask=None, other_reference=None, other_conditions=None)
 
 
 def read_pictures(root: Path, views: list[dict], kind: str) -> Tensor:
