@@ -36,6 +36,31 @@ def files_with(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted((path for path in found if path.name[0] != "."), key=lambda path: natural_key(path.name))
 
 
+def folders_below(root: str | os.PathLike, enter: Callable[[str], bool]) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) for `root`, which is "", and for everything below it; folders are named relative to
+    `root`, with "/". Links are followed.
+
+    enter: whether a folder of this name is looked into. A folder is not entered again below itself, so that a link to
+    a folder above ends there. What cannot be opened, broken links among it, is left out.
+    """
+    waiting: list[tuple[str, frozenset]] = [("", frozenset())]  # a folder and the real folders above it
+    while waiting:
+        folder, above = waiting.pop()
+        path = os.path.join(root, folder)
+        try:
+            found, entries = os.stat(path), list(os.scandir(path))
+        except OSError:
+            continue
+        here = (found.st_dev, found.st_ino)
+        if here in above:
+            continue
+        yield folder, [entry.name for entry in entries if os.path.isfile(entry.path)]
+        waiting += [
+            (f"{folder}/{entry.name}".lstrip("/"), above | {here})
+            for entry in entries if os.path.isdir(entry.path) and enter(entry.name)
+        ]
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Around what writes to `path`: the system's errors become a `WriteError`."""

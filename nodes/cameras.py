@@ -162,6 +162,7 @@ class CameraFromViewer(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(cls, camera_info, framing) -> io.NodeOutput:
         return io.NodeOutput({"labels": viewer_camera(camera_info, framing)[None]})
 

@@ -11,6 +11,7 @@ from .sockets import FILES, Cameras
 
 EG3D, PLAIN, NPY = "json, EG3D's dataset.json", "json, plain list", "npy"
 WHERE = "Searched below the host's input folder and, marked [output], its output folder; press R after adding files."
+TOKENS = "%width%, %date:yyyy-MM-dd%, %node.widget% and the others are replaced as in Save Image."
 
 
 class LoadCameras(io.ComfyNode):
@@ -39,17 +40,17 @@ class LoadCameras(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        names = user_files.label_sources()
-        return file in names or user_files.explain_missing(file, names, "camera file")
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        return user_files.check_name(file, user_files.label_sources(), "camera file")
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
-        return user_files.fingerprint(user_files.user_path(file))
+    def fingerprint_inputs(cls, file: str | None) -> str:
+        return user_files.fingerprint(file, user_files.label_sources())
 
     @classmethod
+    @in_range
     def execute(cls, file) -> io.NodeOutput:
-        labels = read_labels(user_files.user_path(file))
+        labels = read_labels(user_files.listed_path(file))
         return io.NodeOutput({"labels": labels}, len(labels))
 
 
@@ -68,20 +69,27 @@ class SaveCameras(io.ComfyNode):
                 Cameras.Input("cameras", tooltip="The cameras to write."),
                 io.String.Input(
                     "filename_prefix", default="cameras/views",
-                    tooltip="Folder and beginning of the name, below the output folder; a number is appended.",
+                    tooltip="Folder and beginning of the name, below the output folder; a number is appended. "
+                    + TOKENS,
                 ),
                 io.Combo.Input(
                     "format", options=[EG3D, PLAIN, NPY],
                     tooltip="EG3D's dataset.json names each view 00000.png, 00001.png and so on; the plain list has "
                     "only the numbers; npy is a float32 array with one row per view.",
                 ),
+                io.Image.Input(
+                    "images", optional=True,
+                    tooltip="The views of these cameras. Only their size is read: %width% and %height% in the name "
+                    "stand for it.",
+                ),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="Where the file is.")],
         )
 
     @classmethod
-    def execute(cls, cameras, filename_prefix, format) -> io.NodeOutput:
-        path = user_files.new_output(filename_prefix, "_.npy" if format == NPY else "_.json")
+    @in_range
+    def execute(cls, cameras, filename_prefix, format, images=None) -> io.NodeOutput:
+        path = user_files.new_output(filename_prefix, images, "_.npy" if format == NPY else "_.json")
         labels = cameras["labels"]
         write_labels(path, labels, [f"{view:05d}.png" for view in range(len(labels))] if format == EG3D else None)
         return io.NodeOutput(str(path))
@@ -117,18 +125,17 @@ class LoadCameraConditions(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
-        names = user_files.picture_folders()
-        return folder in names or user_files.explain_missing(folder, names, "picture folder")
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        return user_files.check_name(folder, user_files.picture_folders(), "picture folder")
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **kwargs) -> str:
-        return user_files.fingerprint(user_files.user_path(folder))
+    def fingerprint_inputs(cls, folder: str | None, **kwargs) -> str:
+        return user_files.fingerprint(folder, user_files.picture_folders())
 
     @classmethod
     @in_range
     def execute(cls, folder, width, height) -> io.NodeOutput:
-        images = user_files.load_pictures(user_files.user_path(folder), width, height)
+        images = user_files.load_pictures(user_files.listed_path(folder), width, height)
         return io.NodeOutput(images, len(images))
 
 
@@ -148,7 +155,7 @@ class ExportViews(io.ComfyNode):
                 Cameras.Input("cameras", tooltip="The cameras of the views, in the same order."),
                 io.String.Input(
                     "filename_prefix", default="views/head",
-                    tooltip="Beginning of the folder's name, below the output folder; a number is appended.",
+                    tooltip="Beginning of the folder's name, below the output folder; a number is appended. " + TOKENS,
                 ),
                 io.Mask.Input(
                     "masks", optional=True,
@@ -166,7 +173,7 @@ class ExportViews(io.ComfyNode):
     @classmethod
     @in_range
     def execute(cls, images, cameras, filename_prefix, start_points=5000, masks=None) -> io.NodeOutput:
-        folder = user_files.new_output(filename_prefix)
+        folder = user_files.new_output(filename_prefix, images)
         export_batch(folder, images, cameras["labels"], masks, start_points)
         return io.NodeOutput(str(folder))
 

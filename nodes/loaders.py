@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..patches import loading, model_files, user_files, view_controlnet
+from .ranges import in_range
 from .sockets import LOAD, NovelView, ReferenceEncoder, ViewConsistency
 
 WHERE = "Files are searched in models/diffportrait3d, then in this pack's weights folder."
@@ -43,18 +44,18 @@ class LoadMiniature(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
-        names = model_files.miniature_names()
-        return name in names or model_files.explain_missing(name, "unet", names)
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        return model_files.check_name(name, "unet", model_files.miniature_names())
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
-        networks = [model_files.miniature_path(name, kind) for kind in ("unet", "autoencoder")]
-        portrait = model_files.miniature_portrait(name)
-        found = [model_files.fingerprint(path) for path in networks]
-        return "|".join([*found, user_files.fingerprint(portrait) if portrait.exists() else ""])
+    def fingerprint_inputs(cls, name: str | None) -> str:
+        names = model_files.miniature_names() if name is None else [name]  # None: comes by a link, may be any
+        networks = [model_files.miniature_path(each, kind) for each in names for kind in ("unet", "autoencoder")]
+        portraits = map(model_files.miniature_portrait, names)
+        return model_files.fingerprint([*networks, *(portrait for portrait in portraits if portrait.exists())])
 
     @classmethod
+    @in_range
     def execute(cls, name: str) -> io.NodeOutput:
         unet, autoencoder = (model_files.miniature_path(name, kind) for kind in ("unet", "autoencoder"))
         model, vae = loading.load_model(unet, autoencoder), loading.load_vae(autoencoder)
@@ -88,15 +89,16 @@ class NetworkLoader(io.ComfyNode):
         return io.Schema(category=LOAD, inputs=[names], outputs=[cls.SOCKET], **cls.ABOUT)
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
-        names = model_files.network_names(cls.KIND)
-        return name in names or model_files.explain_missing(name, cls.KIND, names)
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        return model_files.check_name(name, cls.KIND, model_files.network_names(cls.KIND))
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
-        return model_files.fingerprint(model_files.network_path(name, cls.KIND))
+    def fingerprint_inputs(cls, name: str | None) -> str:
+        names = model_files.network_names(cls.KIND) if name is None else [name]  # None: comes by a link, may be any
+        return model_files.fingerprint(model_files.network_path(each, cls.KIND) for each in names)
 
     @classmethod
+    @in_range
     def execute(cls, name: str) -> io.NodeOutput:
         return io.NodeOutput(cls.load(model_files.network_path(name, cls.KIND)))
 

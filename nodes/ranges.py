@@ -1,32 +1,128 @@
-"""Numbers that come over a wire: the host checks only those typed into a node."""
+"""What a node is given over its links, checked before it runs: the host checks only what is typed into widgets."""
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
+
+from ..diffportrait3d.cameras import validate_labels
+from ..patches.pictures import as_images, as_masks
+
+# What travels through a link, by its type: whether a value is one, and what to connect.
+LINKED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "IMAGE": (lambda value: isinstance(value, Tensor), "an IMAGE"),
+    "MASK": (lambda value: isinstance(value, Tensor), "a MASK"),
+    "LATENT": (lambda value: isinstance(value, dict) and isinstance(value.get("samples"), Tensor), "a LATENT"),
+    "MODEL": (lambda value: hasattr(value, "get_model_object"), "a MODEL"),
+    "VAE": (lambda value: hasattr(value, "first_stage_model"), "a VAE"),
+    "CONDITIONING": (lambda value: isinstance(value, list) and all(map(_is_prompt, value)), "a CONDITIONING"),
+    "CONTROL_NET": (lambda value: hasattr(value, "set_cond_hint"), "a CONTROL_NET, from Load View ControlNet"),
+    "NOISE": (lambda value: hasattr(value, "generate_noise"), "a NOISE, from 3D-Aware Noise or RandomNoise"),
+    "DP3D_CAMERAS": (lambda value: isinstance(value, dict) and "labels" in value,
+                     "cameras, from Camera Trajectory or Load Cameras"),
+    **{
+        f"DP3D_{kind.upper()}": (lambda value, kind=kind: getattr(value, "kind", None) == kind, f"what {loader} gives")
+        for kind, loader in (
+            ("reference_encoder", "Load Reference Encoder"),
+            ("view_consistency", "Load View Consistency"),
+            ("novel_view", "Load Novel-View Model"),
+        )
+    },
+}
+SPEAK_OF_NOTHING = ("VAE", "LOAD3D_CAMERA")  # whose nodes know best what it means that nothing came
+TEXT_SHOWN = 40  # characters
 
 
 def in_range(execute: Callable) -> Callable:
-    """Decorates a node's `execute` (below @classmethod), so that it refuses numbers outside of their inputs' ranges.
+    """Decorates a node's `execute` (below @classmethod), so that it is called with what its schema promises: numbers
+    inside their ranges, names that are in their lists (those of `validate_inputs` asked again), objects of the right
+    kind, IMAGE [V, H, W, 3 or 4], MASK [V, H, W], cameras with labels [V, 25]. Grey images are given three channels.
 
     Raises (when called):
-        ValueError: naming the node, the input, the number and the range. NaN is outside of every range.
+        ValueError: naming the node, the input, what came and what belongs there. NaN is outside of every range.
     """
     signature = inspect.signature(execute)
 
     @functools.wraps(execute)
     def checked(cls, *args, **kwargs) -> io.NodeOutput:
-        given, schema = signature.bind(cls, *args, **kwargs).arguments, cls.define_schema()
+        call, schema = signature.bind(cls, *args, **kwargs), cls.define_schema()
         for each in schema.inputs:
-            if isinstance(each, io.Int.Input | io.Float.Input) and each.id in given:
-                _check(given[each.id], each, schema.display_name)
-        return execute(cls, *args, **kwargs)
+            value = call.arguments.get(each.id)
+            if value is not None:
+                call.arguments[each.id] = _checked(value, each, cls, schema.display_name)
+            elif each.optional:
+                call.arguments.pop(each.id, None)  # nothing came: as if it were not connected
+            elif each.get_io_type() not in SPEAK_OF_NOTHING:
+                wanted = LINKED.get(each.get_io_type(), (None, "a value"))[1]
+                raise ValueError(f"{schema.display_name} lacks {each.id}; connect {wanted}.")
+        return execute(*call.args, **call.kwargs)
 
     return checked
 
 
-def _check(value: float, limits: io.Int.Input | io.Float.Input, node: str) -> None:
+def _checked(value: Any, each: io.Input, node: type[io.ComfyNode], name: str) -> Any:
+    """`value` as the node may use it."""
+    where, kind = f"{name}: {each.id}", each.get_io_type()
+    if isinstance(each, io.Int.Input | io.Float.Input):
+        return _number(value, each, where)
+    if isinstance(each, io.Combo.Input):
+        return _choice(value, each, node, name)
+    if isinstance(each, io.String.Input | io.Boolean.Input):
+        expected = str if isinstance(each, io.String.Input) else bool
+        if not isinstance(value, expected):
+            raise ValueError(f"{where} must be {'a text' if expected is str else 'on or off'}, got {_shown(value)}.")
+        return value
+    if kind in LINKED:
+        fits, wanted = LINKED[kind]
+        if not fits(value):
+            raise ValueError(f"{where} got {_shown(value)}; connect {wanted}.")
+    if kind == "IMAGE":
+        return as_images(value, where)
+    if kind == "MASK":
+        return as_masks(value, where)
+    if kind == "DP3D_CAMERAS":
+        return {**value, "labels": validate_labels(value["labels"], where)}
+    return value
+
+
+def _number(value: Any, limits: io.Int.Input | io.Float.Input, where: str) -> Any:
+    whole = isinstance(limits, io.Int.Input)
+    if not isinstance(value, Real):
+        raise ValueError(f"{where} must be a number, got {_shown(value)}.")
     if not limits.min <= value <= limits.max:
-        raise ValueError(f"{node}: {limits.id} must lie between {limits.min} and {limits.max}, got {value}.")
+        raise ValueError(f"{where} must lie between {limits.min} and {limits.max}, got {value}.")
+    if whole and not isinstance(value, Integral) and math.modf(value)[0]:
+        raise ValueError(f"{where} must be a whole number, got {value}.")
+    return int(value) if whole else float(value)
+
+
+def _choice(value: Any, choices: io.Combo.Input, node: type[io.ComfyNode], name: str) -> Any:
+    if choices.id in inspect.signature(node.validate_inputs).parameters:
+        answer = node.validate_inputs(**{choices.id: value})
+        if answer is not True:
+            raise ValueError(f"{name}: {answer}")
+    elif value not in choices.options:
+        listed = ", ".join(map(str, choices.options))
+        raise ValueError(f"{name}: {choices.id} must be one of {listed}, got {_shown(value)}.")
+    return value
+
+
+def _is_prompt(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], dict)
+
+
+def _shown(value: Any) -> str:
+    """A value as an error message names it."""
+    if isinstance(value, str):
+        return f"the text {value[:TEXT_SHOWN]!r}{'...' if len(value) > TEXT_SHOWN else ''}"
+    if isinstance(value, Real):
+        return f"the value {value!r}"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"an object of type {type(value).__name__}"

@@ -7,12 +7,14 @@ release, by its keys; never by its name. Only safetensors files are listed: noth
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
 
 from ..diffportrait3d.checkpoints import CheckpointError, network_files, read_kind, shard_files
+from ..diffportrait3d.files import folders_below
 
 FOLDER = "diffportrait3d"
 SUFFIX = ".safetensors"
@@ -32,6 +34,12 @@ def register_folders() -> None:
 def network_names(kind: str) -> list[str]:
     """Names (relative paths, shards as one) of the files that hold a network of `kind`, for a node's list."""
     return sorted(name for name, path in _known_files(kind).items() if _kind_of(path) == kind)
+
+
+def check_name(name: str | None, kind: str, names: list[str]) -> bool | str:
+    """For a node's `validate_inputs`: True, or one sentence for a name that is not among `names`. None, a name that
+    comes by a link, passes: `in_range` asks again when the node runs."""
+    return name is None or name in names or explain_missing(name, kind, names)
 
 
 def explain_missing(name: str, kind: str, names: list[str]) -> str:
@@ -79,9 +87,10 @@ def miniature_portrait(folder: str) -> Path:
     return miniature_path(folder, "unet").parent / PORTRAIT
 
 
-def fingerprint(path: Path) -> str:
-    """Changes when the file does, so that retrained weights are loaded anew."""
-    return "|".join(f"{file}:{file.stat().st_mtime_ns}" for file in network_files(path))
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Changes when one of the files does, so that retrained weights are loaded anew."""
+    files = [file for path in paths for file in network_files(path)]
+    return "|".join(f"{file}:{file.stat().st_mtime_ns}" for file in files)
 
 
 def _folders(kind: str) -> list[str]:
@@ -93,9 +102,8 @@ def _known_files(kind: str) -> dict[str, Path]:
     """Every safetensors file in the folders of `kind`; of equal names the first folder's counts."""
     known: dict[str, Path] = {}
     for folder in _folders(kind):
-        files, _ = folder_paths.recursive_search(folder, excluded_dir_names=[".git"])
-        for name in files:
-            if name.endswith(SUFFIX):
+        for below, files in folders_below(folder, enter=lambda name: name != ".git"):
+            for name in (str(Path(below, file)) for file in files if file.endswith(SUFFIX)):
                 known.setdefault(_SHARD.sub("", name), Path(folder) / name)
     return known
 

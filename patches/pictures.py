@@ -7,6 +7,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def as_images(images: Tensor, where: str) -> Tensor:
+    """float32 IMAGE [V, H, W, 3], or with alpha [V, H, W, 4], from [V, H, W, 1, 3 or 4]: grey is repeated to three.
+
+    where: node and input, for the error.
+
+    Raises:
+        ValueError: another shape, or whole numbers.
+    """
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"{where} has shape {tuple(images.shape)}; an IMAGE is [images, height, width, channels] with 3 channels "
+            "(1 if grey, 4 with alpha): convert it to RGB."
+        )
+    images = _as_pixels(images, where)
+    return images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images
+
+
+def as_masks(masks: Tensor, where: str) -> Tensor:
+    """float32 MASK [V, H, W] from [H, W], [V, H, W], [V, 1, H, W] or [V, H, W, 1].
+
+    Raises:
+        ValueError: another shape, or whole numbers.
+    """
+    shape = tuple(masks.shape)
+    if masks.ndim == 2:
+        masks = masks[None]
+    elif masks.ndim == 4:
+        masks = masks[:, 0] if masks.shape[1] == 1 else masks[..., 0] if masks.shape[3] == 1 else masks
+    if masks.ndim != 3:
+        raise ValueError(
+            f"{where} has shape {shape}; a MASK is [masks, height, width]: convert an image by Convert Image to Mask."
+        )
+    return _as_pixels(masks.float() if masks.dtype == torch.bool else masks, where)
+
+
+def _as_pixels(values: Tensor, where: str) -> Tensor:
+    """float32; raises ValueError for whole numbers, and for images or masks without a pixel."""
+    if not values.is_floating_point():
+        raise ValueError(f"{where} holds {values.dtype}; images and masks are numbers between 0 and 1: divide by 255.")
+    if 0 in values.shape[1:3]:
+        raise ValueError(f"{where} has shape {tuple(values.shape)}, without a pixel; check the node it comes from.")
+    return values.float()
+
+
 def check_images(images: Tensor, node: str, name: str = "images") -> None:
     """Raises ValueError for a batch without pictures, and for NaN or infinity."""
     if images.shape[0] == 0:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..diffportrait3d.networks import UNetConfig
 from .feature_sizes import fit_residuals
 from .loading import build_control_model, check_control_heads, check_control_width, read_network, remember_side
-from .pictures import check_images
+from .pictures import as_images, check_images
 from .run_state import chunk_size
 
 
@@ -68,7 +68,8 @@ class ViewControlNet(comfy.controlnet.ControlNet):
 
     def _resize(self, images: Tensor, height: int, width: int, device: torch.device) -> Tensor:
         method = "area" if min(images.shape[-2:]) > min(height, width) else "bicubic"
-        resized = comfy.utils.common_upscale(images[:, :3], width, height, method, "center")
+        images = as_images(images.movedim(1, -1), "View ControlNet: image")[..., :3].movedim(-1, 1)
+        resized = comfy.utils.common_upscale(images, width, height, method, "center")
         dtype = self.manual_cast_dtype or self.control_model.dtype
         return self.preprocess_image(resized.clamp(0.0, 1.0)).to(device=device, dtype=dtype)
 

@@ -35,14 +35,20 @@ def viewer_camera(info: dict, framing: str) -> Tensor:
     return look_at_camera("pivot", yaw, pitch.clamp(-89.9, 89.9), roll)
 
 
-def _vector(info: dict, name: str) -> Tensor:
-    return torch.tensor([float(info[name][axis]) for axis in "xyz"], dtype=torch.float64)
+def _vector(info: dict, name: str, axes: str = "xyz") -> Tensor:
+    try:
+        return torch.tensor([float(info[name][axis]) for axis in axes], dtype=torch.float64)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"The 3D viewer's camera has no {name} of {', '.join(axes)}, but {info.get(name)!r}; connect the "
+            "camera_info of Load 3D or Create Camera Info."
+        ) from None
 
 
 def _rotation(info: dict, position: Tensor) -> Tensor:
     """Camera-to-world rotation [3, 3] with the viewer's axes (x right, y up, z backwards)."""
     if info.get("quaternion"):
-        quaternion = torch.tensor([float(info["quaternion"][axis]) for axis in "wxyz"], dtype=torch.float64)
+        quaternion = _vector(info, "quaternion", "wxyz")
         if quaternion.norm() < 1e-9:
             raise ValueError("The 3D viewer's camera has a quaternion of length 0, which is no rotation.")
         return matrix_from_quaternion(quaternion)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,13 @@ def folders(host, pack):
     yield both
     for folder in both:
         for path in set(folder.iterdir()) - before[folder]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def run(host, node_type: str, **inputs):
     """Output values of one node, run by the host (with a node behind it that makes the host run it)."""
     prompt = {"1": {"class_type": node_type, "inputs": inputs}}
-    prompt["2"] = {"class_type": "PreviewAny", "inputs": {"source": ["1", 1]}}
+    prompt["2"] = {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}
     return host.run_workflow(prompt).values["1"]
 
 
@@ -123,7 +124,7 @@ def test_bad_renders_are_named(host, folders):
         load.execute("broken", 64, 64)
     with pytest.raises(RuntimeError, match="no picture folder 'renders' .*broken"):
         run(host, "DP3D_LoadCameraConditions", folder="renders", width=64, height=64)
-    with pytest.raises(ValueError, match="Invalid file path"):
+    with pytest.raises(ValueError, match="no picture folder '../..'"):
         load.execute("../..", 64, 64)
 
 
@@ -188,7 +189,7 @@ def test_what_cannot_be_exported_leaves_nothing(host, folders):
     for wrong, message in (
         ({"images": images[:1]}, "1 images and 2 cameras"),
         ({"images": images / 0}, "images contains NaN"),
-        ({"images": images[:0], "labels": labels[:0]}, "images is an empty batch"),
+        ({"images": images[:0]}, "images is an empty batch"),
         ({"masks": half}, "mask of view 1 is empty"),
         ({"masks": torch.ones(2, 4, 4)}, r"masks of shape \(2, 4, 4\)"),
         ({"filename_prefix": ""}, "filename_prefix is empty"),
@@ -198,3 +199,101 @@ def test_what_cannot_be_exported_leaves_nothing(host, folders):
     assert not list((folders[1] / "sets").iterdir())
     bare = export(host, images, labels, start_points=0)
     assert (bare / "sparse/0/points3D.txt").read_text().count("\n") == 1
+
+
+def test_prefixes_are_filled_in_as_by_save_image(host, folders, monkeypatch):
+    """Every token of the host's, against the folder that its own Save Image makes of the same prefix."""
+    monkeypatch.setattr(time, "localtime", lambda *seconds: time.struct_time((2031, 2, 3, 4, 5, 6, 0, 34, 0)))
+    prefix = "%year%/%month%-%day%_%hour%%minute%%second%/%width%x%height%_%batch_num%"
+    prompt = {
+        "images": {"class_type": "EmptyImage", "inputs": {"width": 24, "height": 16, "batch_size": 2, "color": 0}},
+        "path": {"class_type": "DP3D_CameraTrajectory", "inputs": {
+            "kind": "arc", "views": 2, "yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": 0.0, "pitch_max": 0.0,
+            "roll": 0.0, "radius": 2.7, "fov": 13.37}},
+        "host": {"class_type": "SaveImage", "inputs": {"images": ["images", 0], "filename_prefix": f"host/{prefix}"}},
+        "views": {"class_type": "DP3D_ExportViews", "inputs": {
+            "images": ["images", 0], "cameras": ["path", 0], "filename_prefix": f"views/{prefix}", "start_points": 0}},
+        "cameras": {"class_type": "DP3D_SaveCameras", "inputs": {
+            "cameras": ["path", 0], "images": ["images", 0], "filename_prefix": f"cameras/{prefix}", "format": "npy"}},
+    }
+    result = host.run_workflow(prompt)
+    saved = result.outputs["host"]["images"][0]
+    below = Path(saved["subfolder"], saved["filename"].removesuffix("_.png")).relative_to("host")
+    assert below == Path("2031/02-03_040506/24x16_0_00001")
+    assert Path(result.values["views"][0]) == folders[1] / "views" / below
+    assert Path(result.values["cameras"][0]) == folders[1] / "cameras" / f"{below}_.npy"
+
+
+@pytest.mark.parametrize("prefix", ["takes/%width%", "%height%/path", "%width%x%height%"])
+def test_cameras_alone_have_no_size(host, folders, prefix):
+    save = host.nodes.NODE_CLASS_MAPPINGS["DP3D_SaveCameras"]
+    cameras = {"labels": camera_math.orbit_camera([0.0], 0.0)}
+    with pytest.raises(ValueError, match="cameras alone have no size in pixels; connect the views to images"):
+        save.execute(cameras, prefix, "npy")
+    assert Path(save.execute(cameras, prefix, "npy", torch.zeros(1, 5, 7, 3)).args[0]).is_file()
+
+
+def fill(folder: Path) -> None:
+    """Cameras, a folder of cameras, and a folder of one image, in a new folder."""
+    (folder / "labels").mkdir(parents=True)
+    np.save(folder / "path.npy", camera_math.trajectory("arc", 3).numpy())
+    for view in range(2):
+        np.save(folder / f"labels/{view}.npy", camera_math.orbit_camera(view, 0).numpy())
+    save_picture(folder / "renders" / "0.png", (64, 64), "red")
+
+
+@pytest.mark.parametrize("root", [0, 1], ids=["input", "output"])
+def test_linked_folders_are_listed_and_read(host, folders, tmp_path, root):
+    """A link in the folder itself, one below it, and one to a single file, all to places outside."""
+    fill(tmp_path / "real")
+    (folders[root] / "own").mkdir()
+    (folders[root] / "linked").symlink_to(tmp_path / "real", target_is_directory=True)
+    (folders[root] / "own" / "deep").symlink_to(tmp_path / "real", target_is_directory=True)
+    (folders[root] / "one.npy").symlink_to(tmp_path / "real" / "path.npy")
+    (folders[root] / "broken.npy").symlink_to(tmp_path / "nothing.npy")
+    mark = " [output]" if root else ""
+    names = host.nodes.NODE_CLASS_MAPPINGS["DP3D_LoadCameras"].define_schema().inputs[0].options
+    listed = ("linked/path.npy", "linked/labels", "own/deep/path.npy", "one.npy")
+    assert {f"{name}{mark}" for name in listed} <= set(names)
+    assert f"broken.npy{mark}" not in names
+    for name, count in (("linked/path.npy", 3), ("linked/labels", 2), ("own/deep/path.npy", 3), ("one.npy", 3)):
+        assert run(host, "DP3D_LoadCameras", file=f"{name}{mark}")[1] == count
+    for name in ("linked/renders", "own/deep/renders"):
+        images, _ = run(host, "DP3D_LoadCameraConditions", folder=f"{name}{mark}", width=64, height=64)
+        assert images.shape == (1, 64, 64, 3)
+
+
+def test_links_in_a_circle_end(host, folders, tmp_path):
+    """To the folder itself, to one above it, and two folders that link to each other: each file a finite number of
+    times, and under its own name."""
+    for name in ("a", "b"):
+        fill(folders[0] / name)
+    (folders[0] / "a" / "self").symlink_to(folders[0] / "a", target_is_directory=True)
+    (folders[0] / "a" / "up").symlink_to(folders[0], target_is_directory=True)
+    (folders[0] / "a" / "other").symlink_to(folders[0] / "b", target_is_directory=True)
+    (folders[0] / "b" / "other").symlink_to(folders[0] / "a", target_is_directory=True)
+    (folders[0] / "loop").symlink_to(folders[0] / "loop")
+
+    def names(node_id: str, end: str) -> list[str]:
+        options = host.nodes.NODE_CLASS_MAPPINGS[node_id].define_schema().inputs[0].options
+        return sorted(name for name in options if name.endswith(end))
+
+    assert names("DP3D_LoadCameras", "path.npy") == [
+        "a/other/path.npy", "a/path.npy", "b/other/path.npy", "b/path.npy"]
+    assert names("DP3D_LoadCameraConditions", "renders") == [
+        "a/other/renders", "a/renders", "b/other/renders", "b/renders"]
+
+
+def test_linked_networks_in_a_circle(host, pack, folders, tmp_path, write_networks):
+    """Folders of models, too: followed as the host does, listed once."""
+    models = Path(host.folder_paths.models_dir) / "diffportrait3d"
+    write_networks(tmp_path / "nets")
+    (tmp_path / "nets" / "again").symlink_to(tmp_path / "nets", target_is_directory=True)
+    models.mkdir(exist_ok=True)
+    (models / "linked_nets").symlink_to(tmp_path / "nets", target_is_directory=True)
+    try:
+        names = host.nodes.NODE_CLASS_MAPPINGS["DP3D_LoadNovelView"].define_schema().inputs[0].options
+        assert [name for name in names if "linked_nets" in name] == ["linked_nets/novel_view.safetensors"]
+        assert run(host, "DP3D_LoadNovelView", name="linked_nets/novel_view.safetensors")
+    finally:
+        (models / "linked_nets").unlink()

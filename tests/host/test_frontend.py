@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from datetime import datetime
 
 import pytest
 from PIL import Image
@@ -110,6 +111,24 @@ def test_windows_show_previews_and_are_exported(editor, server):
     [folder] = (server.base_directory / "output/views").iterdir()
     assert len(list((folder / "images").iterdir())) == 6 and (folder / "transforms.json").is_file()
     assert list((server.base_directory / "output/diffportrait3d").glob("orbit*.mp4"))
+
+
+def test_names_of_saved_files_are_filled_in(editor):
+    """What the editor does for Save Image it does for our nodes that save: dates, and widgets of other nodes."""
+    editor.open(WORKFLOWS / "many_views_to_3d.json")
+    queued = editor.evaluate("""async () => {
+        const { graph } = window.app;
+        const [node] = graph.nodes.filter(({ type }) => type === 'DP3D_ExportViews');
+        const save = window.LiteGraph.createNode('DP3D_SaveCameras');
+        graph.add(save);
+        const prefix = '%date:yyyy%/%DP3D_CameraTrajectory.kind%_%width%';
+        for (const { widgets } of [node, save]) widgets.find(({ name }) => name === 'filename_prefix').value = prefix;
+        const { output } = await window.app.graphToPrompt();
+        return [node, save].map(({ id }) => output[id].inputs.filename_prefix);
+    }""")
+    kind = next(node["inputs"]["kind"] for node in frontend.prompts()["many_views_to_3d"].values()
+                if node["class_type"] == "DP3D_CameraTrajectory")
+    assert queued == [f"{datetime.now().year}/{kind}_%width%"] * 2
 
 
 def test_reference_view_follows_its_numbers(editor):
