@@ -1,4 +1,4 @@
-"""Camera poses as EG3D's 25 numbers: labels, angles, trajectories, projection, files.
+"""Camera poses as EG3D's 25 numbers: labels, angles, trajectories, projection. `camera_files` reads and writes them.
 
 A label is a float32 vector of 25: the camera-to-world matrix (4x4, row-major) followed by the intrinsics
 (3x3, row-major, divided by the image size). Cameras follow OpenCV (x right, y down, z forward); the world has
@@ -13,17 +13,11 @@ pivot; `eg3d_camera` does that.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from .files import files_with, natural_key, write_atomically, write_text
 
 RADIUS = 2.7
 FOCAL = 4.2647
@@ -31,8 +25,6 @@ PIVOT = (0.0, 0.0, 0.2)
 LABEL_SIZE = 25
 TRAJECTORIES = ("arc", "orbit", "figure_eight", "spiral")
 CENTRES = ("pivot", "eg3d")  # what a path circles: see `look_at_camera`
-FILE_FORMAT = "diffportrait3d-cameras"
-LABEL_SUFFIXES = (".json", ".npy", ".txt")
 
 
 class CameraAngles(NamedTuple):
@@ -211,105 +203,6 @@ def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) ->
     image = camera @ intrinsics.T
     x, y = image[:, 0] / image[:, 2] * width, image[:, 1] / image[:, 2] * height
     return torch.stack([x, y, camera[:, 2]], dim=1)
-
-
-def write_labels(path: str | os.PathLike, labels: Tensor, names: list[str] | None = None) -> None:
-    """Write [V, 25] labels to `.npy` (the array) or `.json`:
-    {"format": "diffportrait3d-cameras", "version": 1, "labels": [[25 numbers], ...]}, or, with the pictures'
-    `names`, the form of EG3D's `dataset.json`, {"labels": [[name, [25 numbers]], ...]}."""
-    path = Path(path)
-    labels = validate_labels(labels)
-    if path.suffix == ".npy":
-        write_atomically(path, lambda file: np.save(file, labels.numpy()))
-    elif path.suffix == ".json":
-        rows = labels.tolist()
-        if names is None:
-            content = {"format": FILE_FORMAT, "version": 1, "labels": rows}
-        else:
-            content = {"labels": [[name, row] for name, row in zip(names, rows, strict=True)]}
-        write_text(path, json.dumps(content, indent=1))
-    else:
-        raise ValueError(
-            f"{path}: camera labels are written as .json or .npy, not {path.suffix or 'without a suffix'}"
-        )
-
-
-def read_labels(path: str | os.PathLike) -> Tensor:
-    """Read [V, 25] labels, V in the order of the file, or in natural order of the names where views have names.
-
-    path: `.npy`; `.json` as `write_labels` writes it, as a plain list, or as EG3D's `dataset.json`; `.txt` with
-    25 numbers per line; or a folder with one such file per view.
-
-    Raises:
-        ValueError: naming the file, the view and the wrong value.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path}: no such camera file")
-    if path.is_dir():
-        return _read_label_folder(path)
-    try:
-        rows, names = _READERS[path.suffix.lower()](path)
-        labels = _label_table(rows, names)
-    except KeyError:
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}; use {', '.join(LABEL_SUFFIXES)}") from None
-    except (TypeError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: cannot read camera labels: {error}") from error
-    return validate_labels(labels, str(path), names)
-
-
-def _read_label_folder(folder: Path) -> Tensor:
-    files = files_with(folder, LABEL_SUFFIXES)
-    if not files:
-        raise ValueError(f"{folder}: no camera files ({', '.join(LABEL_SUFFIXES)}) in this folder")
-    views = [read_labels(file) for file in files]
-    for file, labels in zip(files, views, strict=True):
-        if len(labels) != 1:
-            raise ValueError(f"{file}: expected one camera per file in a folder, got {len(labels)}")
-    return torch.cat(views)
-
-
-def _read_json(path: Path) -> tuple[list, list[str] | None]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(content, dict):
-        if not content.get("labels"):
-            raise ValueError("there are no 'labels' in it")
-        content = content["labels"]
-    if not isinstance(content, list) or not content:
-        raise ValueError("expected a list of labels")
-    if not isinstance(content[0], list):
-        return [content], None  # one label
-    if len(content[0]) == 2 and isinstance(content[0][0], str):
-        content = sorted(content, key=lambda entry: natural_key(entry[0]))
-        return [row for _, row in content], [name for name, _ in content]
-    return content, None
-
-
-def _read_npy(path: Path) -> tuple[list, None]:
-    return np.atleast_2d(np.load(path, allow_pickle=False)).tolist(), None
-
-
-def _read_txt(path: Path) -> tuple[list, None]:
-    lines = (line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines())
-    return [words for words in lines if words], None
-
-
-_READERS = {".json": _read_json, ".npy": _read_npy, ".txt": _read_txt}
-
-
-def _label_table(rows: list, names: list[str] | None) -> Tensor:
-    """[V, 25] from nested lists of whatever a file held."""
-    for view, row in enumerate(rows):
-        name = f"view {view}" if names is None else f"view {view} ({names[view]})"
-        if not isinstance(row, list) or len(row) != LABEL_SIZE:
-            count = f"{len(row)} numbers" if isinstance(row, list) else repr(row)
-            raise ValueError(f"{name} has {count} where a label has {LABEL_SIZE}")
-        for place, value in enumerate(row, start=1):
-            try:
-                float(value)
-            except (TypeError, ValueError):
-                raise ValueError(f"{name} has {value!r} in place {place}, which is not a number") from None
-    return torch.tensor([[float(value) for value in row] for row in rows])
 
 
 def _broadcast(*values) -> list[Tensor]:

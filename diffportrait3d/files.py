@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -34,6 +35,19 @@ def files_with(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     are left out."""
     found = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
     return sorted((path for path in found if path.name[0] != "."), key=lambda path: natural_key(path.name))
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is none.
+    """
+    data = path.read_bytes()
+    try:
+        return data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError:
+        raise ValueError("it is not a text file in UTF-8 (or UTF-16 or UTF-32)") from None
 
 
 def folders_below(root: str | os.PathLike, enter: Callable[[str], bool]) -> Iterator[tuple[str, list[str]]]:

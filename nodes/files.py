@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..diffportrait3d.cameras import read_labels, write_labels
+from ..diffportrait3d.camera_files import read_labels, write_labels
 from ..patches import user_files
 from ..patches.view_export import export_batch
 from .ranges import in_range
@@ -22,15 +22,17 @@ class LoadCameras(io.ComfyNode):
             display_name="Load Cameras",
             category=FILES,
             description="Reads cameras from a file: EG3D's labels, 25 numbers per view (camera-to-world matrix and "
-            "intrinsics). Views with names come in natural order of the names, like the pictures of Load Camera "
-            "Conditions.",
-            search_aliases=["EG3D labels", "dataset.json", "camera file", "import cameras"],
+            "intrinsics), nerfstudio's transforms.json, or COLMAP's text files. Views with names come in natural order "
+            "of the names, like the pictures of Load Camera Conditions.",
+            search_aliases=["EG3D labels", "dataset.json", "transforms.json", "nerfstudio cameras", "COLMAP cameras",
+                            "camera file", "import cameras"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=user_files.label_sources(),
-                    tooltip="EG3D's dataset.json, a plain JSON list of 25-number lists, a .npy array, or a folder with "
-                    "one .json, .npy or .txt file per view. " + WHERE,
+                    tooltip="EG3D's dataset.json, a plain JSON list of 25-number lists, a .npy array, nerfstudio's "
+                    "transforms.json, a folder with COLMAP's cameras.txt and images.txt, or one with one .json, .npy "
+                    "or .txt file per view. " + WHERE,
                 ),
             ],
             outputs=[

@@ -8,7 +8,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..diffportrait3d.cameras import LABEL_SUFFIXES
+from ..diffportrait3d.camera_files import LABEL_SUFFIXES
 from ..diffportrait3d.files import files_with, folders_below, natural_key
 from ..diffportrait3d.images import NoteLog, read_image
 from .pictures import resize_images

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
-import numpy as np
 import pytest
 import torch
 
@@ -132,33 +129,6 @@ def test_arc_and_single_view():
         cameras.trajectory("zigzag", 3)
 
 
-@pytest.mark.parametrize("suffix", [".json", ".npy"])
-def test_files_round_trip(tmp_path, suffix):
-    labels = cameras.trajectory("orbit", 5)
-    path = tmp_path / "sub" / f"cameras{suffix}"
-    cameras.write_labels(path, labels)
-    assert torch.equal(cameras.read_labels(path), labels)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]  # no temporary file is left
-
-
-def test_reads_eg3d_dataset_json(tmp_path):
-    labels = cameras.trajectory("arc", 2)
-    path = tmp_path / "dataset.json"
-    path.write_text(json.dumps({"labels": [[f"{k}.png", row] for k, row in enumerate(labels.tolist())]}))
-    assert torch.equal(cameras.read_labels(path), labels)
-
-
-def test_bad_files_are_named(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((2, 24)))
-    (tmp_path / "b.json").write_text("{}")
-    (tmp_path / "c.txt").write_text("")
-    for name in ("a.npy", "b.json", "c.txt", "missing.json"):
-        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-            cameras.read_labels(tmp_path / name)
-    with pytest.raises(ValueError, match="txt"):
-        cameras.write_labels(tmp_path / "d.txt", cameras.orbit_camera(0, 0))
-
-
 def test_a_path_around_the_origin_is_eg3ds():
     path = cameras.trajectory("orbit", 5, (-20, 20), (-14, 14), around="eg3d")
     phase = 2 * torch.pi * torch.arange(5) / 5
@@ -172,57 +142,6 @@ def test_a_path_around_the_origin_is_eg3ds():
 def test_fov_and_focal():
     assert cameras.fov_from_focal(cameras.FOCAL) == pytest.approx(13.373, abs=1e-3)
     assert cameras.focal_from_fov(cameras.fov_from_focal(2.0)) == pytest.approx(2.0)
-
-
-def test_named_labels_are_sorted_like_their_pictures(tmp_path):
-    labels = cameras.trajectory("arc", 11)
-    path = tmp_path / "dataset.json"
-    cameras.write_labels(path, labels, [f"view{k}.png" for k in range(11)])
-    rows = json.loads(path.read_text())["labels"]
-    assert rows[10][0] == "view10.png" and len(rows[0][1]) == 25
-    path.write_text(json.dumps({"labels": rows[::-1]}))
-    assert torch.equal(cameras.read_labels(path), labels)
-
-
-def test_one_label_per_file(tmp_path):
-    labels = cameras.trajectory("arc", 12)
-    for view, label in enumerate(labels[:10]):
-        np.save(tmp_path / f"{view}.npy", label.numpy())
-    (tmp_path / "10.json").write_text(json.dumps(labels[10].tolist()))
-    (tmp_path / "11.txt").write_text(" ".join(map(repr, labels[11].tolist())))
-    (tmp_path / "0.png").write_bytes(b"")
-    assert torch.equal(cameras.read_labels(tmp_path), labels)
-    np.save(tmp_path / "3.npy", labels.numpy())
-    with pytest.raises(ValueError, match=r"3\.npy: expected one camera per file.* got 12"):
-        cameras.read_labels(tmp_path)
-
-
-LABEL = cameras.orbit_camera(0, 0).tolist()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([LABEL, LABEL[:16]], "view 1 has 16 numbers where a label has 25"),
-        ([LABEL, 7], "view 1 has 7 where"),
-        ({"labels": [["a.png", LABEL], ["b.png", [None] * 25]]}, r"view 1 \(b.png\) has None in place 1"),
-        ({"labels": [["a.png", [2.0, *LABEL[1:]]]]}, r"view 0 \(a.png\) has a rotation .*off by 3"),
-        ([[*LABEL[:3], float("nan"), *LABEL[4:]]], "view 0 contains NaN or infinity .first in place 4 of 25"),
-        ({"labels": None}, "no 'labels'"),
-        ({"labels": [["a.png"]]}, "view 0 has 1 numbers"),
-        ([], "expected a list of labels"),
-    ],
-)
-def test_bad_label_files_name_file_view_and_value(tmp_path, content, message):
-    path = tmp_path / "cams.json"
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"cams\.json: .*{message}"):
-        cameras.read_labels(path)
-
-
-def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path}: no camera files"):
-        cameras.read_labels(tmp_path)
 
 
 def test_the_loop_of_eg3ds_video_script_is_an_orbit_around_its_centre():
