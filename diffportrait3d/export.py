@@ -1,5 +1,5 @@
 """Views with their cameras as a data set for 3D reconstruction: nerfstudio's `transforms.json` and COLMAP's text
-files beside one folder of pictures.
+files, as text and in binary, beside one folder of pictures. `camera_files` reads both again.
 
 Pixels are counted the same way everywhere (the first pixel's centre at 0.5), COLMAP's camera is ours (OpenCV: y down,
 z forward), nerfstudio's is OpenGL's (y up, z backwards). The world is not changed: y up, the head around (0, 0, 0.2).
@@ -9,6 +9,7 @@ Sources: COLMAP documentation, "Output Format"; nerfstudio documentation, "Data 
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from .heads import portrait_scene
 from .rotations import quaternion_from_matrix
 
 IMAGES, MASKS, SPARSE, POINT_CLOUD = "images", "masks", "sparse/0", "points.ply"
+PINHOLE = 1  # the number of COLMAP's camera model
 
 
 class Points(NamedTuple):
@@ -77,8 +79,8 @@ def export_views(
             _save_picture(target / IMAGES / name, images[view])
             if masks is not None:
                 _save_picture(target / _mask_path(name), masks[view])
-        for name, text in files.items():
-            (target / name).write_text(text, encoding="utf-8", newline="\n")
+        for name, content in files.items():
+            (target / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
     write_folder(folder, fill)
 
@@ -152,25 +154,48 @@ def _transforms(labels: Tensor, intrinsics: list[Intrinsics], names: list[str], 
     return json.dumps(content, indent=1)
 
 
-def _colmap(labels: Tensor, intrinsics: list[Intrinsics], names: list[str], points: Points) -> dict[str, str]:
-    """{path: text} of cameras.txt, images.txt and points3D.txt."""
+def _colmap(
+    labels: Tensor, intrinsics: list[Intrinsics], names: list[str], points: Points
+) -> dict[str, str | bytes]:
+    """{path: content} of COLMAP's cameras, images and points3D: as text, and in binary for readers that cannot read
+    text, such as the fork of pycolmap that gsplat used until 1.5."""
     lenses = list(dict.fromkeys(intrinsics))  # one camera for all views that share it
-    cameras = [f"{number} PINHOLE {_line(*lens)}" for number, lens in enumerate(lenses, start=1)]
     views = world_to_camera(labels.double())  # [V, 4, 4]
-    turns, moves = quaternion_from_matrix(views[:, :3, :3]).tolist(), views[:, :3, 3].tolist()
-    images = [
-        f"{number} {_line(*turn, *move)} {lenses.index(lens) + 1} {name}\n"  # and a line for its points: none
-        for number, (turn, move, lens, name) in enumerate(zip(turns, moves, intrinsics, names, strict=True), start=1)
+    poses = torch.cat([quaternion_from_matrix(views[:, :3, :3]), views[:, :3, 3]], 1).tolist()  # [V, 7]
+    lens_ids = [lenses.index(lens) + 1 for lens in intrinsics]
+    images = list(zip(poses, lens_ids, names, strict=True))
+    cloud = list(zip(points.positions.tolist(), _bytes(points), strict=True))
+    return {**_colmap_text(lenses, images, cloud), **_colmap_binary(lenses, images, cloud)}
+
+
+def _colmap_text(lenses: list[Intrinsics], images: list[tuple], cloud: list[tuple]) -> dict[str, str]:
+    cameras = [f"{number} PINHOLE {_line(*lens)}" for number, lens in enumerate(lenses, start=1)]
+    views = [  # and after each a line for its points: none
+        f"{number} {_line(*pose)} {lens} {name}\n" for number, (pose, lens, name) in enumerate(images, start=1)
     ]
-    coloured = zip(points.positions.tolist(), _bytes(points), strict=True)
-    cloud = [f"{number} {_line(*place, *colour)} -1" for number, (place, colour) in enumerate(coloured, start=1)]
+    points = [f"{number} {_line(*place, *colour)} -1" for number, (place, colour) in enumerate(cloud, start=1)]
     return {
         f"{SPARSE}/cameras.txt": _text("CAMERA_ID, MODEL, WIDTH, HEIGHT, FX, FY, CX, CY", cameras),
-        f"{SPARSE}/images.txt": _text("IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME; POINTS2D", images),
+        f"{SPARSE}/images.txt": _text("IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME; POINTS2D", views),
         f"{SPARSE}/points3D.txt": _text(
-            "POINT3D_ID, X, Y, Z, R, G, B, ERROR; on an invented head, not triangulated", cloud
+            "POINT3D_ID, X, Y, Z, R, G, B, ERROR; on an invented head, not triangulated", points
         ),
     }
+
+
+def _colmap_binary(lenses: list[Intrinsics], images: list[tuple], cloud: list[tuple]) -> dict[str, bytes]:
+    """The same, little-endian: a count, then the entries."""
+    cameras = [struct.pack("<IiQQ4d", number, PINHOLE, *lens) for number, lens in enumerate(lenses, start=1)]
+    views = [
+        struct.pack("<I7dI", number, *pose, lens) + name.encode() + b"\0" + struct.pack("<Q", 0)
+        for number, (pose, lens, name) in enumerate(images, start=1)
+    ]
+    points = [
+        struct.pack("<Q3d3BdQ", number, *place, *colour, -1.0, 0)
+        for number, (place, colour) in enumerate(cloud, start=1)
+    ]
+    parts = {"cameras": cameras, "images": views, "points3D": points}
+    return {f"{SPARSE}/{name}.bin": struct.pack("<Q", len(part)) + b"".join(part) for name, part in parts.items()}
 
 
 def _ply(points: Points) -> str:

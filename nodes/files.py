@@ -166,7 +166,8 @@ class ExportViews(io.ComfyNode):
                 io.Int.Input(
                     "start_points", default=5000, min=0, max=30000, advanced=True,
                     tooltip="Points on an invented head, coloured from the views, from which a splat training may "
-                    "start. 0: none; the trainer then has to begin with random ones.",
+                    "start. 0: none, for trainers that begin with random ones: nerfstudio as it is, gsplat with "
+                    "--init-type random --no-normalize-world-space (its default normalises by the points).",
                 ),
             ],
             outputs=[io.String.Output(display_name="folder", tooltip="Where the files are.")],

@@ -1,12 +1,15 @@
 """From the host's IMAGE and MASK to a data set for 3D reconstruction."""
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from torch import Tensor
 
 from ..diffportrait3d.export import export_views, head_points
 from .pictures import check_images, check_one_camera_each
+
+FEWEST_POINTS = 4  # as many neighbours are looked for when a splat is given its size
 
 
 def export_batch(folder: Path, images: Tensor, labels: Tensor, masks: Tensor | None, start_points: int) -> None:
@@ -22,6 +25,11 @@ def export_batch(folder: Path, images: Tensor, labels: Tensor, masks: Tensor | N
         check_images(masks, "Export Views", "masks")
         _check_not_black(masks)
     points = head_points(images.cpu(), labels, start_points) if start_points else None
+    if points is not None and len(points.positions) < FEWEST_POINTS:
+        logging.warning(
+            "Export Views: the cameras see %d of the start points, too few for gsplat to start from; ask for more, or, "
+            "if they do not look at a head at (0, 0, 0.2), start from random points.", len(points.positions)
+        )
     export_views(folder, images, labels, masks, points)
 
 

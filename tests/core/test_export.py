@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -159,3 +161,37 @@ def test_skew_and_a_folder_that_is_there(export, tmp_path, labels):
     with pytest.raises(FileExistsError, match="set exists already"):
         export()
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_binary_files_say_what_the_text_says(export, labels):
+    """COLMAP's documentation of the binary format, read by itself: counts and entries, to the last byte."""
+    cloud = Points(torch.tensor([[0.1, -0.2, 0.3], [1e-7, 0.0, 2.0]]), torch.tensor([[0.0, 0.5, 1.0], [1.0, 0.0, 0.2]]))
+    folder, _ = export(points=cloud)
+    names = ("cameras", "images", "points3D")
+    files = {name: io.BytesIO((folder / f"sparse/0/{name}.bin").read_bytes()) for name in names}
+
+    def read(name: str, form: str) -> tuple:
+        return struct.unpack("<" + form, files[name].read(struct.calcsize("<" + form)))
+
+    for row in rows(folder / "sparse/0/cameras.txt")[: read("cameras", "Q")[0]]:
+        number, model, *values = read("cameras", "IiQQ4d")
+        assert [str(number), "PINHOLE", *map(repr, values)] == row and model == 1
+    for row in rows(folder / "sparse/0/images.txt")[: 2 * read("images", "Q")[0] : 2]:
+        number, *pose, lens = read("images", "I7dI")
+        name = b"".join(iter(lambda: files["images"].read(1), b"\0")).decode()
+        assert [str(number), *map(repr, pose), str(lens), name] == row and read("images", "Q") == (0,)
+    for row in rows(folder / "sparse/0/points3D.txt")[: read("points3D", "Q")[0]]:
+        number, *values, error, track = read("points3D", "Q3d3BdQ")
+        assert [str(number), *map(repr, values), "-1"] == row and (error, track) == (-1, 0)
+    assert all(not file.read() for file in files.values())
+
+
+def test_gsplats_normalising_finds_points(tmp_path):
+    """Its default takes the principal axes of the start points: enough of them, from cameras of one side only."""
+    labels = trajectory("arc", 4, (-10, 10))
+    views = torch.rand(4, 64, 64, 3)
+    export_views(tmp_path / "set", views, labels, points=head_points(views, labels, 5000))
+    positions = np.array(rows(tmp_path / "set/sparse/0/points3D.txt"), dtype=np.float64)[:, 1:4]
+    centred = positions - np.median(positions, axis=0)
+    lengths, axes = np.linalg.eigh(np.cov(centred, rowvar=False))
+    assert len(positions) > 500 and (lengths > 1e-4).all() and np.isfinite(axes).all()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -297,3 +298,16 @@ def test_linked_networks_in_a_circle(host, pack, folders, tmp_path, write_networ
         assert run(host, "DP3D_LoadNovelView", name="linked_nets/novel_view.safetensors")
     finally:
         (models / "linked_nets").unlink()
+
+
+def test_too_few_start_points_are_said(host, folders, caplog):
+    """Some were asked for, but no camera sees enough of them to start from."""
+    images, away = torch.zeros(2, 8, 8, 3), camera_math.orbit_camera([0.0, 10.0], 0.0)
+    away[:, [0, 2, 8, 10]] *= -1  # half a turn about y: from the head into the void
+    with caplog.at_level(logging.WARNING):
+        export(host, images, away)
+    assert "the cameras see 0 of the start points" in caplog.text
+    caplog.clear()
+    export(host, images, camera_math.orbit_camera([0.0, 10.0], 0.0))
+    export(host, images, camera_math.orbit_camera([0.0, 10.0], 0.0), start_points=0)
+    assert "start points" not in caplog.text

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from diffportrait3d.cameras import orbit_camera
+
 NAMES = {  # ids are frozen: shared workflows refer to them
     "DP3D_LoadMiniature": "Load Miniature",
     "DP3D_LoadReferenceEncoder": "Load Reference Encoder",
@@ -154,7 +156,7 @@ def test_view_grid(nodes):
     assert torch.equal(grid[0, :8, :6], images[0]) and torch.equal(grid[0, 9:, :6], images[2])
     assert grid[0, 8].min() == 1.0 and grid[0, 9:, 7:].min() == 1.0
     with pytest.raises(ValueError, match="3 images and 2 cameras"):
-        nodes["DP3D_ViewGrid"].execute(images, 2, 1, {"labels": torch.zeros(2, 25)})
+        nodes["DP3D_ViewGrid"].execute(images, 2, 1, {"labels": orbit_camera([0.0, 10.0], 0.0)})
     with pytest.raises(ValueError, match="View Grid: images contains NaN"):
         nodes["DP3D_ViewGrid"].execute(images * float("nan"), 2, 1)
     with pytest.raises(ValueError, match="View Grid: images is an empty batch"):
