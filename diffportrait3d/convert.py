@@ -19,6 +19,7 @@ if __name__ == "__main__" and not __package__:
 import torch
 
 from .checkpoints import CheckpointError
+from .command import run_main
 from .conversion import Options, convert
 from .conversion.report import findings, next_steps, table
 
@@ -66,4 +67,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -134,21 +135,37 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file: all of it, or nothing.
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file: all of it, or nothing.
 
     Raises:
         WriteError: the disk is full, or the place cannot be written to.
     """
-    data = memoryview(f"{line}\n".encode())
-    with writing(path), path.open("ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            file.truncate(end)
-            raise
+    rest = memoryview(data)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(end)
+                raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file in the same way."""
+    append(path, f"{line}\n".encode())
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def temporary_name(path: Path) -> Path:
@@ -166,18 +183,25 @@ class _Output(io.BufferedIOBase):
         self.file, self.failure = file, None
 
     def write(self, data) -> int:
-        try:
+        with self._remembered():
             return self.file.write(data)
+
+    def flush(self) -> None:
+        with self._remembered():
+            if not self.file.closed:
+                self.file.flush()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with self._remembered():
+            return self.file.seek(offset, whence)
+
+    @contextlib.contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self.failure = error
             raise
-
-    def flush(self) -> None:
-        if not self.file.closed:
-            self.file.flush()
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self.file.seek(offset, whence)
 
     def tell(self) -> int:
         return self.file.tell()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
 from diffportrait3d.heads import render_condition_images
 from training.render import FIRST_CONDITION
@@ -203,4 +204,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

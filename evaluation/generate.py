@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from diffportrait3d.command import run_main
 from training.data import DataError
 
 from .alignment import MISALIGNMENTS
@@ -102,4 +103,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -8,12 +8,13 @@ for single passes, 1e-3 (of the tensor's largest magnitude) for the DDIM traject
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
+
+from diffportrait3d.command import run_main
 
 from .core_golden import core_outputs
 from .golden_data import Golden, load_golden
@@ -72,4 +73,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_main(main))

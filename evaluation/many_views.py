@@ -11,7 +11,6 @@ consistent; the ground truth's own error is the floor.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from diffportrait3d.cameras import orbit_camera, trajectory
+from diffportrait3d.command import run_main
 from diffportrait3d.heads import portrait_scene, render_condition_images, render_views
 from diffportrait3d.views import view_windows
 
@@ -175,4 +175,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_main(main))

@@ -18,6 +18,7 @@ import time
 import numpy as np
 from torch import Tensor
 
+from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
 
 from .arms import ARMS
@@ -104,4 +105,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

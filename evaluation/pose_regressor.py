@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from diffportrait3d.command import run_main
 from diffportrait3d.tensor_files import write_tensors
 from training.data import DataError, MultiViewDataset, SingleImages, pick, pick_labels
 
@@ -186,4 +187,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

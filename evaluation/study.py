@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import multiprocessing
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from training import render
 from training.data import DataError
+from training.workers import worker_pool
 
 from . import faces
 from .arms import ABLATION_ARMS, SOLVERS, Arm, Sampling
@@ -174,8 +174,7 @@ class Study:
             yield map(self.measure, indices)
             return
         threads = max(1, torch.get_num_threads() // workers)
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(workers, _start_worker, (type(self), self.options, threads)) as pool:
+        with worker_pool(workers, _start_worker, (type(self), self.options, threads)) as pool:
             yield pool.imap(_measure, indices)
 
 

@@ -6,6 +6,9 @@ for what they share. The core package ``diffportrait3d`` never imports anything 
 
 import os
 
+from diffportrait3d.command import begin_package
+
 # Threads that wait for each other must not spin: beside any other load that makes small networks ten times slower.
 # OpenMP reads this when torch is first imported, hence here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+begin_package(__name__)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffportrait3d.checkpoints import save_network
+from diffportrait3d.command import run_main
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.networks.autoencoder import LATENT_SCALE
 
@@ -203,4 +204,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from diffportrait3d.cameras import LABEL_SIZE, PIVOT, project, validate_labels
+from diffportrait3d.command import run_main
 from diffportrait3d.images import ImageError, read_image
 
 from .data import DataError, read_manifest
@@ -197,4 +198,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_main(main))

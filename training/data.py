@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ from diffportrait3d.tensor_files import write_tensors
 from .config import DataConfig
 
 FORMAT, VERSION = "diffportrait3d-multiview", 1
+MADE_AGAIN = "run the command that made the data set (training.render, training.import_data): it makes what is missing"
 
 
 class DataError(ValueError):
@@ -44,11 +46,11 @@ def read_manifest(root: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]
     path = Path(root) / "manifest.jsonl"
     if not path.is_file():
         raise DataError(f"No dataset at '{path}'; render one with 'python -m training.render --out {root}'.")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     try:
-        header, *subjects = [json.loads(line) for line in lines]
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        header, *subjects = [_entry(line) for line in lines]
     except ValueError as error:
-        raise DataError(f"'{path}' is not valid JSON lines ({error}); render the dataset again.") from None
+        raise DataError(f"'{path}' is damaged ({error}); {MADE_AGAIN}.") from None
     if header.get("format") != FORMAT or header.get("version") != VERSION:
         raise DataError(
             f"'{path}' has format {header.get('format')!r} version {header.get('version')!r}, "
@@ -57,13 +59,19 @@ def read_manifest(root: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]
     return header, subjects
 
 
+def _entry(line: str) -> dict[str, Any]:
+    entry = json.loads(line)
+    if not isinstance(entry, dict):
+        raise ValueError(f"{line[:20]} is no object")
+    return entry
+
+
 def _read_image(path: Path, resolution: int, report: NoteLog) -> np.ndarray:
     try:
         pixels = report(path, read_image(path)).as_bytes()  # [H, W, 3]
     except ImageError as error:
         raise DataError(
-            f"Image '{path}' named in the manifest cannot be read ({error.reason}); render the dataset again, it "
-            "resumes."
+            f"Image '{path}' named in the manifest cannot be read ({error.reason}); delete it, then {MADE_AGAIN}."
         ) from None
     if pixels.shape[:2] != (resolution, resolution):
         raise DataError(
@@ -131,8 +139,7 @@ class MultiViewDataset:
             for kind in ("image", "condition"):
                 if not (self.root / view[kind]).is_file():
                     raise DataError(
-                        f"'{self.root / view[kind]}' is named in the manifest but is not there; "
-                        "render the dataset again, it resumes."
+                        f"'{self.root / view[kind]}' is named in the manifest but is not there; {MADE_AGAIN}."
                     )
 
     @cached_property
@@ -390,13 +397,28 @@ class LatentCache:
         """
         key = hashlib.sha256((encoder_hash(autoencoder) + dataset.fingerprint).encode()).hexdigest()
         path = Path(folder) / f"latents-{dataset.split}-{key[:12]}.safetensors"
-        if path.is_file():
-            with safe_open(str(path), "pt") as file:
-                if (file.metadata() or {}).get("key") == key:
-                    return cls(load_file(path)["latents"])
-        values = encode_all(dataset.images, autoencoder, batch_size, f"{dataset.split} latents")
-        write_tensors(path, {"latents": values}, {"key": key})
+        values = _read_latents(path, key) if path.is_file() else None
+        if values is None:
+            values = encode_all(dataset.images, autoencoder, batch_size, f"{dataset.split} latents")
+            write_tensors(path, {"latents": values}, {"key": key, "crc32": _checksum(values)})
         return cls(values)
+
+
+def _read_latents(path: Path, key: str) -> Tensor | None:
+    """What an earlier run has encoded; None, and a word about it, if the file is damaged."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata, values = file.metadata() or {}, file.get_tensor("latents")
+    except (SafetensorError, OSError):
+        metadata, values = {}, None
+    if metadata.get("key") == key and metadata.get("crc32") == _checksum(values):
+        return values
+    print(f"'{path}' is damaged or of an older version; the latents are encoded again.", file=sys.stderr)
+    return None
+
+
+def _checksum(values: Tensor) -> str:
+    return f"{zlib.crc32(values.numpy()):08x}"
 
 
 @torch.no_grad()

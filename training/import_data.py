@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,13 +30,16 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from diffportrait3d.command import run_main
 from diffportrait3d.files import write_atomically, write_text
 
 from .data import FORMAT, VERSION, DataError
+from .records import is_finished
 from .sources import eg3d, multiview, nersemble
 from .sources.alignment import OUTSIDE
 from .sources.conditions import GivenConditions, RenderedConditions, camera_list
 from .sources.groups import SPLITS, Group, SkippedGroup, Source, Splits, counts, read_json
+from .workers import worker_pool
 
 REPORTED = 5  # skipped groups that are printed
 
@@ -48,7 +49,7 @@ def import_source(
 ) -> Path:
     """Import what is missing below `out` and write the manifest; returns its path."""
     groups = planned_groups(source, out, resolution)
-    todo = [group for group in groups if not record_path(out, group).is_file()]
+    todo = [group for group in groups if not is_finished(out, record_path(out, group))]
     _announce(len(groups) - len(todo), len(groups))
     skipped = Counter(reason for reason in _each(_import_group, todo, (source, out, resolution), workers) if reason)
     _report(skipped, len(groups))
@@ -78,21 +79,33 @@ def planned_groups(source: Source, out: Path, resolution: int) -> list[Group]:
     """The plan kept in `out`, or a new one. It is made once: files that arrive later do not change it."""
     settings = {"source": source.name, "resolution": resolution, **source.settings()}
     path = out / "sources" / f"{source.name}.json"
-    if path.is_file():
-        kept = read_json(path, "the plan of this source")
-        different = [key for key in settings if kept["settings"].get(key) != json.loads(json.dumps(settings[key]))]
+    kept = _kept_plan(path) if path.is_file() else None
+    if kept is not None:
+        before, planned = kept
+        different = [key for key in settings if before.get(key) != json.loads(json.dumps(settings[key]))]
         if different:
             raise DataError(
                 f"'{out}' holds an import of {source.name} with other settings ({', '.join(different)}); use those, or "
                 "another --out."
             )
-        return [Group(**group) for group in kept["groups"]]
-    _check_folder(out, resolution)
+        return planned
+    if not path.is_file():
+        _check_folder(out, resolution)
     groups = source.groups()
     content = {"settings": settings, "groups": [asdict(group) for group in groups]}
     write_text(path, json.dumps(content, indent=1))
     print(f"planned {len(groups)} groups of {source.name}: {counts(groups)}", file=sys.stderr)
     return groups
+
+
+def _kept_plan(path: Path) -> tuple[dict[str, Any], list[Group]] | None:
+    """Settings and groups of an earlier import; None, after a word about it, if its plan is damaged."""
+    try:
+        kept = read_json(path, "the plan of this source")
+        return dict(kept["settings"]), [Group(**group) for group in kept["groups"]]
+    except (DataError, LookupError, TypeError, ValueError):
+        print(f"'{path}' is damaged; this source is planned again.", file=sys.stderr)
+        return None
 
 
 def write_cameras(out: Path) -> None:
@@ -187,8 +200,8 @@ def _each(work: Callable, groups: list[Group], shared: tuple, workers: int, what
             _start_worker(work, shared, own_process=False)
             results = map(_work, groups)
         else:
-            pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker, (work, shared))
-            results = stack.enter_context(pool).imap_unordered(_work, groups)
+            pool = stack.enter_context(worker_pool(workers, _start_worker, (work, shared)))
+            results = pool.imap_unordered(_work, groups)
         for result in results:
             bar.update()
             yield result
@@ -197,7 +210,6 @@ def _each(work: Callable, groups: list[Group], shared: tuple, workers: int, what
 def _start_worker(work: Callable, shared: tuple, own_process: bool = True) -> None:
     if own_process:
         torch.set_num_threads(1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends its workers
     _job.update(work=work, shared=shared)
 
 
@@ -333,4 +345,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_main(main))

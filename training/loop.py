@@ -6,7 +6,8 @@ lives in one folder::
 
     config.yaml  log.jsonl  tensorboard/  validation/*.png  checkpoints/step-*.pt  summary.json  <network>.safetensors
 
-``summary.json`` is written last: a folder that has it is finished, any other resumes from its newest checkpoint. On a
+``summary.json`` is written last: a folder that has it is finished, any other resumes from its newest checkpoint. Files
+of the run that are damaged are named and replaced: by the checkpoint before, or by what a checkpoint holds. On a
 CPU and limited by steps a resumed run of one process gives the same bits as an uninterrupted one.
 
 ``accelerate launch -m training.<stage>`` runs it in several processes (see ``training.parallel``).
@@ -30,18 +31,29 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffportrait3d.choices import check_choice
-from diffportrait3d.files import write_atomically, write_text
+from diffportrait3d.files import WriteError, file_hash, write_atomically, write_text, writing
 from diffportrait3d.networks import set_checkpointing
 
-from .config import LoopConfig, StageConfig, parse_arguments
+from .config import LoopConfig, StageConfig, parse_arguments, to_dict
 from .log import RunLog
 from .optimizer import Scaler, build_optimizer, learning_rate
 from .parallel import Processes, join, put_together, sharded_like, whole
 from .stage import Stage
-from .state import WeightAverage, check_config, newest_checkpoint, restore_rng, rng_state
+from .state import (
+    WeightAverage,
+    check_config,
+    checkpoint_file,
+    checkpoints,
+    newest_checkpoint,
+    read_checkpoint,
+    restore_rng,
+    rng_state,
+)
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 FROZEN_PRECISIONS = ("float32", "training")
+SUMMARY = "summary.json"
+SUMMARY_ENTRIES = {"stage", "steps", "samples", "minutes", "samples_per_second", "losses"}
 
 
 class Interrupted(Exception):
@@ -154,6 +166,7 @@ class Trainer:
         """Everything needed to go on, atomically; older checkpoints beyond ``keep_last`` go."""
         rngs = self.processes.gathered(rng_state())
         state = {
+            "config": to_dict(self.config),
             "step": self.step,
             "seen": self.seen,
             "elapsed": self.elapsed(),
@@ -167,21 +180,31 @@ class Trainer:
             "other_rngs": rngs[1:],
         }
         if self.processes.main:
-            folder = self.run_dir / "checkpoints"
-            write_atomically(folder / f"step-{self.step:08d}.pt", lambda file: torch.save(state, file))
-            for old in sorted(folder.glob("step-*.pt"))[: -max(1, self.config.loop.keep_last)]:
+            path = checkpoint_file(self.run_dir, self.step)
+            write_atomically(path, lambda file: torch.save(state, file))
+            before = [old for old in checkpoints(self.run_dir) if old < path]  # a later one was damaged
+            for old in before[max(1, self.config.loop.keep_last) - 1 :]:
                 old.unlink()
         self.processes.wait()
 
     def resume(self) -> bool:
-        """Load the newest checkpoint, if there is one.
+        """Load the newest checkpoint that is whole, if there is one.
 
         With another number of processes it goes on, too, but they draw new noise.
+
+        Raises:
+            ValueError: there are checkpoints and all are damaged, or a finished run has none to be finished from again.
         """
-        path = newest_checkpoint(self.run_dir)
+        found = newest_checkpoint(self.run_dir) if self.processes.main else None
+        path = self.processes.gathered(found and found[0])[0]
         if path is None:
+            if (self.run_dir / SUMMARY).exists():
+                raise ValueError(
+                    f"'{self.run_dir}' was finished, has damaged results, and has no checkpoint to write them from; "
+                    "delete the folder to train it again."
+                )
             return False
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = found[1] if found else read_checkpoint(path)
         own = self.stage.trainable.state_dict()
         self.stage.trainable.load_state_dict({k: sharded_like(v, own[k]) for k, v in state["network"].items()})
         for index, values in state["optimizer"]["state"].items():
@@ -267,7 +290,8 @@ class Trainer:
             self.autocast(self.frozen_dtype != torch.float32),
         ):
             folder = self.run_dir / "validation" if self.processes.main else Path(elsewhere)
-            folder.mkdir(parents=True, exist_ok=True)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             torch.manual_seed(self.config.loop.seed)
             self.stage.trainable.eval()
             values = call(self.stage.validate, folder / f"step-{self.step:08d}.png")
@@ -321,7 +345,6 @@ class Trainer:
             self.average = None
         validation = self.validate()
         log.write(self.step, validation)
-        log.close()
         summary = {
             "stage": self.stage.name,
             "steps": self.step,
@@ -344,7 +367,8 @@ class Trainer:
         self.stage.trainable.eval()
         with torch.no_grad():
             self.stage.finish(self.run_dir, summary)
-        write_text(self.run_dir / "summary.json", json.dumps(summary, indent=1))
+        summary["sha256"] = {file.name: file_hash(file) for file in sorted(self.run_dir.glob("*.safetensors"))}
+        write_text(self.run_dir / SUMMARY, json.dumps(summary, indent=1))
 
 
 def _directly(function: Any, *arguments: Any) -> Any:
@@ -352,9 +376,23 @@ def _directly(function: Any, *arguments: Any) -> Any:
 
 
 def finished(run_dir: str | Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None."""
-    path = Path(run_dir) / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The summary of a finished run, or None; also None, after a word about it, if it or a network is damaged."""
+    path = Path(run_dir) / SUMMARY
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # not JSON, or no text at all
+        summary = None
+    if not isinstance(summary, dict) or not SUMMARY_ENTRIES <= summary.keys():
+        damaged = path
+    else:
+        digests = {path.parent / name: digest for name, digest in summary.get("sha256", {}).items()}
+        damaged = next((p for p, digest in digests.items() if not p.is_file() or file_hash(p) != digest), None)
+    if damaged is None:
+        return summary
+    print(f"'{damaged}' is damaged or gone; it is written again from the newest checkpoint.", file=sys.stderr)
+    return None
 
 
 def train(
@@ -368,7 +406,6 @@ def train(
     """
     processes = processes or Processes(device)
     with processes.main_first():
-        Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         check_config(Path(config.run_dir), config)
     return Trainer(stage, config, device, processes).run()
 
@@ -402,7 +439,7 @@ def stage_main(stage: type[Stage], config_class: type[StageConfig], description:
     except Interrupted as stop:
         print(stop, flush=True)
         return 130
-    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+    except (FileNotFoundError, ValueError, FloatingPointError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     print(json.dumps(summary, indent=1))

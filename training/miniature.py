@@ -23,9 +23,12 @@ import torch
 import yaml
 
 from diffportrait3d.checkpoints import load_network, read_metadata, save_network
+from diffportrait3d.command import run_main
+from diffportrait3d.files import WriteError
 
 from . import render
 from .config import ConfigError, load_config
+from .data import DataError, read_manifest
 from .loop import Interrupted, finished, run_stage
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -72,9 +75,16 @@ def stage_overrides(stage: str, out: Path, data: Path, start: Path | None = None
 
 def render_data(preset: str, data: Path, ict: Path | None) -> None:
     """Render the preset's dataset; one that is complete is left as it is, an interrupted one continues."""
-    if (data / "manifest.jsonl").is_file():
-        print(f"data: '{data}' is there.")
-        return
+    manifest = data / "manifest.jsonl"
+    if manifest.is_file():
+        try:
+            read_manifest(data)
+            print(f"data: '{data}' is there.")
+            return
+        except DataError as error:
+            if not (data / "settings.json").is_file():  # rendered by nobody here
+                raise
+            print(f"data: {error}", file=sys.stderr)
     settings = yaml.safe_load((CONFIGS / preset / "render.yaml").read_text(encoding="utf-8"))
     arguments = ["--out", str(data)]
     for key, value in settings.items():
@@ -175,11 +185,11 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted as stop:
         print(stop)
         return 128 + signal.SIGINT
-    except (ConfigError, FileNotFoundError, ValueError, FloatingPointError) as error:
+    except (ConfigError, FileNotFoundError, ValueError, FloatingPointError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

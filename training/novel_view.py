@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffportrait3d.checkpoints import save_network
+from diffportrait3d.command import run_main
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
 
 from .config import StageConfig, to_dict
@@ -125,4 +126,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from diffportrait3d.cameras import orbit_camera
+from diffportrait3d.command import run_main
 from diffportrait3d.heads import IctHeads, portrait_scene, render
 
 
@@ -35,4 +36,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

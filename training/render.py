@@ -7,7 +7,7 @@ pictures.
 Every portrait view comes with a condition picture: another, analytic person at the same camera. Identities of
 the splits and the condition people come from disjoint seed ranges; validation and test use condition people
 never seen in training.
-An interrupted run continues where it stopped: people whose `subject.json` exists are skipped.
+An interrupted run continues where it stopped: people whose `subject.json` and files are there and whole are skipped.
 Layout: DIR/manifest.jsonl (a header line, then one line per subject), DIR/SPLIT/SUBJECT/NN.png,
 NN_condition.png and, for the test split, NN_depth.npz with `depth` float16 [H, W] (camera z, 0 = background)
 and `mask` bool [H, W].
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import multiprocessing
 import sys
 from pathlib import Path
 
@@ -29,10 +28,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffportrait3d.cameras import orbit_camera
+from diffportrait3d.command import run_main
 from diffportrait3d.files import write_atomically, write_text
 from diffportrait3d.heads import IctHeads, portrait_scene, render_views
 
-FORMAT, VERSION = "diffportrait3d-multiview", 1
+from .data import FORMAT, VERSION, DataError, read_manifest
+from .records import is_finished
+from .workers import worker_pool
+
 SPLITS = ("train", "val", "test")
 SEED_STRIDE = 10_000_000  # one data-set seed's worth of person seeds
 FIRST_SEED = {"train": 0, "val": 1_000_000, "test": 2_000_000}
@@ -49,7 +52,7 @@ def render_dataset(
     _check_folder(out, settings)
     write_text(out / "settings.json", json.dumps(settings, indent=1))
     jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
-    todo = [job for job in jobs if not _record_path(out, settings, *job).is_file()]
+    todo = [job for job in jobs if not is_finished(out, _record_path(out, settings, *job))]
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} people are there already", file=sys.stderr)
     bar = tqdm(total=len(todo), unit="person", smoothing=0.1)
@@ -60,7 +63,7 @@ def render_dataset(
             _render_person(job)
             bar.update()
     else:
-        with multiprocessing.get_context("spawn").Pool(workers, _start_worker, initial) as pool:
+        with worker_pool(workers, _start_worker, initial) as pool:
             for _ in pool.imap_unordered(_render_person, todo):
                 bar.update()
     bar.close()
@@ -121,25 +124,6 @@ def write_manifest(out: Path, settings: dict, jobs: list[tuple[str, int]]) -> Pa
     return path
 
 
-def read_manifest(path: Path) -> tuple[dict, list[dict]]:
-    """(header, subjects) of a manifest; ValueError if it is something else."""
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: no such manifest; render the data set first (python -m training.render --out {path.parent})"
-        )
-    try:
-        header, *subjects = [
-            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
-    except ValueError as error:
-        raise ValueError(f"{path}: not a manifest of JSON lines: {error}") from error
-    if header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: expected {FORMAT} version {VERSION}, found {header.get('format')} version {header.get('version')}"
-        )
-    return header, subjects
-
-
 def _check_folder(out: Path, settings: dict) -> None:
     path = out / "settings.json"
     if not path.is_file():
@@ -148,7 +132,7 @@ def _check_folder(out: Path, settings: dict) -> None:
                 f"{out}: exists and is not a data set of this program; choose an empty or new folder for --out"
             )
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there = _settings_before(out, path, settings)
     different = [
         f"{key} {there.get(key)!r} there, {value!r} asked"
         for key, value in settings.items()
@@ -158,6 +142,22 @@ def _check_folder(out: Path, settings: dict) -> None:
         raise ValueError(
             f"{out}: holds a data set with other settings ({'; '.join(different)}); use them, or another --out"
         )
+
+
+def _settings_before(out: Path, path: Path, asked: dict) -> dict:
+    """Those of the pictures that are there: from settings.json or, if that is damaged, from the manifest."""
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # not JSON, or no text at all
+        there = None
+    if isinstance(there, dict):
+        return there
+    try:
+        there, source = read_manifest(out)[0], "the manifest's are taken"
+    except DataError:
+        there, source = asked, "those asked for now are taken for them"
+    print(f"'{path}' is damaged; {source}.", file=sys.stderr)
+    return there
 
 
 def _record_path(out: Path, settings: dict, split: str, index: int) -> Path:
@@ -296,4 +296,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_main(main))

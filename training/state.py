@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,16 @@ FREE_TO_CHANGE = {
     "threads",
     "device",
 }
+
+CHECKPOINT_ENTRIES = {"step", "seen", "elapsed", "recent", "network", "optimizer", "average", "sampler", "rng"}
+
+
+class DamagedFile(ValueError):
+    """A file of the run's own that cannot be read any more; the message names it."""
+
+    def __init__(self, path: Path, reason: object):
+        first_line = next(iter(str(reason).splitlines()), "") or type(reason).__name__
+        super().__init__(f"'{path}' is damaged ({first_line}).")
 
 
 class WeightAverage:
@@ -96,16 +108,56 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the highest step, or None."""
-    return max((run_dir / "checkpoints").glob("step-*.pt"), default=None)
+def checkpoint_file(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:08d}.pt"
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The files of all checkpoints, the newest first."""
+    return sorted((run_dir / "checkpoints").glob("step-*.pt"), reverse=True)
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """File and content of the newest checkpoint that is whole, or None if there is none at all. Damaged ones are named.
+
+    Raises:
+        ValueError: all of them are damaged.
+    """
+    files = checkpoints(run_dir)
+    for path in files:
+        try:
+            return path, read_checkpoint(path)
+        except DamagedFile as error:
+            print(f"{error} An older checkpoint is looked for.", file=sys.stderr)
+    if files:
+        raise ValueError(f"'{run_dir}' has no checkpoint that can be read; delete the folder to start over.")
+    return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content; every byte of it is checked (torch.load itself reads over damaged numbers).
+
+    Raises:
+        DamagedFile: truncated, overwritten, or not a checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can end in almost any
+        raise DamagedFile(path, error) from error
+    if not isinstance(state, dict) or not CHECKPOINT_ENTRIES <= state.keys():
+        raise DamagedFile(path, "it is no checkpoint")
+    return state
 
 
 def check_config(run_dir: Path, config: StageConfig) -> None:
     """Keep the resolved configuration in the run folder; refuse to continue a run with a different one."""
     path, now = run_dir / "config.yaml", to_dict(config)
-    if path.is_file():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    before = _settings_before(run_dir, path)
+    if before is not None:
         with contextlib.suppress(ConfigError):  # settings that are newer than the run have their defaults there
             before = to_dict(from_dict(type(config), before))
         changed = sorted(_differences(before, now))
@@ -115,6 +167,25 @@ def check_config(run_dir: Path, config: StageConfig) -> None:
                 f"ones in '{path}', or choose another run_dir, or delete the folder to start over."
             )
     write_text(path, yaml.safe_dump(now, sort_keys=False))
+
+
+def _settings_before(run_dir: Path, path: Path) -> dict[str, Any] | None:
+    """Those that the run was started with: from config.yaml or, if that is damaged, from the newest checkpoint."""
+    if not path.is_file():
+        return None
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):  # no YAML, or no text at all
+        settings = None
+    if isinstance(settings, dict):
+        return settings
+    found = newest_checkpoint(run_dir)
+    kept = found[1].get("config") if found else None
+    source = f"the settings are those of '{found[0]}'" if kept else "the settings given now are taken for the run's own"
+    print(f"'{path}' is damaged; {source}, and it is written again.", file=sys.stderr)
+    if kept:
+        write_text(path, yaml.safe_dump(kept, sort_keys=False))
+    return kept
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:

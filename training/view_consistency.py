@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffportrait3d.checkpoints import save_network
 from diffportrait3d.choices import check_choice
+from diffportrait3d.command import run_main
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ViewConsistency
 
@@ -148,4 +149,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

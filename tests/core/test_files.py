@@ -32,10 +32,11 @@ WRITERS = {  # each has a way of its own to the disk, and words of its own for a
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_no_room_leaves_what_was_there(tmp_path, room, kind):
+@pytest.mark.parametrize("size", [1, 8000, 20_000])  # within a buffer, within a file
+def test_no_room_leaves_what_was_there(tmp_path, room, kind, size):
     path = tmp_path / f"file.{kind}"
     path.write_text("before")
-    with room(20_000), pytest.raises(WriteError, match=f"file.{kind}' cannot be written.* make room"):
+    with room(size), pytest.raises(WriteError, match=f"file.{kind}' cannot be written.* make room"):
         WRITERS[kind](path)
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
     WRITERS[kind](path)

@@ -37,6 +37,14 @@ STAGES = {
     "view_consistency": ("ViewConsistencyConfig", "view_consistency", ["views=4"]),
     "novel_view": ("NovelViewStageConfig", "novel_view", []),
 }
+# What happens to files: name -> what is left of the bytes.
+DAMAGES = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "zeroed": lambda data: bytes(len(data)),
+    "empty": lambda data: b"",
+    "random bytes": lambda data: np.random.default_rng(0).bytes(len(data)),
+    "random bytes inside": lambda data: data[: len(data) // 2] + b"\x93" * 64 + data[len(data) // 2 + 64 :],
+}
 DENOISING = ("base", "reference", "view_control", "view_consistency")
 
 
@@ -117,7 +125,12 @@ def networks(tmp_path_factory) -> dict[str, str]:
 def stage_config(stage, dataset, networks, run_dir, *more):
     """(training.STAGE, its settings) for two steps on the tiny networks."""
     module = importlib.import_module(f"training.{stage}")
-    class_name, _, extra = STAGES[stage]
+    values = settings_of(stage, dataset, networks, run_dir, *more)
+    return module, load_config(getattr(module, STAGES[stage][0]), None, values)
+
+
+def settings_of(stage, dataset, networks, run_dir, *more) -> list[str]:
+    """The same settings as words of a command line."""
     values = [f"run_dir={run_dir}", f"data.root={dataset}", "loop.steps=2", "loop.batch_size=2", "loop.log_every=1",
               "loop.checkpoint_every=1", "loop.device=cpu", "optimizer.warmup_steps=0"]  # fmt: skip
     if stage in DENOISING:
@@ -130,7 +143,7 @@ def stage_config(stage, dataset, networks, run_dir, *more):
         values += [f"network={json.dumps(TINY_UNET)}", "linear_end=0.005"]
     if stage == "novel_view":
         values += ["network={render_size: 16, base_channels: 16, volume_size: 8, samples_per_ray: 4}"]
-    return module, load_config(getattr(module, class_name), None, [*values, *extra, *more])
+    return [*values, *STAGES[stage][2], *more]
 
 
 def trainer_of(stage, dataset, networks, run_dir, *more) -> Trainer:

@@ -21,9 +21,10 @@ from training.data import (
     mirror_label,
     pick,
     pick_labels,
+    read_manifest,
 )
 
-from .conftest import label, write_dataset
+from .conftest import DAMAGES, label, write_dataset
 
 
 def test_reading(dataset):
@@ -144,6 +145,26 @@ def test_validation_groups_refer_to_the_frontal_view(dataset):
     yaws = [math.degrees(math.atan2(data.labels[r, 3], data.labels[r, 11])) for r in batch.references]
     assert max(map(abs, yaws)) < 1e-3
     assert not {*batch.references} & {*batch.targets.ravel()}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_latent_cache_is_named_and_encoded_again(dataset, networks, tmp_path, capsys, how):
+    data = MultiViewDataset(dataset, "val")
+    autoencoder, _ = load_network(networks["autoencoder"])
+    values = LatentCache.build(data, autoencoder, tmp_path).values
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(DAMAGES[how](whole))
+    assert torch.equal(LatentCache.build(data, autoencoder, tmp_path).values, values)
+    assert f"{file.name}' is damaged" in capsys.readouterr().err and file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_manifest_is_named(dataset, tmp_path, how):
+    content = DAMAGES[how]((dataset / "manifest.jsonl").read_bytes())
+    (tmp_path / "manifest.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match="manifest.jsonl' is damaged .*training.render, training.import_data"):
+        read_manifest(tmp_path)
 
 
 def test_latent_cache(dataset, networks, tmp_path):

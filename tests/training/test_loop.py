@@ -12,13 +12,15 @@ import torch
 import yaml
 from torch import nn
 
+from diffportrait3d.files import WriteError
+from diffportrait3d.tensor_files import write_tensors
 from training import loop
 from training.config import LoopConfig, OptimizerConfig, StageConfig
 from training.loop import Interrupted, pick_precision, prepare, run_stage
 from training.stage import Stage
 from training.state import WeightAverage, newest_checkpoint
 
-from .conftest import Counting
+from .conftest import DAMAGES, Counting
 
 
 class Toy(Stage):
@@ -89,7 +91,7 @@ def test_a_crash_continues_from_the_last_checkpoint_to_the_same_bits(tmp_path, m
     with pytest.raises(RuntimeError, match="power cut"):
         run(tmp_path / "crashed")
     monkeypatch.undo()
-    assert newest_checkpoint(tmp_path / "crashed").name == "step-00000008.pt"
+    assert newest_checkpoint(tmp_path / "crashed")[0].name == "step-00000008.pt"
     run(tmp_path / "crashed")
     assert curve(tmp_path / "whole") == curve(tmp_path / "crashed")  # steps 9 and 10 are not logged twice
 
@@ -209,3 +211,108 @@ def test_precision():
     assert pick_precision("auto", torch.device("cuda")) == torch.bfloat16
     with pytest.raises(ValueError, match="float8"):
         pick_precision("float8", torch.device("cpu"))
+
+
+def spoil(path: Path, how: str) -> None:
+    path.write_bytes(DAMAGES[how](path.read_bytes()))
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, capsys, how):
+    run(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped", 10, keep_last=3)
+    spoil(newest_checkpoint(tmp_path / "stopped")[0], how)
+    run(tmp_path / "stopped", keep_last=1)
+    said = capsys.readouterr()
+    assert "step-00000010.pt' is damaged" in said.err and "resumed at step 8" in said.out
+    whole, stopped = torch.load(tmp_path / "whole/toy.pt"), torch.load(tmp_path / "stopped/toy.pt")
+    assert all(torch.equal(whole[k], stopped[k]) for k in whole)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "stopped")
+
+
+def test_a_damaged_checkpoint_is_not_one_of_the_last_that_stay(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, 10, keep_last=3)
+    spoil(newest_checkpoint(tmp_path)[0], "zeroed")
+    with pytest.raises(Interrupted):
+        run(tmp_path, 9, keep_last=1, checkpoint_every=100)
+    assert newest_checkpoint(tmp_path)[0].name == "step-00000009.pt"
+
+
+def test_nothing_but_damaged_checkpoints(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, 3)
+    for path in (tmp_path / "checkpoints").iterdir():
+        spoil(path, "truncated")
+    with pytest.raises(ValueError, match="no checkpoint that can be read; delete the folder"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_configuration_is_that_of_the_newest_checkpoint(tmp_path, capsys, how):
+    with pytest.raises(Interrupted):
+        run(tmp_path, 3)
+    before = (tmp_path / "config.yaml").read_bytes()
+    if how == "random bytes inside":  # all of this text file is inside
+        (tmp_path / "config.yaml").write_bytes(before.replace(b"loop:", b"loop\x93\0"))
+    else:
+        spoil(tmp_path / "config.yaml", how)
+    with pytest.raises(ValueError, match="loop.batch_size"):
+        run(tmp_path, batch_size=7)
+    assert run(tmp_path)["steps"] == 12
+    assert "config.yaml' is damaged" in capsys.readouterr().err and (tmp_path / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", ["summary.json", "log.jsonl", "toy.safetensors"])
+def test_damaged_results_are_written_again(tmp_path, capsys, monkeypatch, how, name):
+    monkeypatch.setattr(
+        Toy, "finish", lambda self, run_dir, summary: write_tensors(run_dir / "toy.safetensors",
+                                                                    self.trainable.state_dict(), {})
+    )  # fmt: skip
+    first = run(tmp_path)
+    network, lines = (tmp_path / "toy.safetensors").read_bytes(), set(curve(tmp_path))
+    spoil(tmp_path / name, how)
+    if name == "log.jsonl":
+        (tmp_path / "summary.json").unlink()
+    again = run(tmp_path)
+    said = capsys.readouterr().err
+    assert f"{name}' is damaged" in said or (name, how) == ("log.jsonl", "empty")
+    assert (tmp_path / "toy.safetensors").read_bytes() == network
+    assert again["sha256"] == first["sha256"] and again["losses"] == first["losses"]
+    assert loop.finished(tmp_path) == again and set(curve(tmp_path)) <= lines
+
+
+def test_damaged_results_without_a_checkpoint_are_not_trained_again_unasked(tmp_path):
+    run(tmp_path)
+    spoil(tmp_path / "summary.json", "truncated")
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="no checkpoint to write them from; delete the folder"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("size", [300, 2500, 9000])
+def test_a_run_goes_on_when_there_is_room_again(tmp_path, room, size):
+    """Wherever it is that the disk is full: at the settings, the log, a checkpoint, a picture."""
+    run(tmp_path / "whole")
+    with room(size), pytest.raises(WriteError, match="cannot be written: .*; make room, then run it again"):
+        run(tmp_path / "stopped")
+    assert not [path for path in (tmp_path / "stopped").rglob("*") if path.suffix == ".tmp"]
+    run(tmp_path / "stopped")
+    assert curve(tmp_path / "whole") == curve(tmp_path / "stopped")
+    whole, stopped = torch.load(tmp_path / "whole/toy.pt"), torch.load(tmp_path / "stopped/toy.pt")
+    assert all(torch.equal(whole[k], stopped[k]) for k in whole)
+
+
+def test_tensorboard_reads_what_is_written(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, 6, checkpoint_every=100)
+    run(tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [event.step for event in events] == list(range(1, 13))
+    logged = {line["step"]: line["loss"] for line in map(dict, curve(tmp_path)) if "loss" in line}
+    assert all(event.value == pytest.approx(logged[event.step]) for event in events)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffportrait3d.checkpoints import load_network, read_metadata
 from training import miniature
-from training.state import newest_checkpoint
+from training.state import checkpoints
 
 KINDS = {"autoencoder", "unet", "reference_encoder", "view_controlnet", "view_consistency", "novel_view"}
 
@@ -25,9 +25,9 @@ def test_the_whole_recipe(tmp_path, capsys):
     assert all(stage in printed for stage in miniature.STAGES) and "total" in printed
 
     # A second run finds everything finished and trains nothing.
-    before = {stage: newest_checkpoint(out / stage).stat().st_mtime_ns for stage in miniature.STAGES}
+    before = {stage: checkpoints(out / stage)[0].stat().st_mtime_ns for stage in miniature.STAGES}
     assert miniature.main(arguments[:4]) == 0
-    assert before == {stage: newest_checkpoint(out / stage).stat().st_mtime_ns for stage in miniature.STAGES}
+    assert before == {stage: checkpoints(out / stage)[0].stat().st_mtime_ns for stage in miniature.STAGES}
 
 
 def test_a_run_goes_on_from_the_networks_of_a_folder(tmp_path):

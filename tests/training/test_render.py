@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from diffportrait3d.cameras import camera_angles, validate_labels
+from diffportrait3d.files import WriteError
 from training import render
+from training.data import read_manifest
 
 COUNTS = {"train": 1, "val": 0, "test": 1}
 
@@ -36,7 +36,7 @@ def dataset(tmp_path_factory):
 
 
 def test_manifest_describes_every_file(dataset):
-    header, subjects = render.read_manifest(dataset / "manifest.jsonl")
+    header, subjects = read_manifest(dataset)
     assert header["format"] == "diffportrait3d-multiview" and header["version"] == 1 and header["resolution"] == 32
     assert [(subject["split"], subject["provider"]) for subject in subjects] == [
         ("train", "analytic"),
@@ -57,7 +57,7 @@ def test_manifest_describes_every_file(dataset):
 
 
 def test_resuming_renders_only_what_is_missing(dataset):
-    _, subjects = render.read_manifest(dataset / "manifest.jsonl")
+    _, subjects = read_manifest(dataset)
     before = (dataset / "manifest.jsonl").read_bytes()
     folders = [dataset / subject["split"] / subject["id"] for subject in subjects]
     pictures = [(folder / "01.png").read_bytes() for folder in folders]
@@ -119,9 +119,39 @@ def test_wrong_arguments_are_explained(arguments, message, tmp_path, capsys):
     assert not (tmp_path / "set").exists()
 
 
-def test_not_a_manifest(tmp_path):
-    with pytest.raises(ValueError, match="no such manifest"):
-        render.read_manifest(tmp_path / "manifest.jsonl")
-    (tmp_path / "manifest.jsonl").write_text(json.dumps({"format": "other", "version": 1}) + "\n")
-    with pytest.raises(ValueError, match="found other version 1"):
-        render.read_manifest(tmp_path / "manifest.jsonl")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("subject.json", b""),
+        ("subject.json", b"[]"),
+        ("subject.json", bytes(300)),
+        ("01.png", b""),
+        ("01.png", bytes(900)),
+        ("00_condition.png", None),
+        ("00_depth.npz", bytes(range(256))),
+        ("settings.json", b"{"),
+        ("settings.json", bytes(range(128, 200))),
+        ("manifest.jsonl", bytes(50)),
+    ],
+)
+def test_what_is_damaged_is_named_and_made_again(dataset, capsys, name, content):
+    before = {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
+    path = next(path for path in before if path.name == name and "train" not in path.parts)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    if name == "settings.json":
+        with pytest.raises(ValueError, match="yaw 50.0 there, 40.0 asked"):
+            render.render_dataset(dataset, _settings(yaw=40.0), COUNTS, None, workers=1)
+    render.render_dataset(dataset, _settings(), COUNTS, None, workers=1)
+    assert {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before
+    assert f"{name}' is damaged" in capsys.readouterr().err or name == "manifest.jsonl"
+
+
+def test_goes_on_when_there_is_room_again(dataset, tmp_path, room):
+    with room(1500), pytest.raises(WriteError, match="cannot be written: .* make room"):
+        render.render_dataset(tmp_path / "set", _settings(), COUNTS, None, workers=1)
+    assert not list(tmp_path.rglob("*.tmp"))
+    render.render_dataset(tmp_path / "set", _settings(), COUNTS, None, workers=1)
+    assert (tmp_path / "set/manifest.jsonl").read_bytes() == (dataset / "manifest.jsonl").read_bytes()

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from diffportrait3d.cameras import orbit_camera, project
+from diffportrait3d.files import WriteError
 from training import import_data
 from training.check_data import problems
 from training.data import DataError, MultiViewDataset, read_manifest
@@ -114,6 +115,32 @@ def test_two_sources_share_a_data_set_and_other_settings_do_not(tmp_path):
     (tmp_path / "mine" / "file").write_text("")
     with pytest.raises(DataError, match="choose a new folder"):
         import_data.import_source(export(root), tmp_path / "mine", 32, CONDITIONS)
+
+
+@pytest.mark.parametrize(
+    "name", ["sources/panohead.json", "subject.json", "00.png", "00_condition.png", "manifest.jsonl"]
+)
+@pytest.mark.parametrize(
+    "content", [b"", bytes(500), b"[1]", bytes(range(128, 250))], ids=["empty", "zeros", "list", "noise"]
+)
+def test_what_is_damaged_of_an_import_is_made_again(tmp_path, capsys, name, content):
+    root, out = write_export(tmp_path / "data", people=2), tmp_path / "set"
+    import_data.import_source(export(root), out, 32, CONDITIONS)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    path = next(path for path in sorted(before) if str(path).endswith(name))
+    path.write_bytes(content)
+    import_data.import_source(export(root), out, 32, CONDITIONS)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert f"{path}' is damaged" in capsys.readouterr().err or name == "manifest.jsonl"
+
+
+def test_an_import_goes_on_when_there_is_room_again(tmp_path, room):
+    root, out = write_export(tmp_path / "data", people=2), tmp_path / "set"
+    with room(2000), pytest.raises(WriteError, match="cannot be written: .* make room"):
+        import_data.import_source(export(root), out, 32, CONDITIONS)
+    assert not list(out.rglob("*.tmp"))
+    import_data.import_source(export(root), out, 32, CONDITIONS)
+    assert list(problems(out)) == [] and len(read_manifest(out)[1]) == 2
 
 
 def test_rendered_heads_join_an_import(dataset, tmp_path):
