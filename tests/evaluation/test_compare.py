@@ -11,6 +11,7 @@ from diffportrait3d.checkpoints import save_network
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
 from evaluation import compare, solvers
 from evaluation.measures import QUALITY_METRICS
+from evaluation.report import publish
 from evaluation.subjects import at_size, held_out_subjects, resize
 
 
@@ -104,3 +105,14 @@ def test_options_are_checked(steps, message, capsys):
     with pytest.raises(SystemExit):
         solvers.parse(["--steps", *steps])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["miniature", "compare", "solvers", "ablations --group main", "ablations --group faces"],
+)
+def test_the_miniature_s_page_has_a_place_for_every_command(repository, tmp_path, command):
+    page = tmp_path / "miniature.md"
+    shutil.copy(repository / "docs/miniature.md", page)
+    publish(page, f"evaluation.{command}", "the tables")
+    assert page.read_text().count("the tables") == 1 and f"evaluation.{command.split()[0]}" in page.read_text()
