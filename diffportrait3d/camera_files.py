@@ -120,6 +120,13 @@ def label_table(rows: list, names: list[str] | None) -> Tensor:
     return torch.tensor([[float(value) for value in row] for row in rows])
 
 
+def without_wrapping(label: Any) -> Any:
+    """[25 numbers] of [[25 numbers]]."""
+    while isinstance(label, list) and len(label) == 1 and isinstance(label[0], list):
+        label = label[0]  # [1, 25]
+    return label
+
+
 def _read_reconstruction(folder: Path) -> Rows:
     found = reconstruction_in(folder)
     if found is None:
@@ -169,7 +176,7 @@ def _read_json(path: Path) -> Rows:
 def _named_rows(rows: list) -> Rows:
     """Rows of labels, or of pairs of name and label; a name that is null or empty is none."""
     pairs = [(row[0], row[1]) if _is_pair(row) else (None, row) for row in rows]
-    labels = [_without_wrapping(label) for _, label in pairs]
+    labels = [without_wrapping(label) for _, label in pairs]
     names = [None if name in (None, "") else str(name) for name, _ in pairs]
     if not any(names):
         return Rows(labels)
@@ -187,12 +194,6 @@ def _is_pair(row: Any) -> bool:
 
 def _begins_with_lists(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], list)
-
-
-def _without_wrapping(label: Any) -> Any:
-    while isinstance(label, list) and len(label) == 1 and isinstance(label[0], list):
-        label = label[0]  # [1, 25]
-    return label
 
 
 def _read_npy(path: Path) -> Rows:

@@ -3,6 +3,7 @@
     {"labels": [["seed0001/00.png", [25 numbers]], ...]}
 
 Views of one person share the part of their names before the last "/", "_" or "-" (`--identity` gives another rule).
+Without `dataset.json`, data sets for 3D reconstruction are read, see `reconstruction`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
+from diffportrait3d.camera_files import label_table, without_wrapping
 from diffportrait3d.cameras import split_label, validate_labels, world_to_camera
 from diffportrait3d.files import natural_key
 from diffportrait3d.images import UserImage
@@ -25,6 +26,7 @@ from ..data import DataError
 from .alignment import OUTSIDE, Camera, eg3d_crop, head_similarity, triangulate_face, warp
 from .groups import Group, PortraitView, SkippedGroup, Splits, folder_name, read_json, read_picture
 from .landmarks import read_points
+from .reconstruction import has_posed_views, read_posed_views
 
 IDENTITY = r"(.+)[/_-][^/_-]+"
 SINGLE_VIEWS = re.compile(r"\d{5}/img\d{8}(_mirror)?\.\w+")  # how EG3D and StyleGAN keep one picture a person
@@ -47,7 +49,9 @@ class Export:
 
     def __init__(self, name: str, root: Path, splits: Splits, options: Options, landmarks: Path | None = None):
         self.name, self.root, self.splits, self.options, self.landmarks = name, root, splits, options, landmarks
+        self.left_out: dict[str, str] = {}
         self._labels: dict[str, Any] | None = None
+        self._people_of: dict[str, str] = {}  # whom a name shows, where the source says it
 
     def settings(self) -> dict[str, Any]:
         return {**vars(self.options), "aligned": self.landmarks is not None, "splits": self.splits.settings()}
@@ -103,8 +107,10 @@ class Export:
         ]
 
     def _read_labels(self) -> dict[str, Any]:
+        path = self.root / "dataset.json"
+        if self._labels is None and not path.is_file():
+            self._labels = self._read_posed_views()
         if self._labels is None:
-            path = self.root / "dataset.json"
             content = read_json(path, "camera labels, as EG3D keeps them")
             rows = content.get("labels") if isinstance(content, dict) else content
             rows = list(rows.items()) if isinstance(rows, dict) else rows
@@ -114,14 +120,30 @@ class Export:
             self._labels = {str(name): label for name, label in rows}
         return self._labels
 
+    def _read_posed_views(self) -> dict[str, Any]:
+        if not has_posed_views(self.root):
+            raise DataError(
+                f"There is no dataset.json with camera labels in '{self.root}', nor transforms.json or COLMAP's text "
+                "files, there or in one of its folders."
+            )
+        views = read_posed_views(self.root)
+        self.left_out |= views.left_out
+        if not views.labels:
+            raise DataError("; ".join(f"{name}: {reason}" for name, reason in views.left_out.items()))
+        self._people_of = views.people
+        return views.labels
+
     def _checked_labels(self, names: list[str]) -> Tensor:
         try:
-            rows = [[float(value) for value in self._read_labels()[name]] for name in names]
-            return validate_labels(torch.tensor(rows), "dataset.json", names)
-        except (TypeError, ValueError) as error:
+            rows = [without_wrapping(self._read_labels()[name]) for name in names]
+            source = self.root.name if self._people_of else "dataset.json"
+            return validate_labels(label_table(rows, names), source, names)
+        except ValueError as error:
             raise SkippedGroup(f"camera labels: {error}") from None
 
     def _identity(self, name: str) -> str:
+        if self.options.identity == IDENTITY and name in self._people_of:
+            return self._people_of[name]
         if self.options.identity == IDENTITY and SINGLE_VIEWS.fullmatch(name):
             raise DataError(
                 f"'{self.root / 'dataset.json'}' names pictures such as '{name}', one picture a person; groups need "

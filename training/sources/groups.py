@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from diffportrait3d.files import read_text
 from diffportrait3d.images import ImageError, UserImage, read_image
 
 from ..data import DataError
@@ -105,7 +106,7 @@ def _read_split_file(path: Path) -> dict[str, str]:
 def read_json(path: Path, what: str) -> Any:
     """The file's content, or a DataError that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except FileNotFoundError:
         raise DataError(f"There is no '{path}' ({what}).") from None
     except (OSError, ValueError) as error:
