@@ -1,8 +1,12 @@
 """What acts on the denoiser: the portrait, the cameras, the other views."""
 from __future__ import annotations
 
-from comfy_api.latest import io
+import logging
 
+from comfy_api.latest import io
+from server import PromptServer
+
+from ..patches.masks import WHITE
 from ..patches.reference import BLOCKS, apply_reference_attention
 from ..patches.reference_inputs import ReferenceImages
 from ..patches.view_consistency import OVERLAP, apply_view_consistency
@@ -49,6 +53,18 @@ def window_inputs() -> list[io.Input]:
     ]
 
 
+def _say_turned(node_id: str | None, references: ReferenceImages) -> None:
+    """In the log, and on the node where there is one."""
+    numbers = ", ".join(map(str, references.turned))
+    text = (
+        f"Reference mask {numbers} is white on the background, as Load Image gives it for a cut-out: turned round, so "
+        "that the person is read. If the background is meant, set mask_white to read."
+    )
+    logging.warning("Apply Reference Attention: %s", text)
+    if node_id is not None:
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
 class ApplyReferenceAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -84,7 +100,8 @@ class ApplyReferenceAttention(io.ComfyNode):
                     "mask",
                     optional=True,
                     tooltip="Which part of the portrait may be read (white); elsewhere the view's own tokens stand in. "
-                    "One mask for all pictures or one for each.",
+                    "One mask for all pictures or one for each. Load Image's MASK of a cut-out is white on the "
+                    "background: see mask_white.",
                 ),
                 io.Boolean.Input("down_blocks", tooltip=BLOCK.format("down"), **SWITCH),
                 io.Boolean.Input("middle_block", tooltip=BLOCK.format("middle"), **SWITCH),
@@ -97,7 +114,18 @@ class ApplyReferenceAttention(io.ComfyNode):
                     tooltip="Keeps the portrait's tokens in main memory for the next run. Helps with encoders trained "
                     "at timestep zero; those trained at the current timestep read anew at every step anyway.",
                 ),
+                io.Combo.Input(
+                    "mask_white",
+                    options=list(WHITE),
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What white means in the mask. read: what is read. background: what is left out, as in "
+                    "Load Image's MASK of a cut-out. auto: read, unless the mask is 1 - alpha of the image, or black "
+                    "in the middle and white in both upper corners; the node then says that it was turned round.",
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(tooltip="The model with the portrait; the one that came in is left as it was.")],
         )
 
@@ -105,9 +133,11 @@ class ApplyReferenceAttention(io.ComfyNode):
     @in_range
     def execute(
         cls, model, reference_encoder, vae, image, strength, start_percent, end_percent, mask=None, down_blocks=True,
-        middle_block=True, up_blocks=True, reuse_across_runs=False,
+        middle_block=True, up_blocks=True, reuse_across_runs=False, mask_white="auto",
     ) -> io.NodeOutput:
-        references = ReferenceImages(vae, image, mask)
+        references = ReferenceImages(vae, image, mask, mask_white)
+        if references.turned:
+            _say_turned(cls.hidden.unique_id if cls.hidden else None, references)
         switches = zip(BLOCKS, (down_blocks, middle_block, up_blocks), strict=True)
         blocks = [part for part, on in switches if on]
         return io.NodeOutput(

@@ -16,3 +16,4 @@ ReferenceEncoder = io.Custom("DP3D_REFERENCE_ENCODER")  # patches.loading.HostNe
 ViewConsistency = io.Custom("DP3D_VIEW_CONSISTENCY")  # HostNetwork of kind view_consistency
 NovelView = io.Custom("DP3D_NOVEL_VIEW")  # HostNetwork of kind novel_view
 Cameras = io.Custom("DP3D_CAMERAS")  # {"labels": float32 [V, 25], EG3D's camera labels}
+ViewSelection = io.Custom("DP3D_VIEW_SELECTION")  # patches.view_batches.Selection

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from .loading import check_vae
+from .masks import white_where_read
 from .pictures import check_images, resize_images
 
 
@@ -81,11 +82,18 @@ class ReferenceLatents(References):
 class ReferenceImages(References):
     """References given as images [R, H, W, 3] in [0, 1], encoded at the size of the views once that is known.
 
+    Args:
+        white: what white means in the mask, see `masks.white_where_read`. `turned` then says which masks, from 1, were
+            found to show the background and were turned round.
+
     Raises:
         ValueError: see `References`; images with NaN, or a VAE of another family than SD1.5's.
     """
 
-    def __init__(self, vae, images: Tensor, mask: Tensor | None = None):
+    def __init__(self, vae, images: Tensor, mask: Tensor | None = None, white: str = "read"):
+        self.turned: list[int] = []
+        if mask is not None and len(images):
+            mask, self.turned = white_where_read(mask, images, white)
         super().__init__(images.shape[0], mask)
         check_images(images, "Reference attention", "image")
         check_vae(vae, "Reference attention")

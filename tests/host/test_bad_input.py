@@ -100,6 +100,9 @@ def values(host, pack, path, files, stock_autoencoder):
         "sdxl prompt": [[torch.ones(1, 7, 48), {}]],
         "2 conditions": control.apply_view_controlnet(prompt, path.control_net, images[:2]),
         "other control": control.apply_view_controlnet(prompt, other_control, images),
+        "first of three": path.patches.view_batches.Selection((0,), VIEWS),
+        "narrow view": {"samples": latent[:1, ..., :4]}, "two views": {"samples": latent[:2]},
+        "with alpha": torch.cat([images, images[..., :1]], -1),
         "viewer": viewer, "nothing": None, "0": 0, "-1": -1, "32": 32, "NaN": NAN, "100": 100,
     }
     host.nodes.NODE_CLASS_MAPPINGS["Given"] = Given
@@ -143,6 +146,8 @@ GOOD = {
     "DP3D_SaveCameras": {"cameras": "=cameras"},
     "DP3D_LoadCameraConditions": {"folder": "bad_input/views", "width": SIDE, "height": SIDE},
     "DP3D_ExportViews": {"images": "=images", "cameras": "=cameras", "masks": "=masks", "start_points": 0},
+    "DP3D_SelectViews": {"latent": "=latent", "images": "=images", "cameras": "=cameras"},
+    "DP3D_JoinViews": {"selection": "=first of three", "latent": "=one view", "latent_rest": "=latent"},
 }
 FILES = {
     "DP3D_LoadReferenceEncoder": "reference encoder", "DP3D_LoadViewControlNet": "view controlnet",
@@ -254,6 +259,26 @@ BAD = [
     ("DP3D_ExportViews", {"masks": "=nan mask"}, f"Export Views: masks {BROKEN}"),
     ("DP3D_ExportViews", {"masks": "=one black mask"}, "the mask of view 1 is empty; .* invert it"),
     ("DP3D_ExportViews", {"masks": "=small masks"}, "masks of shape .* give one mask per image, of its size"),
+    ("DP3D_SelectViews", {"latent": None, "images": None, "cameras": None},
+     "Select Views: nothing is connected; connect latent, images, cameras"),
+    ("DP3D_SelectViews", {"images": "=two"}, "latent has 3, images has 2, cameras has 3 views; connect batches of the"),
+    ("DP3D_SelectViews", {"latent": "=no view", "images": None, "cameras": None}, "latent hold no views; connect at"),
+    ("DP3D_SelectViews", {"numbers": ""}, "Select Views: numbers is empty; write the numbers of the views as 0, 2, 5"),
+    ("DP3D_SelectViews", {"numbers": "3"}, "there is no view 3; the 3 views are 0 to 2"),
+    ("DP3D_SelectViews", {"numbers": "1, 0-2"}, "names view 1 more than once; name every view once"),
+    ("DP3D_SelectViews", {"numbers": "front"}, "'front' is no number of a view; write them as 0, 2, 5-7"),
+    ("DP3D_SelectViews", {"numbers": "0-2", "invert": True}, "all 3 views were chosen, so that none is left"),
+    ("DP3D_SelectViews", {"choose": "angles", "cameras": None}, "Select Views: to choose by angles, connect cameras"),
+    ("DP3D_SelectViews", {"choose": "angles", "yaw_min": 10, "yaw_max": 20}, "no view lies in yaw 10.* have yaw"),
+    ("DP3D_SelectViews", {"choose": "angles", "pitch_min": 5, "pitch_max": 0}, "pitch_min 5.* is larger than"),
+    ("DP3D_SelectViews", {"choose": "nearest", "count": 4}, "count must be 1 to 3, as there are so many views, not 4"),
+    ("DP3D_SelectViews", {"choose": "nearest", "yaw": "=NaN"}, "Select Views: yaw must lie between -180.0 and 180.0"),
+    ("DP3D_JoinViews", {"latent_rest": None}, "Join Views lacks latent_rest; connect both latent and latent_rest"),
+    ("DP3D_JoinViews", {"latent": None, "latent_rest": None}, "Join Views: nothing is connected; connect latent"),
+    ("DP3D_JoinViews", {"latent": "=two views"}, "latent has 2 views; give the selected views .1. or the whole .* .3."),
+    ("DP3D_JoinViews", {"latent_rest": "=one view"}, "latent_rest has 1 views; give the views left over .2. or the"),
+    ("DP3D_JoinViews", {"latent": "=narrow view"}, r"latent are of shape .4, 8, 4. and latent_rest of .4, 8, 8.; make"),
+    ("DP3D_JoinViews", {"images": "=image", "images_rest": "=with alpha"}, "images are of shape .*make both of one"),
     ("DP3D_ExportViews", {"filename_prefix": ""}, "filename_prefix is empty; give the saved files a name"),
 ]
 

@@ -35,6 +35,8 @@ NAMES = {  # ids are frozen: shared workflows refer to them
     "DP3D_SaveCameras": "Save Cameras",
     "DP3D_LoadCameraConditions": "Load Camera Conditions",
     "DP3D_ExportViews": "Export Views",
+    "DP3D_SelectViews": "Select Views",
+    "DP3D_JoinViews": "Join Views",
 }
 
 
