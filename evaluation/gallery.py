@@ -38,7 +38,7 @@ FRAME_MILLISECONDS = 120
 LIGHT, DARK = 0.65, 0.36  # mean of the skin's sRGB: the lightest and the darkest third or so
 WISHES: dict[str, Callable[[Look], bool]] = {
     "light skin, long hair": lambda look: look.skin.mean() > LIGHT and look.hair_style == "long",
-    "dark skin, hair": lambda look: look.skin.mean() < DARK and look.hair_style not in ("bald", "buzz"),
+    "dark skin": lambda look: look.skin.mean() < DARK and look.hair_style != "bald" and look.beard == "none",
     "beard": lambda look: look.beard == "full" and DARK < look.skin.mean() < LIGHT,
 }
 
