@@ -8,13 +8,16 @@ from comfy_api.latest import io
 from ..patches.noise import MODES, NODE, empty_views, proxy_images, proxy_latents, warn_of_zero_terminal_snr
 from ..patches.previews import views_callback
 from ..patches.sampling import (
+    CUSTOM,
+    FAST,
     PRESETS,
     STARTS,
-    DDIMSampler,
+    NoNoise,
     ViewNoise,
-    ddim_sigmas,
+    chosen_schedule,
+    part_of,
+    preset_values,
     sample_views,
-    view_indices,
     without_control,
 )
 from ..patches.view_consistency import OVERLAP, apply_view_consistency
@@ -31,34 +34,86 @@ def schedule_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "preset",
-            options=[*PRESETS, "custom"],
-            tooltip="release: 50 steps, eta 0.5, as the authors' code. paper: 100 steps. custom: the steps and eta "
-            "below.",
+            options=[*PRESETS, CUSTOM, FAST],
+            extra_dict={"presets": preset_values()},  # for web/presets.js
+            tooltip="release: 50 DDIM steps, eta 0.5, as the authors' code. paper: 100 steps. fast: 8 steps of "
+            "DPM-Solver++(2M). custom: DDIM with the steps and eta below.",
         ),
-        io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Denoising steps; read with preset custom only."),
+        io.Int.Input(
+            "steps",
+            default=50,
+            min=1,
+            max=1000,
+            tooltip="Denoising steps. Yours to set with preset custom; other presets show what they take.",
+        ),
         io.Float.Input(
             "eta",
             default=0.5,
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Fresh noise per step: 0 none (DDIM), 1 ancestral. Read with preset custom only.",
+            tooltip="Fresh noise per step: 0 none (DDIM), 1 ancestral. Yours to set with preset custom; other presets "
+            "show what they take.",
         ),
         io.Combo.Input(
             "start",
             options=list(STARTS),
             advanced=True,
             tooltip="How the start noise is made of proxies and noise: diffused to timestep 999, as the release does, "
-            "or to the first step's own noise level. Noise of mode schedule-matched always takes the latter.",
+            "or to the first step's own noise level. Noise of mode schedule-matched, and runs that do not start at the "
+            "schedule's first step, always take the latter.",
         ),
     ]
 
 
-def chosen_schedule(model, preset: str, steps: int, eta: float, start: str, indices=None):
-    """(SAMPLER, SIGMAS) of a preset on a model."""
-    steps, eta = PRESETS.get(preset, (steps, eta))
-    sigmas = ddim_sigmas(model.get_model_object("model_sampling"), steps)
-    return DDIMSampler(eta, start, indices=indices), sigmas
+def part_inputs() -> list[io.Input]:
+    """Which part of the schedule to run, as KSampler and KSampler (Advanced) have it."""
+    return [
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Below 1, the latents are kept in part: the steps lie in the last part of the schedule, as in "
+            "KSampler. 0 changes nothing.",
+        ),
+        io.Int.Input(
+            "start_at_step",
+            default=0,
+            min=0,
+            max=10000,
+            optional=True,
+            advanced=True,
+            tooltip="Number of the first step to run, as in KSampler (Advanced).",
+        ),
+        io.Int.Input(
+            "end_at_step",
+            default=10000,
+            min=0,
+            max=10000,
+            optional=True,
+            advanced=True,
+            tooltip="Number of the step to stop before, as in KSampler (Advanced).",
+        ),
+        io.Boolean.Input(
+            "add_noise",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip="Off where the latents come with noise, from a run that stopped early; the noise input then gives "
+            "its seed only.",
+        ),
+        io.Boolean.Input(
+            "return_with_leftover_noise",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="On where another sampler goes on after end_at_step; off, the last step removes all noise.",
+        ),
+    ]
 
 
 class ViewConsistencySampler(io.ComfyNode):
@@ -96,6 +151,7 @@ class ViewConsistencySampler(io.ComfyNode):
                 ),
                 *schedule_inputs(),
                 *window_inputs(),
+                *part_inputs(),
             ],
             outputs=[io.Latent.Output(tooltip="The views, one latent each, for VAE Decode.")],
         )
@@ -104,12 +160,17 @@ class ViewConsistencySampler(io.ComfyNode):
     @in_range
     def execute(
         cls, model, positive, latent, noise, cfg, preset, steps, eta, start, view_consistency=None, negative=None,
-        window_size=0, overlap=OVERLAP, closed_orbit=False,
+        window_size=0, overlap=OVERLAP, closed_orbit=False, denoise=1.0, start_at_step=0, end_at_step=10000,
+        add_noise=True, return_with_leftover_noise=False,
     ) -> io.NodeOutput:
         if view_consistency is not None:
             model = apply_view_consistency(model, view_consistency, window_size, overlap, closed_orbit)
         start = getattr(noise, "start", None) or start
-        sampler, sigmas = chosen_schedule(model, preset, steps, eta, start, view_indices(latent))
+        sampler, sigmas = chosen_schedule(model, preset, steps, eta, start, latent.get("batch_index"), denoise)
+        sigmas = part_of(sigmas, start_at_step, end_at_step, return_with_leftover_noise)
+        if len(sigmas) == 0:
+            return io.NodeOutput(latent)
+        noise = noise if add_noise else NoNoise(noise.seed)
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         callback = views_callback(model, len(sigmas) - 1)
         negative = without_control(positive) if negative is None else negative
@@ -131,8 +192,8 @@ class ViewConsistencySchedule(io.ComfyNode):
             search_aliases=["DDIM sigmas", "release sampler"],
             inputs=[io.Model.Input("model", tooltip="The model whose noise levels are used."), *schedule_inputs()],
             outputs=[
-                io.Sampler.Output(tooltip="DDIM with the preset's eta, and noise of its own for every view."),
-                io.Sigmas.Output(tooltip="The release's timesteps as noise levels."),
+                io.Sampler.Output(tooltip="The preset's sampler, with noise of its own for every view."),
+                io.Sigmas.Output(tooltip="The preset's timesteps as noise levels, for one run or to be split."),
             ],
         )
 

@@ -2,24 +2,37 @@
 
 With x_VE = x / sqrt(abar) and sigma = sqrt((1 - abar) / abar), DDIM(eta) is the host's Euler-ancestral step with the
 same eta. What the release does differently from stock sampling is here: its timesteps, its last noise level
-(alphas_cumprod[0], not 1), and a start at timestep 999 handed over at the first step's timestep.
+(alphas_cumprod[0], not 1), and a start at timestep 999 handed over at the first step's timestep. All of this belongs to
+the ends of a whole schedule: a run over a part of it begins and ends as the host's samplers do, so that parts make the
+whole.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Sequence
 
 import comfy.model_management
 import comfy.samplers
 import torch
-from comfy.k_diffusion.sampling import sample_euler_ancestral
+from comfy.k_diffusion.sampling import sample_dpmpp_2m, sample_euler_ancestral
 from torch import Tensor
 
 from ..diffportrait3d.choices import check_choice
 from ..diffportrait3d.diffusion import Schedule, view_noise
 from .noise import MODES, warn_of_zero_terminal_snr
+from .view_memory import View, note_end, note_noise, views_of_run
 
-PRESETS = {"release": (50, 0.5), "paper": (100, 0.5)}  # steps, eta; the paper is silent on eta
+PRESETS = {"release": (50, 0.5), "paper": (100, 0.5)}  # DDIM's steps, eta; the paper is silent on eta
+FAST, FAST_STEPS = "fast", 8  # DPM-Solver++(2M)
+CUSTOM = "custom"
 STARTS = ("t=999", "schedule")
+SAME_SIGMA = 1e-5  # relative
+
+
+def preset_values() -> dict[str, tuple[int, float]]:
+    """Steps and eta of every preset that has its own; the editor shows them on the node."""
+    return {**PRESETS, FAST: (FAST_STEPS, 0.0)}
 
 
 def ddim_sigmas(model_sampling, steps: int) -> Tensor:
@@ -28,14 +41,88 @@ def ddim_sigmas(model_sampling, steps: int) -> Tensor:
     Raises:
         ValueError: steps out of range, or a model without Stable Diffusion's discrete schedule.
     """
+    table = _sigma_table(model_sampling)
+    return table[[*reversed(Schedule(num_timesteps=len(table)).ddim_timesteps(steps)), 0]]
+
+
+def fast_sigmas(model_sampling, steps: int = FAST_STEPS) -> Tensor:
+    """Sigmas [steps + 1] of trailing timesteps, from the model's highest one to 0.
+
+    Raises:
+        ValueError: as for `ddim_sigmas`.
+    """
+    table = _sigma_table(model_sampling)
+    sigmas = table[[*reversed(Schedule(num_timesteps=len(table)).trailing_timesteps(steps))]]
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def _sigma_table(model_sampling) -> Tensor:
+    """float32 [T], of ascending timesteps."""
     table = getattr(model_sampling, "sigmas", None)
     if table is None or not hasattr(model_sampling, "linear_end"):
         raise ValueError(
             f"The DDIM presets need SD1.5's discrete noise schedule, not {type(model_sampling).__name__}; "
             "use a stock scheduler with SamplerCustomAdvanced."
         )
-    timesteps = Schedule(num_timesteps=len(table)).ddim_timesteps(steps)
-    return table[[*reversed(timesteps), 0]].float().cpu()
+    return table.float().cpu()
+
+
+def chosen_schedule(model, preset: str, steps: int, eta: float, start: str, indices: Sequence[int] | None = None,
+                    denoise: float = 1.0) -> tuple[comfy.samplers.KSAMPLER, Tensor]:
+    """(SAMPLER, SIGMAS) of a preset on a MODEL.
+
+    The SIGMAS end at 0, as the host's do, so that every sampler ends without noise there, also around a noise mask. The
+    SAMPLER makes the release's last step of theirs.
+
+    Args:
+        preset: one of `preset_values`, or "custom": DDIM with `steps` and `eta`.
+        indices: numbers of the views, where they are known.
+        denoise: the last part of a schedule that is longer by 1 / denoise, as in KSampler.
+
+    Raises:
+        ValueError: more steps than the model has noise levels.
+    """
+    steps, eta = preset_values().get(preset, (steps, eta))
+    if denoise <= 0:
+        return DDIMSampler(eta, start, indices=indices), torch.zeros(0)
+    total = steps if denoise > 0.9999 else int(steps / denoise)
+    model_sampling = model.get_model_object("model_sampling")
+    _check_levels(len(_sigma_table(model_sampling)), total, preset, denoise)
+    part = f"{steps} steps" if total == steps else f"the last {steps} of {total} steps"
+    solver = "DPM-Solver++(2M)" if preset == FAST else f"DDIM with eta {eta:g}"
+    logging.info("DiffPortrait3D: preset %s, %s of %s", preset, part, solver)
+    if preset == FAST:
+        sigmas = fast_sigmas(model_sampling, total)
+        return FastSampler(start, sigmas=sigmas, indices=indices), sigmas[-(steps + 1):]
+    sigmas = ddim_sigmas(model_sampling, total)
+    sampler = DDIMSampler(eta, start, indices=indices, sigmas=sigmas)
+    return sampler, torch.cat([sigmas[-(steps + 1):-1], sigmas.new_zeros(1)])
+
+
+def _check_levels(levels: int, steps: int, preset: str, denoise: float) -> None:
+    if steps <= levels:
+        return
+    wanted = f"preset {preset}" + (f" with denoise {denoise:g}" if denoise < 1 else "")
+    way_out = f"choose preset {CUSTOM} with fewer steps" + (" or a higher denoise" if denoise < 1 else "")
+    if levels < Schedule().num_timesteps:
+        way_out = (
+            f"choose preset {CUSTOM} with 4 to 8 steps and guidance 1, as LCM wants it, or Apply View Consistency with "
+            "the host's KSampler and its sampler lcm"
+        )
+    raise ValueError(f"{wanted} takes {steps} steps, and this MODEL has {levels} noise levels: {way_out}.")
+
+
+def part_of(sigmas: Tensor, start_at_step: int, end_at_step: int, leftover_noise: bool) -> Tensor:
+    """The steps from one number to another as KSampler (Advanced) counts them; empty where none is left.
+
+    Args:
+        leftover_noise: whether an early end keeps its noise; else the last step goes to 0.
+    """
+    if end_at_step < len(sigmas) - 1:
+        sigmas = sigmas[: end_at_step + 1].clone()
+        if not leftover_noise:
+            sigmas[-1] = 0.0
+    return sigmas[start_at_step:] if start_at_step < len(sigmas) - 1 else sigmas[:0]
 
 
 class ViewNoise:
@@ -57,9 +144,20 @@ class ViewNoise:
 
     def generate_noise(self, latent: dict) -> Tensor:
         samples, indices = latent["samples"], view_indices(latent)
-        if self.mode == "shared":
-            indices = [0] * len(indices)
-        return view_noise(self.seed, indices, samples.shape[1:]).to(samples.dtype)
+        drawn = [0] * len(indices) if self.mode == "shared" else indices
+        noise = view_noise(self.seed, drawn, samples.shape[1:]).to(samples.dtype)
+        note_noise(noise, indices)
+        return noise
+
+
+class NoNoise:
+    """NOISE for a run that goes on where another has ended: zeros, and a seed for the steps."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        return torch.zeros_like(latent["samples"], device="cpu")
 
 
 def view_indices(latent: dict) -> list[int]:
@@ -80,40 +178,129 @@ def per_view_step_noise(seed: int, indices: list[int] | None = None) -> StepNois
     return draw
 
 
-class DDIMSampler(comfy.samplers.KSAMPLER):
-    """SAMPLER of the release; give it `ddim_sigmas`. Any other sigmas work, too.
+def step_noise_of(views: Sequence[View]) -> StepNoise:
+    """The same for views that may come from runs of different seeds."""
+    draws = [
+        per_view_step_noise(seed, [view.number for view in views if view.seed == seed])
+        for seed in dict.fromkeys(view.seed for view in views)
+    ]
+    if len(draws) == 1:
+        return draws[0]
+    alone = [per_view_step_noise(view.seed, [view.number]) for view in views]
+    return lambda step, x: torch.cat([draw(step, x[i : i + 1]) for i, draw in enumerate(alone)])
+
+
+class ReleaseSampler(comfy.samplers.KSAMPLER):
+    """A sampling function of the host with the release's start, for a whole schedule or any part of it.
+
+    Subclasses say what the steps are (`run_steps`).
 
     Args:
-        eta: 0 deterministic, 1 ancestral; the release uses 0.5.
-        start: "t=999" diffuses the latent to timestep 999 and hands it to the first step as it is (release);
-            "schedule" diffuses it to the first step's own noise level.
-        step_noise: (step, x) -> noise; None for noise per view from the run's seed.
-        indices: numbers of the views, if they are a part of a larger set.
+        start: "t=999" diffuses the latent to timestep 999 and hands it to the first step as it is (release), where a
+            run starts with noise at the schedule's first step or above the model's highest noise level; other runs,
+            and "schedule", diffuse it to the first step's own noise level.
+        sigmas: the whole schedule; None: whatever a run is given is the whole.
+        indices: numbers of the views; None: found by the run's noise or latents, see `view_memory`.
     """
 
-    def __init__(self, eta: float, start: str = "t=999", step_noise: StepNoise | None = None, indices=None):
+    def __init__(self, start: str = "t=999", sigmas: Tensor | None = None, indices: Sequence[int] | None = None):
         check_choice("start", start, STARTS)
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must be between 0 and 1, not {eta}")
-        super().__init__(self._steps)
-        self.eta, self.start, self.step_noise, self.indices = eta, start, step_noise, indices
+        super().__init__(self.run_steps)
+        self.start, self.sigmas, self.indices = start, sigmas, indices
+
+    def run_steps(self, model, x, sigmas, extra_args=None, callback=None, disable=None, views=None) -> Tensor:
+        """Latents [V, C, h, w] after all steps. `views`: seed and number of each, where they are known."""
+        raise NotImplementedError
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs):
-        if self.start == "t=999":
+        views = views_of_run(noise, latent_image, extra_args.get("seed") or 0, self.indices)
+        if self.start == "t=999" and self._starts_at_the_top(model_wrap, sigmas) and noise.any():
             if latent_image.any():
                 warn_of_zero_terminal_snr(model_wrap.inner_model.model_sampling)
             last_sigma = model_wrap.inner_model.model_sampling.sigmas[-1]
             noise = hand_over(noise, latent_image, sigmas[0], last_sigma, self.max_denoise(model_wrap, sigmas))
-        return super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)
+        run = comfy.samplers.KSAMPLER(self.run_steps, {"views": views})
+        if self._ends_whole(sigmas):
+            sigmas = torch.cat([sigmas[:-1], self._whole(sigmas)[-1:].to(sigmas)])
+        samples = run.sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)
+        if not self._ends_whole(sigmas):
+            note_end(model_wrap.inner_model, samples, views)
+        return samples
 
-    def _steps(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
-        draw = self.step_noise or per_view_step_noise(extra_args.get("seed") or 0, self.indices)
-        step = iter(range(len(sigmas)))
-        x = sample_euler_ancestral(
-            model, x, sigmas, extra_args, callback, disable, eta=self.eta,
-            noise_sampler=lambda *_: draw(next(step), x),
+    def _whole(self, sigmas: Tensor) -> Tensor:
+        return sigmas if self.sigmas is None else self.sigmas
+
+    def _starts_at_the_top(self, model_wrap, sigmas: Tensor) -> bool:
+        return _same(sigmas[0], self._whole(sigmas)[0]) or self.max_denoise(model_wrap, sigmas)
+
+    def _ends_whole(self, sigmas: Tensor) -> bool:
+        """Whether a run's last step is the whole schedule's last step, which the SIGMAS give as a step to 0."""
+        whole = self._whole(sigmas)
+        return len(sigmas) > 1 and _same(sigmas[-2], whole[-2]) and (sigmas[-1] == 0 or _same(sigmas[-1], whole[-1]))
+
+    def _place(self, sigma: Tensor, sigmas: Tensor) -> int:
+        """Number of the step that begins at `sigma` in the whole schedule; for any other sigma, a number of its own."""
+        sigma = sigma.float().cpu()
+        found = torch.isclose(self._whole(sigmas).float().cpu(), sigma, rtol=SAME_SIGMA, atol=0.0).nonzero()
+        return int(found[0]) if len(found) else int(sigma.view(torch.int32))
+
+
+class DDIMSampler(ReleaseSampler):
+    """SAMPLER of the release; give it `ddim_sigmas` or a part of them. Any other sigmas work, too.
+
+    Args:
+        eta: 0 deterministic, 1 ancestral; the release uses 0.5.
+        step_noise: (step of the whole schedule, x) -> noise; None for noise per view from the run's seed.
+        start, sigmas, indices: as for ReleaseSampler.
+    """
+
+    def __init__(self, eta: float, start: str = "t=999", step_noise: StepNoise | None = None, indices=None,
+                 sigmas: Tensor | None = None):
+        if not 0.0 <= eta <= 1.0:
+            raise ValueError(f"eta must be between 0 and 1, not {eta}")
+        super().__init__(start, sigmas, indices)
+        self.eta, self.step_noise = eta, step_noise
+
+    def run_steps(self, model, x, sigmas, extra_args=None, callback=None, disable=None, views=None) -> Tensor:
+        if views is None:  # called by another pack's sampler around this one
+            views = views_of_run(model.noise, model.latent_image, extra_args.get("seed") or 0, self.indices)
+        draw = self.step_noise or step_noise_of(views)
+
+        def noise(sigma, _):
+            return draw(self._place(sigma, sigmas), x) if self.eta else torch.zeros_like(x)
+
+        out = sample_euler_ancestral(
+            model, x, sigmas, extra_args, callback, disable, eta=self.eta, noise_sampler=noise
         )
-        return x / torch.sqrt(1.0 + sigmas[-1] ** 2)  # back from x_VE; at sigma 0 nothing
+        if not self._ends_whole(sigmas) or sigmas[-1] == 0:
+            return out
+        out = out / torch.sqrt(1.0 + sigmas[-1] ** 2)  # back from x_VE
+        return _keep_masked(model, out, sigmas, extra_args)
+
+
+class FastSampler(ReleaseSampler):
+    """The host's DPM-Solver++(2M) with the release's start; give it `fast_sigmas` or a part of them."""
+
+    def run_steps(self, model, x, sigmas, extra_args=None, callback=None, disable=None, views=None) -> Tensor:
+        return sample_dpmpp_2m(model, x, sigmas, extra_args, callback, disable)
+
+
+def _same(sigma: Tensor, other: Tensor) -> bool:
+    return math.isclose(float(sigma), float(other), rel_tol=SAME_SIGMA)
+
+
+def _keep_masked(model, x: Tensor, sigmas: Tensor, extra_args: dict) -> Tensor:
+    """x with the input where the run's noise mask keeps it: the release's last noise level is not 0.
+
+    The mask is the one of the last step, which the host's Differential Diffusion may have changed.
+    """
+    mask, function = extra_args["denoise_mask"], extra_args["model_options"].get("denoise_mask_function")
+    if mask is None:
+        return x
+    if function is not None:
+        options = {"model": model.inner_model, "sigmas": model.sigmas}
+        mask = function(sigmas[-2].expand(len(x)), mask, extra_options=options)
+    return x * mask + model.latent_image * (1.0 - mask)
 
 
 def hand_over(noise: Tensor, latent: Tensor, sigma: Tensor, sigma_start: Tensor, max_denoise: bool) -> Tensor:

@@ -169,6 +169,35 @@ def test_late_picture_is_not_shown_in_another_graph(editor):
     assert shown == 0
 
 
+def schedule_widgets(editor, node_id: str, preset: str | None = None) -> list:
+    """[steps, eta, whether they are greyed] of a node, after a choice of `preset` as a person makes it."""
+    return editor.evaluate("""(id, preset) => {
+        const widget = (name) => window.app.graph.getNodeById(Number(id)).widgets.find((each) => each.name === name);
+        if (preset) {
+            widget('preset').value = preset;
+            widget('preset').callback(preset);
+        }
+        const numbers = [widget('steps'), widget('eta')];
+        return [...numbers.map(({ value }) => value), numbers.every(({ disabled }) => disabled)];
+    }""", node_id, preset)
+
+
+def test_presets_show_what_they_take(editor):
+    """A preset's numbers stand on the node, greyed; the person's own come back with custom. Saved graphs likewise."""
+    editor.open(WORKFLOWS / "turntable.json")
+    set_widgets(editor, SAMPLER, preset="custom", steps=25, eta=0.25)
+    assert schedule_widgets(editor, SAMPLER) == [25, 0.25, False]
+    assert schedule_widgets(editor, SAMPLER, "paper") == [100, 0.5, True]
+    assert schedule_widgets(editor, SAMPLER, "fast") == [8, 0, True]
+    assert schedule_widgets(editor, SAMPLER, "custom") == [25, 0.25, False]
+    released = json.loads((WORKFLOWS / "released_weights.json").read_text(encoding="utf-8"))
+    [sampler] = [node for node in released["nodes"] if node["type"] == "DP3D_ViewConsistencySampler"]
+    place = sampler["widgets_values"].index("release")
+    sampler["widgets_values"][place : place + 2] = ["paper", 7]  # saved before the numbers followed
+    editor.evaluate("(graph) => window.app.loadGraphData(graph, true, true, 'workflow')", released)
+    assert schedule_widgets(editor, str(sampler["id"])) == [100, 0.5, True]
+
+
 def test_refused_input_shows_on_its_node(editor):
     """A file that is not there: the host refuses the graph and the editor marks the loader, nothing else."""
     editor.open(WORKFLOWS / "turntable.json")
