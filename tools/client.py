@@ -133,9 +133,11 @@ async def _follow(server: Server, socket, prompt: dict, prompt_id: str) -> dict[
 
 
 def _advance(bar: tqdm | None, label: str, value: int, total: int) -> tqdm:
-    if bar is None or bar.total != total or bar.desc != f"{label}: ":
+    if bar is None or bar.desc != label:
         _close(bar)
         bar = tqdm(total=total, desc=label)
+    if bar.total != total:  # a node that works in several rounds
+        bar.reset(total)
     bar.update(value - bar.n)
     return bar
 

@@ -126,20 +126,21 @@ class Inspection:
         return [name for part in self.parts.values() for name in part.surplus]
 
 
-def inspect(shapes: Shapes, path: object, drop_surplus: bool = False) -> Inspection:
+def inspect(shapes: Shapes, path: object, drop_surplus: bool = False, contents: str = "") -> Inspection:
     """Compares the keys and shapes of a file with the release's.
 
     Args:
         shapes: key -> shape, wrappers already taken off.
         path: for messages.
         drop_surplus: accept keys that do not belong to the layout (they are reported and left out).
+        contents: what the file has, for the message that it is something else.
 
     Raises:
         CheckpointError: another kind of file, or keys that are missing, unknown or of the wrong shape, by name.
     """
     found = {group: _belongs(shapes, group) for group in METHOD_GROUPS}
     if any(not names for names in found.values()):
-        _raise_not_the_release(shapes, found, path)
+        _raise_not_the_release(shapes, found, path, contents)
     config = _unet_config(shapes, path)
     expected = release_shapes(config, _autoencoder_config(shapes), _text_encoder_sizes(shapes))
     parts = _parts(shapes, expected)
@@ -147,14 +148,14 @@ def inspect(shapes: Shapes, path: object, drop_surplus: bool = False) -> Inspect
     return Inspection(config, parts)
 
 
-def _raise_not_the_release(shapes: Shapes, found: Mapping[Group, list[str]], path: object) -> None:
+def _raise_not_the_release(shapes: Shapes, found: Mapping[Group, list[str]], path: object, contents: str) -> None:
     needed = "the authors' checkpoint (model_state-540000-001.th) holds the base model and three networks beside it"
     stranger = describe_stranger(shapes)
     if stranger and sum(bool(names) for names in found.values()) < 2:
-        raise CheckpointError(f"{path} is {stranger}; {needed}.")
+        raise CheckpointError(f"{path} is {stranger}; {needed}{contents and f' ({contents})'}.")
     lacking = ", ".join(f"{g.title} ({_key_pattern(g)})" for g, names in found.items() if not names)
     raise CheckpointError(
-        f"{path} has no keys of the {lacking}; {needed}. Its keys begin with {_sample(sorted(shapes), 5)}."
+        f"{path} has no keys of the {lacking}; {needed}. Found: {contents or _sample(sorted(shapes), 5)}."
     )
 
 

@@ -8,7 +8,7 @@ import re
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ..checkpoints import CheckpointError
 from ..tensor_files import DTYPES
+from .unwrap import unwrap
 
-WRAPPERS = ("state_dict", "model_state", "module")  # keys under which training code puts the state dict
-MODULE_PREFIX = "module."  # what DataParallel puts before every key
 _WAY_OUT = "get the file again"
 # Objects of training code that old checkpoints carry beside their tensors. Stand-ins take their places, so that such
 # a file can be read and still nothing of it runs.
@@ -51,6 +50,10 @@ def _stand_ins() -> list[type]:
     return [type(name, (Ignored,), {"__module__": module}) for module, name in split]
 
 
+def listed(names: Sequence[str], count: int = 10) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
 class Entry(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype | str
@@ -60,21 +63,24 @@ class Source(ABC):
     """A checkpoint on disk, its tensors read when they are asked for.
 
     Attributes:
-        entries: shape and dtype per key, without wrapper and `module.`, in the file's order.
+        entries: shape and dtype per key, without what training code has wrapped around it, in the file's order.
         notes: what its user should know about the file.
+        top_level: the outermost keys of the file.
     """
+
+    mappings: list[str] = [""]  # paths of the mappings that hold tensors, see `unwrap`
 
     def __init__(self, path: Path):
         self.path = path
         self.notes: list[str] = []
         self._read_bytes = 0
+        self.top_level: list[str] = []
         stored = self._open()
-        self._prefix = ""
-        while stored and all(name.startswith(self._prefix + MODULE_PREFIX) for name in stored):
-            self._prefix += MODULE_PREFIX
-        if self._prefix:
-            self.notes.append(f"every key begins with '{self._prefix}', which is taken off")
-        self.entries = {name[len(self._prefix) :]: entry for name, entry in stored.items()}
+        found = unwrap(list(stored), self.mappings)
+        self.notes += self._left_out(found.mapping)
+        self.notes += [found.note] if found.note else []
+        self._stored_names = found.keys
+        self.entries = {name: stored[key] for name, key in found.keys.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -89,7 +95,7 @@ class Source(ABC):
         if self._read_bytes > REMAP_BYTES:
             self._open()
             self._read_bytes = 0
-        tensor = self._tensor(self._prefix + name)
+        tensor = self._tensor(self._stored_names[name])
         self._read_bytes += tensor.nbytes
         return tensor
 
@@ -114,6 +120,16 @@ class Source(ABC):
             "mtime_ns": status.st_mtime_ns,
             "sha256_of_samples": digest.hexdigest(),
         }
+
+    def contents(self) -> str:
+        """What the file has, for messages: its outermost keys and its first tensors."""
+        top = f"its top-level keys are {listed(self.top_level)}; " if self.mappings != [""] else ""
+        tensors = [f"{name} {list(entry.shape)}" for name, entry in self.entries.items()]
+        return f"{top}its first tensors are {listed(tensors, 3)}"
+
+    def _left_out(self, mapping: str) -> list[str]:
+        """Notes on what is beside the tensors of the chosen mapping."""
+        return []
 
     @abstractmethod
     def _open(self) -> dict[str, Entry]:
@@ -164,26 +180,40 @@ class PickleSource(Source):
         if not (first or self.mapped):
             return {}
         self._tensors: dict[str, Tensor] = {}  # lets go of the old mapping before there is a new one
-        content = self._unwrap(_unpickle(self.path, self.mapped), first)
-        self._tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-        if first and len(self._tensors) < len(content):
-            others = [str(name) for name in content if name not in self._tensors]
-            self.notes.append(f"left out because they are no tensors: {', '.join(others[:10])}")
+        content = _unpickle(self.path, self.mapped)
+        content = content if isinstance(content, Mapping) else {type(content).__name__: content}
+        self.mappings, self._others = [], {}
+        self._collect(content, "")
+        self.top_level = [str(key) for key in content]
+        if not self._tensors:
+            found = listed(self.top_level) or "nothing"
+            raise CheckpointError(f"{self.path} holds no tensors by name, but {found}: it is no network's checkpoint.")
         return {name: Entry(tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()}
 
-    def _unwrap(self, content: Any, first: bool) -> Mapping[str, Any]:
-        content = content if isinstance(content, Mapping) else {type(content).__name__: content}
-        wrapper = next((w for w in WRAPPERS if isinstance(content.get(w), Mapping)), None)
-        if wrapper is not None:
-            if first:
-                others = [str(name) for name in content if name != wrapper]
-                beside = f"; left out beside it: {', '.join(others[:10])}" if others else ""
-                self.notes.append(f"the tensors are under '{wrapper}'{beside}")
-            return self._unwrap(content[wrapper], first)
-        if not any(isinstance(key, str) and isinstance(v, Tensor) for key, v in content.items()):
-            found = ", ".join(str(key) for key in list(content)[:10]) or "nothing"
-            raise CheckpointError(f"{self.path} holds no tensors by name, but {found}: it is no network's checkpoint.")
-        return content
+    def _collect(self, content: Mapping[Any, Any], path: str) -> None:
+        """Every tensor that has a name, under the names of the mappings around it, joined by dots."""
+        others, before = [], len(self._tensors)
+        self.mappings.append(path)
+        for key, value in content.items():
+            if isinstance(value, Mapping):
+                self._collect(value, f"{path}{key}.")
+            if not isinstance(value, Tensor):
+                others.append(str(key))
+            elif isinstance(key, str):
+                self._tensors.setdefault(path + key, value)
+        self._others[path] = others
+        if len(self._tensors) == before and path:
+            self.mappings.remove(path)
+
+    def _left_out(self, mapping: str) -> list[str]:
+        notes = []
+        if mapping:
+            beside = [key for key in self.top_level if not mapping.startswith(f"{key}.")]
+            left = f"; left out beside it: {listed(beside)}" if beside else ""
+            notes.append(f"the tensors are under '{mapping[:-1]}'{left}")
+        if others := self._others[mapping]:
+            notes.append(f"left out because they are no tensors: {listed(others)}")
+        return notes
 
     def _tensor(self, stored_name: str) -> Tensor:
         return self._tensors[stored_name]

@@ -104,7 +104,7 @@ def convert(checkpoint: Path, options: Options) -> Conversion:
     """
     source = open_source(checkpoint)
     _refuse_own_files(source)
-    inspection = inspect(source.shapes, source.path, options.drop_surplus)
+    inspection = inspect(source.shapes, source.path, options.drop_surplus, source.contents())
     _check_dtypes(source, inspection)
     _check_schedule(source, inspection)
     comparisons = compare_with_base(source, inspection, options.base) if options.base else {}
@@ -164,7 +164,7 @@ def compare_with_base(source: Source, inspection: Inspection, path: Path) -> dic
     base = open_source(path)
     unet = inspection.parts[UNET].expected
     if any(base.shapes.get(name) != shape for name, shape in unet.items()):
-        found = describe_stranger(base.shapes) or "no checkpoint that is known"
+        found = f"{describe_stranger(base.shapes) or 'no checkpoint that is known'} ({base.contents()})"
         raise CheckpointError(f"--base {path} is no SD1.5 checkpoint of the same width; it looks like {found}.")
     parts = [inspection.parts[group] for group in BASE_GROUPS if inspection.parts[group].present]
     comparisons = {}

@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -300,7 +301,7 @@ def bad_file(kind: str, folder: Path) -> Path:
         ("diffusers ControlNet", "is a ControlNet checkpoint of another kind"),
         ("AnimateDiff", "is an AnimateDiff motion module"),
         ("SD1.5", "is an ordinary Stable Diffusion 1.5 checkpoint"),
-        ("unknown", "has no keys of the reference encoder .control_model.*Its keys begin with encoder.weight"),
+        ("unknown", "has no keys of the reference encoder .control_model.*Found: its first tensors are encoder.weight"),
         ("truncated zip", "is truncated or damaged"),
         ("truncated old pickle", "is truncated or damaged"),
         ("truncated safetensors", "is truncated or damaged"),
@@ -320,6 +321,76 @@ def test_bad_files_give_one_clear_error_and_write_nothing(kind, message, tmp_pat
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and errors[0].startswith(f"Error: {path}" if kind != "missing" else "Error: There is")
     assert not (tmp_path / "out").exists() and not (tmp_path / "ran").exists()
+
+
+def prefixed(tensors: dict, prefix: str) -> dict:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def inside(tensors: dict, wrapper: str) -> dict:
+    """A wrapper that stays inside the networks, as where each of them is compiled by itself."""
+    return {re.sub(r"^((?:pose_)?control_model|model\.diffusion_model)\.", rf"\1.{wrapper}.", k): v
+            for k, v in tensors.items()}  # fmt: skip
+
+
+WRAPPED = {
+    **{name: lambda t, name=name: {name: t, "epoch": 3} for name in (
+        "model", "model_state_dict", "params_ema", "weights", "ema", "net", "anything at all")},
+    **{prefix: lambda t, prefix=prefix: prefixed(t, prefix) for prefix in (
+        "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "module.model.", "net.", "ema_model.module.",
+        "_forward_module.", "_fsdp_wrapped_module._orig_mod.")},
+    "two mappings deep": lambda t: {"checkpoint": {"model": t}, "args": {"lr": 1.0}},
+    "mapping and prefix": lambda t: {
+        "model": prefixed(t, "module._orig_mod."), "optimizer": {"state": {0: {"exp_avg": t["betas"]}}}},
+    "weights and averages": lambda t: {"ema": {k: v + 1 for k, v in t.items()}, "model": t},
+    "a mapping that does not fit": lambda t: {"discriminator": {"conv.weight": t["betas"]}, "generator": t},
+    "a mapping a network": lambda t: {
+        **{part: {k.removeprefix(f"{part}."): v for k, v in t.items() if k.startswith(f"{part}.")} for part in
+           ("control_model", "pose_control_model", "model", "first_stage_model", "cond_stage_model")},
+        **{k: v for k, v in t.items() if "." not in k},
+    },
+    "each network compiled": lambda t: inside(t, "_orig_mod"),
+    "each network in DDP": lambda t: {"state_dict": inside(t, "module")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_wrappers_are_taken_off_whatever_they_are_called(hollow, tmp_path, how):
+    source = reader.open_source(save(WRAPPED[how](hollow), tmp_path / "wrapped.th"))
+    assert source.shapes == {name: tuple(tensor.shape) for name, tensor in hollow.items()}
+    inspect(source.shapes, source.path)
+    assert not source.get("pose_control_model.zero_convs.0.0.weight").any()  # the weights, not the averages
+    assert torch.equal(source.get("betas"), hollow["betas"])
+    if how != "a mapping a network":
+        said = " ".join(source.notes)
+        assert "the tensors are under" in said or "taken off" in said or "taken out" in said
+
+
+def test_a_prefix_in_safetensors_and_in_the_base(weights, tmp_path):
+    save_file(prefixed(weights, "module._orig_mod."), tmp_path / "release.safetensors")
+    base = save({"weights": prefixed(sd15_of(weights, torch.float32), "model.")}, tmp_path / "sd15.ckpt")
+    conversion = convert(tmp_path / "release.safetensors", Options(tmp_path / "out", base=base, verify=True))
+    assert_holds(tmp_path / "out/view_controlnet.safetensors", weights, "pose_control_model.")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(FILES)
+    assert "every key begins with 'module._orig_mod.', which is taken off" in conversion.source.notes
+
+
+def test_what_is_beside_the_networks_under_a_prefix_is_named(hollow, tmp_path):
+    """Lightning's way: the loss has weights, too. They stay what they are, surplus."""
+    path = save({"state_dict": {**prefixed(hollow, "model."), "loss.vgg.weight": torch.zeros(1)}}, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match="1 keys do not belong to the release: loss.vgg.weight"):
+        convert(path, Options(tmp_path / "out"))
+    convert(path, Options(tmp_path / "out", drop_surplus=True))
+
+
+@pytest.mark.parametrize("content", [
+    {"epoch": 1, "model": {"layer1.weight": torch.zeros(2, 3)}, "optimizer": {"state": {}}},
+    {"epoch": 1, "weights": {"net": {"layer1.weight": torch.zeros(2, 3)}}},
+])  # fmt: skip
+def test_what_was_found_is_said(content, tmp_path):
+    said = rf"top-level keys are {', '.join(content)}; its first tensors are layer1.weight \[2, 3\]"
+    with pytest.raises(CheckpointError, match=f"has no keys of the reference encoder .*Found: its {said}"):
+        convert(save(content, tmp_path / "x.pt"), Options(tmp_path / "out"))
 
 
 def test_own_files_are_recognised(hollow, tmp_path):

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from diffportrait3d.checkpoints import read_metadata
-from tools import demo
+from tools import client, demo
 from tools.client import RunError, run_workflow
 from tools.host import PACK
 from tools.server import Server, ServerError
@@ -97,6 +97,18 @@ def test_refused_workflow_is_one_sentence(server, portrait, workflow, message):
     with pytest.raises(RunError, match=message) as caught:
         asyncio.run(run_workflow(server, workflow, {"1": portrait}))
     assert "\n" not in str(caught.value)
+
+
+def test_progress_is_one_line_that_moves(capsys):
+    """Whatever the number of ticks and rounds; another node begins another line."""
+    bar = None
+    for label, total in (("Sampler", 25), ("Sampler", 8), ("VAE Decode", 4)):
+        for value in range(1, total + 1):
+            bar = client._advance(bar, label, value, total)
+    client._close(bar)
+    lines = capsys.readouterr().err.rstrip("\n").split("\n")
+    assert [line.rsplit("\r", 1)[-1].split(":")[0] for line in lines] == ["Sampler", "VAE Decode"]
+    assert "8/8" in lines[0] and "4/4" in lines[1]
 
 
 def test_failing_node_is_named_and_the_server_goes_on(server, tmp_path, portrait):

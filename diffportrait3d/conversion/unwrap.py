@@ -1,0 +1,90 @@
+"""The networks' own keys in a file that training code has wrapped: nested mappings, prefixes, wrapper modules.
+
+Nothing depends on a wrapper's name. Of the mappings in a file, and of the prefixes in each, those are taken that make
+the most keys begin as those of known networks do.
+"""
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..release import PREFIXES
+
+# Modules that trainers put around others and that leave their names in the keys: DataParallel, torch.compile, FSDP,
+# activation checkpointing, Lightning Fabric.
+WRAPPER_MODULES = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+# How the keys of known networks begin: in the release, in SD1.5's checkpoints, and of each network alone.
+KNOWN = (
+    *PREFIXES.values(), "first_stage_model.", "cond_stage_model.", "model_ema.", "alphas_cumprod", "betas",
+    "input_blocks", "middle_block", "output_blocks", "time_embed.", "out.", "zero_convs.", "input_hint_block.",
+    "down_blocks.", "mid_block.", "up_blocks.", "encoder.", "decoder.", "quant_conv.", "post_quant_conv.",
+)  # fmt: skip
+DEPTH = 3  # parts of the longest prefix that is looked for
+
+
+class Unwrapped(NamedTuple):
+    """mapping: the path of the chosen mapping, each part ending in a dot. keys: own name -> name in the file.
+    note: what was done to the keys, or None."""
+
+    mapping: str
+    keys: dict[str, str]
+    note: str | None
+
+
+def unwrap(names: Sequence[str], mappings: Sequence[str]) -> Unwrapped:
+    """Choose among the mappings of a file.
+
+    names: of all its tensors, the keys of nested mappings joined by dots.
+    mappings: paths of the mappings that hold tensors, the outermost ("") first; each part ends in a dot.
+    """
+    best: tuple[tuple, Unwrapped] | None = None
+    for mapping in mappings:
+        stored = [name for name in names if name.startswith(mapping)]
+        found = [name[len(mapping) :] for name in stored]
+        own = _own_names(found)
+        fitting = _fitting(own)
+        # Averages are second to the weights themselves; of equal mappings the innermost is the network's.
+        rank = (fitting, not _is_average(mapping), 0 if fitting else len(own), mapping.count("."))
+        if best is None or rank > best[0]:
+            best = rank, Unwrapped(mapping, dict(zip(own, stored, strict=True)), _note(found, own))
+    return best[1]
+
+
+def _own_names(found: list[str]) -> list[str]:
+    """The keys without wrapper modules and without the prefix that hides what they are."""
+    bare = [".".join(part for part in name.split(".") if part not in WRAPPER_MODULES) for name in found]
+    bare = bare if len(set(bare)) == len(found) else found
+    stripped = [[name.removeprefix(prefix) for name in bare] for prefix in _prefixes(bare)]
+    candidates = [bare, *(names for names in stripped if len(set(names)) == len(names))]
+    return max(candidates, key=_fitting)  # of equals the first: as little as possible is taken off
+
+
+def _prefixes(names: list[str]) -> list[str]:
+    """Prefixes that at least half of the keys share, short ones first."""
+    counts = Counter(
+        ".".join(parts[:depth]) + "."
+        for parts in (name.split(".") for name in names)
+        for depth in range(1, min(DEPTH, len(parts) - 1) + 1)
+    )
+    return sorted((prefix for prefix, count in counts.items() if 2 * count >= len(names)), key=len)
+
+
+def _fitting(names: list[str]) -> int:
+    return sum(name.startswith(KNOWN) for name in names)
+
+
+def _is_average(mapping: str) -> bool:
+    return bool({"ema", "average", "averaged"} & set(re.split(r"[._]", mapping.lower())))
+
+
+def _note(found: list[str], own: list[str]) -> str | None:
+    changed = [(before, after) for before, after in zip(found, own, strict=True) if before != after]
+    if not changed:
+        return None
+    before, after = changed[0]
+    prefix = before.removesuffix(after)
+    if len(changed) == len(found) and all(name == prefix + short for name, short in changed):
+        return f"every key begins with '{prefix}', which is taken off"
+    return f"{len(changed)} keys carry names of wrappers, which are taken out: {before} is {after}"
