@@ -47,6 +47,17 @@ class CheckpointError(ValueError):
     """A file that cannot be used, with the way out in its message."""
 
 
+def way_to_get(kind: str | None = None) -> str:
+    """Where a network comes from, for people who have no more than the installed pack."""
+    ours = "take the one that comes with the pack in weights/miniature (it is gone: install the pack again)"
+    if kind in ("unet", "autoencoder", "novel_view"):
+        return ours  # the released ones are in SD1.5's checkpoint, and S was not released
+    return (
+        "convert the authors' checkpoint with `python -m diffportrait3d.convert` in the pack's folder "
+        f"(docs/released_weights.md there), or {ours}"
+    )
+
+
 def save_network(
     path: str | os.PathLike,
     module: nn.Module,
@@ -220,7 +231,7 @@ def _way_out(names: Iterable[str]) -> str:
             "host's Load ControlNet Model, which View ControlNet takes, too."
         )
     said = f": it is {stranger}" if stranger else f" (its metadata lacks format={FORMAT})"
-    return f"{said}; train a network with training/ or convert the authors' checkpoint."
+    return f"{said}; {way_to_get()}."
 
 
 def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn.Module, dict[str, Any]]:

@@ -70,7 +70,7 @@ class LoadMiniature(io.ComfyNode):
         if path.exists():
             return user_files.load_picture(path)
         return ExecutionBlocker(
-            f"Load Miniature: there is no {path}; put a portrait there (python -m training.portrait renders one), or "
+            f"Load Miniature: there is no {path}; put a portrait there, or "
             "take yours from Load Image."
         )
 

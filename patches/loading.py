@@ -353,5 +353,5 @@ def _check_keys(expected: set[str], found: set[str], path: Path | str) -> None:
     if expected != found:
         raise CheckpointError(
             f"{path} does not fit its own config: missing {sorted(expected - found)[:3]}, "
-            f"unknown {sorted(found - expected)[:3]}; write it again with training/."
+            f"unknown {sorted(found - expected)[:3]}; download or convert it again."
         )

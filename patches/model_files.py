@@ -13,7 +13,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..diffportrait3d.checkpoints import CheckpointError, network_files, read_kind, shard_files
+from ..diffportrait3d.checkpoints import CheckpointError, network_files, read_kind, shard_files, way_to_get
 from ..diffportrait3d.files import folders_below
 
 FOLDER = "diffportrait3d"
@@ -50,8 +50,8 @@ def explain_missing(name: str, kind: str, names: list[str]) -> str:
     found = f"found: {', '.join(names)}" if names else "found none"
     searched = ", ".join(_folders(kind))
     return (
-        f"there is no {kind.replace('_', ' ')} {name!r} ({found}); convert the authors' checkpoint into "
-        f"models/{FOLDER} (docs/released_weights.md) or train with `make miniature`. Searched: {searched}"
+        f"there is no {kind.replace('_', ' ')} {name!r} ({found}); put its file into models/{FOLDER} and press R, or "
+        f"{way_to_get(kind)}. Searched: {searched}"
     )
 
 
