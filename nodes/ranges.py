@@ -78,10 +78,9 @@ def _checked(value: Any, each: io.Input, node: type[io.ComfyNode], name: str) ->
         if not isinstance(value, expected):
             raise ValueError(f"{where} must be {'a text' if expected is str else 'on or off'}, got {_shown(value)}.")
         return value
-    if kind in LINKED:
-        fits, wanted = LINKED[kind]
-        if not fits(value):
-            raise ValueError(f"{where} got {_shown(value)}; connect {wanted}.")
+    fits, wanted = LINKED.get(kind, (_is_no_literal, f"a {kind}"))
+    if not fits(value):
+        raise ValueError(f"{where} got {_shown(value)}; connect {wanted}.")
     if kind == "IMAGE":
         return as_images(value, where)
     if kind == "MASK":
@@ -111,6 +110,11 @@ def _choice(value: Any, choices: io.Combo.Input, node: type[io.ComfyNode], name:
         listed = ", ".join(map(str, choices.options))
         raise ValueError(f"{name}: {choices.id} must be one of {listed}, got {_shown(value)}.")
     return value
+
+
+def _is_no_literal(value: Any) -> bool:
+    """Of kinds that only their own nodes know: no text or number, which an API graph may have in place of a link."""
+    return not isinstance(value, str | Real)
 
 
 def _is_prompt(entry: Any) -> bool:

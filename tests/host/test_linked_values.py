@@ -191,10 +191,27 @@ NEEDED = [("DP3D_3DAwareNoise", name) for name in ("cameras", "novel_view", "ima
 ALL_LINKS = [(node_id, name) for node_id, names in LINKS.items() for name in names]
 
 
+def links_of(described) -> list[str]:
+    return [each.id for each in described.inputs if each.get_io_type() not in SOCKETS]
+
+
 def test_every_link_is_here(pack):
     families = [node.define_schema() for family in pack.nodes.FAMILIES for node in family.NODES]
-    assert set(ALL_LINKS) == {(node.node_id, each.id) for node in families for each in node.inputs
-                              if each.get_io_type() not in SOCKETS}
+    here = [described for described in families if described.node_id in LINKS]
+    assert set(ALL_LINKS) == {(described.node_id, name) for described in here for name in links_of(described)}
+
+
+def test_nodes_that_are_not_here_check_their_links_too(host, pack, run_workflow):
+    """Every other node with links, given text in place of all of them: one sentence about one of them."""
+    for node in (node for family in pack.nodes.FAMILIES for node in family.NODES):
+        described = node.define_schema()
+        names = links_of(described)
+        for name in names if described.node_id not in LINKS else []:
+            required = {each.id for each in described.inputs if each.id in names and not each.optional}
+            with pytest.raises(RuntimeError) as caught:
+                run_workflow(graph(host, described.node_id, **dict.fromkeys({name, *required}, "portrait.png")))
+            assert isinstance(caught.value.__cause__, ValueError), (described.node_id, name)
+            assert "got the text 'portrait.png'; connect" in str(caught.value), (described.node_id, name)
 
 
 @pytest.mark.parametrize(("node_id", "name"), ALL_LINKS)
