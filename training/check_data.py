@@ -2,16 +2,18 @@
 
     python -m training.check_data DIR
 
-One line a problem, then a summary; the exit status is 1 if there are problems and 2 if there is no data set. Checked
-are: files that are missing or cannot be read, their sizes, camera labels (25 finite numbers, a rotation, EG3D's units,
-a head in the picture), ids and people in more than one split, the same picture in two splits, conditions that show the
-portrait's own person or, outside train, a person that train's conditions show.
+One line a problem, then notes, then a summary; the exit status is 1 if there are problems and 2 if there is no data
+set. Checked are: files that are missing or cannot be read, their sizes, camera labels (25 finite numbers, a rotation,
+EG3D's units, a head in the picture), ids and people in more than one split, the same picture in two splits, conditions
+that show the portrait's own person or, outside train, a person that train's conditions show, and splits that training
+needs. Notes are no faults: what an import left out and why, and what the reader decides about an image.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 import sys
 import zipfile
@@ -30,22 +32,62 @@ from diffportrait3d.command import run_main
 from diffportrait3d.images import ImageError, read_image
 
 from .data import DataError, read_manifest
-from .sources.groups import SPLITS
+from .sources.groups import SPLITS, note_lines, read_json
 
 View = tuple[str, dict[str, Any]]  # "split/id, view 3" and its entry
+NEEDED_SPLITS = {"train": "data.split", "val": "data.validation_split"}  # by training, and the setting that says so
 
 
-def problems(root: Path, pictures: bool = True, progress: bool = False) -> Iterator[str]:
-    """One sentence for everything that is wrong. Without `pictures` no picture is opened, only looked for."""
+def problems(
+    root: Path, pictures: bool = True, progress: bool = False, notes: list[str] | None = None
+) -> Iterator[str]:
+    """One sentence for everything that is wrong with what is there. Without `pictures` no picture is opened, only
+    looked for. `notes` gets what is worth knowing without being wrong."""
     header, subjects = read_manifest(root)
-    resolution = int(header["resolution"])
+    resolution = header.get("resolution")
+    if not isinstance(resolution, int) or resolution < 1:
+        raise DataError(f"'{root / 'manifest.jsonl'}' must give a 'resolution' in its header, not {resolution!r}.")
+    places: dict[str, list[str]] = {}  # by note, the images that have it
     yield from _structure(subjects)
     views = list(_views(subjects))
     for where, view in views:
         yield from _camera(where, view)
     yield from _people(subjects)
     yield from _conditions(subjects)
-    yield from _files(root, views, resolution, pictures, progress)
+    yield from _files(root, views, resolution, pictures, progress, places)
+    yield from _left_out(root, [] if notes is None else notes)
+    if notes is not None:
+        _collect_notes(subjects, places)
+        notes += note_lines(places)
+
+
+def missing_splits(subjects: list[dict[str, Any]]) -> Iterator[str]:
+    """One sentence for every split without which training refuses the data set."""
+    there = {subject.get("split") for subject in subjects}
+    for split, setting in NEEDED_SPLITS.items():
+        if subjects and split not in there:
+            yield (
+                f"no subjects in split '{split}': training refuses the data set unless {setting} names another split; "
+                f"an import fills it by --{split}-groups, --val-share, --test-share or --split-file"
+            )
+
+
+def _left_out(root: Path, notes: list[str]) -> Iterator[str]:
+    """What every import of this data set had to leave out goes into `notes`."""
+    for path in sorted((root / "left_out").glob("*.json")):
+        try:
+            left_out = read_json(path, "what an import left out")
+            notes += [f"left out of {path.stem}: {what}: {reason}" for what, reason in left_out.items()]
+        except (DataError, AttributeError) as error:
+            yield f"'{path}' says nothing about what was left out ({error}); import {path.stem} again"
+
+
+def _collect_notes(subjects: list[dict[str, Any]], places: dict[str, list[str]]) -> None:
+    """What an import's reader had to decide about the files of the source."""
+    for subject in subjects:
+        for name, notes in subject.get("notes", {}).items():
+            for note in notes:
+                places.setdefault(f"in the source, {note}", []).append(f"{_name(subject)}, {name}")
 
 
 def _structure(subjects: list[dict[str, Any]]) -> Iterator[str]:
@@ -102,15 +144,19 @@ def _conditions(subjects: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{person}: this person is in the conditions of train and of {split}"
 
 
-def _files(root: Path, views: list[View], resolution: int, pictures: bool, progress: bool) -> Iterator[str]:
-    """What the files themselves say; many threads, because data sets lie on slow disks."""
+def _files(
+    root: Path, views: list[View], resolution: int, pictures: bool, progress: bool, places: dict[str, list[str]]
+) -> Iterator[str]:
+    """What the files themselves say; many threads, because data sets lie on slow disks. `places`: images by note."""
     digests: dict[str, tuple[str, str]] = {}  # of a portrait: where it was seen first
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda view: _view_files(root, *view, resolution, pictures), views)
-        for (where, view), (wrong, digest) in tqdm(
+        for (where, view), (wrong, notes, digest) in tqdm(
             zip(views, found, strict=True), total=len(views), unit="view", disable=not progress
         ):
             yield from wrong
+            for note, name in notes:
+                places.setdefault(note, []).append(name)
             split = where.split("/")[0]
             if digest and digests.setdefault(digest, (split, where))[0] != split:
                 yield f"{where}: '{view['image']}' is the same file as the portrait of {digests[digest][1]}"
@@ -118,9 +164,9 @@ def _files(root: Path, views: list[View], resolution: int, pictures: bool, progr
 
 def _view_files(
     root: Path, where: str, view: dict[str, Any], resolution: int, pictures: bool
-) -> tuple[list[str], str | None]:
-    """Problems of a view's files, and the portrait's hash if it was read."""
-    wrong, contents = [], {}
+) -> tuple[list[str], list[tuple[str, str]], str | None]:
+    """Problems of a view's files, notes on them as (note, file), and the portrait's hash if it was read."""
+    wrong, notes, contents = [], [], {}
     for kind in ("image", "condition"):
         if kind not in view:
             wrong.append(f"{where}: the manifest names no {kind}")
@@ -128,23 +174,26 @@ def _view_files(
             wrong.append(f"{where}: {kind} '{view[kind]}' is missing")
         elif pictures:
             contents[kind] = _digest(root / view[kind])
-            wrong += [f"{where}: {kind} '{view[kind]}' {what}" for what in _picture(root / view[kind], resolution)]
+            found, decided = _picture(root / view[kind], resolution)
+            wrong += [f"{where}: {kind} '{view[kind]}' {what}" for what in found]
+            notes += [(note, view[kind]) for note in decided]
     if "depth" in view:
         wrong += [f"{where}: depth '{view['depth']}' {what}" for what in _depth(root / view["depth"], resolution)]
     if len(contents) == 2 and contents["image"] == contents["condition"]:
         wrong.append(f"{where}: the condition is the portrait itself ('{view['condition']}')")
-    return wrong, contents.get("image")
+    return wrong, notes, contents.get("image")
 
 
-def _picture(path: Path, resolution: int) -> Iterable[str]:
+def _picture(path: Path, resolution: int) -> tuple[list[str], tuple[str, ...]]:
+    """What is wrong with an image, and what its reader decided."""
     try:
-        pixels = read_image(path).pixels
+        pixels, notes = read_image(path)
     except ImageError as error:
-        return [f"cannot be read ({error.reason})"]
+        return [f"cannot be read ({error.reason})"], ()
     height, width = pixels.shape[:2]
     if (width, height) != (resolution, resolution):
-        return [f"is {width}x{height}, the manifest says {resolution}x{resolution}"]
-    return ["has a single colour"] if np.ptp(pixels) == 0 else []
+        return [f"is {width}x{height}, the manifest says {resolution}x{resolution}"], notes
+    return ["has a single colour"] if np.ptp(pixels) == 0 else [], notes
 
 
 def _depth(path: Path, resolution: int) -> Iterable[str]:
@@ -182,18 +231,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="look for the pictures, but do not open them")
     args = parser.parse_args(arguments)
     try:
-        count = 0
-        for line in problems(args.data, not args.quick, progress=True):
+        count, notes = 0, []
+        _, subjects = read_manifest(args.data)
+        for line in itertools.chain(
+            problems(args.data, not args.quick, progress=True, notes=notes), missing_splits(subjects)
+        ):
             tqdm.write(line, file=sys.stdout)
             count += 1
-        _, subjects = read_manifest(args.data)
     except (DataError, KeyError, ValueError) as error:
         parser.error(str(error))
     splits = Counter(str(subject.get("split")) for subject in subjects)
     views = sum(len(subject.get("views", [])) for subject in subjects)
     people = len({_person(subject) for subject in subjects})
     parts = ", ".join(f"{splits[split]} {split}" for split in splits)
-    print(f"{len(subjects)} subjects ({parts}), {people} people, {views} views: {count or 'no'} problems")
+    for note in notes:
+        print(f"note: {note}")
+    more = f", {len(notes)} notes" if notes else ""
+    print(f"{len(subjects)} subjects ({parts}), {people} people, {views} views: {count or 'no'} problems{more}")
     return 1 if count else 0
 
 

@@ -9,8 +9,8 @@ Several sources may go into one --out: their people are added to the manifest. A
 stopped; every file appears only when it is complete. `docs/data.md` describes the layouts, `training.check_data` checks
 the result.
 
-Layout: OUT/manifest.jsonl, OUT/cameras.json, OUT/sources/NAME.json (settings and plan), OUT/SPLIT/SUBJECT/NN.png,
-NN_condition.png, subject.json.
+Layout: OUT/manifest.jsonl, OUT/cameras.json, OUT/sources/NAME.json (settings and plan), OUT/left_out/NAME.json (what
+was left out and why), OUT/SPLIT/SUBJECT/NN.png, NN_condition.png, subject.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -38,72 +37,106 @@ from .records import is_finished
 from .sources import eg3d, multiview, nersemble
 from .sources.alignment import OUTSIDE
 from .sources.conditions import GivenConditions, RenderedConditions, camera_list
-from .sources.groups import SPLITS, Group, SkippedGroup, Source, Splits, counts, read_json
+from .sources.groups import SPLITS, Group, SkippedGroup, Source, Splits, counts, note_lines, read_json, reason_of
 from .workers import worker_pool
 
-REPORTED = 5  # skipped groups that are printed
+REPORTED = 20  # of what was left out, how much is printed; left_out/NAME.json has the rest
 
 
 def import_source(
     source: Source, out: Path, resolution: int, conditions: RenderedConditions | GivenConditions, workers: int = 1
 ) -> Path:
-    """Import what is missing below `out` and write the manifest; returns its path."""
-    groups = planned_groups(source, out, resolution)
+    """Import what is missing below `out` and write the manifest; returns its path.
+
+    A group that cannot be imported, whatever the reason, is left out and named in `left_out_path`; the rest goes on.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    groups, left_out = planned_groups(source, out, resolution)
     todo = [group for group in groups if not is_finished(out, record_path(out, group))]
     _announce(len(groups) - len(todo), len(groups))
-    skipped = Counter(reason for reason in _each(_import_group, todo, (source, out, resolution), workers) if reason)
-    _report(skipped, len(groups))
-    done = [group for group in groups if record_path(out, group).is_file()]
-    if not done:
-        raise DataError(f"Nothing could be imported: {next(iter(skipped), 'the plan is empty')}.")
-    write_cameras(out)
+    skipped = _skipped(_each(_import_group, todo, (source, out, resolution), workers))
+    done = [group for group in groups if group.id not in skipped]
+    if done:
+        write_cameras(out)
     todo = [group for group in done if _record(out, group).get("conditions") != conditions.kind]
-    for _ in _each(_add_conditions, todo, (conditions, out, resolution), workers, "conditions"):
-        pass
+    skipped |= _skipped(_each(_add_conditions, todo, (conditions, out, resolution), workers, "conditions"))
+    write_text(left_out_path(out, source.name), json.dumps({**skipped, **left_out}, indent=1) + "\n")
+    _report(skipped, len(groups), left_out_path(out, source.name))
+    if len(skipped) == len(groups):
+        raise DataError(f"Nothing could be imported: {_first(skipped)}.")
+    _report_notes([_record(out, group) for group in groups if group.id not in skipped])
     return write_manifest(out, resolution)
 
 
 def extract_pictures(source: nersemble.NeRSemble, out: Path, resolution: int, folder: Path) -> int:
-    """Write the planned pictures as files for a detector of five points; returns how many there are."""
-    count = 0
-    for group in tqdm(planned_groups(source, out, resolution), unit="group", desc="extract"):
-        for name, picture in source.extracted(group):
+    """Write the planned pictures as files for a detector of five points; returns how many there are.
+
+    Raises:
+        DataError: not one of them can be read.
+    """
+    count, skipped = 0, {}
+    groups, _ = planned_groups(source, out, resolution)
+    for group in tqdm(groups, unit="group", desc="extract"):
+        try:
+            pictures = dict(source.extracted(group))
+        except Exception as error:  # see _import_group
+            skipped[group.id] = reason_of(error)
+            continue
+        for name, picture in pictures.items():
             path = folder / f"{name}.png"
             if not path.is_file():
                 write_picture(path, picture)
             count += 1
+    _report(skipped, len(groups))
+    if not count:
+        raise DataError(f"Nothing could be extracted: {_first(skipped)}.")
     return count
 
 
-def planned_groups(source: Source, out: Path, resolution: int) -> list[Group]:
-    """The plan kept in `out`, or a new one. It is made once: files that arrive later do not change it."""
+def planned_groups(source: Source, out: Path, resolution: int) -> tuple[list[Group], dict[str, str]]:
+    """The plan kept in `out`, or a new one, and what it leaves out and why. It is made once: files that arrive later do
+    not change it.
+
+    Raises:
+        DataError: there is nothing to plan, or the plan in `out` is another one or damaged.
+    """
     settings = {"source": source.name, "resolution": resolution, **source.settings()}
     path = out / "sources" / f"{source.name}.json"
     kept = _kept_plan(path) if path.is_file() else None
     if kept is not None:
-        before, planned = kept
+        before, *planned = kept
         different = [key for key in settings if before.get(key) != json.loads(json.dumps(settings[key]))]
         if different:
             raise DataError(
                 f"'{out}' holds an import of {source.name} with other settings ({', '.join(different)}); use those, or "
                 "another --out."
             )
-        return planned
-    if not path.is_file():
-        _check_folder(out, resolution)
-    groups = source.groups()
-    content = {"settings": settings, "groups": [asdict(group) for group in groups]}
-    write_text(path, json.dumps(content, indent=1))
-    print(f"planned {len(groups)} groups of {source.name}: {counts(groups)}", file=sys.stderr)
-    return groups
+        groups, left_out = planned
+    else:
+        if not path.is_file():
+            _check_folder(out, resolution)
+        groups = source.groups()
+        left_out = dict(source.left_out)
+    for what, reason in list(left_out.items())[:REPORTED]:
+        print(f"left out of the plan: {what}: {reason}", file=sys.stderr)
+    if not groups:
+        raise DataError(f"Nothing could be imported: {_first(left_out) if left_out else 'the plan is empty'}.")
+    if kept is None:
+        content = {"settings": settings, "left_out": left_out, "groups": [asdict(group) for group in groups]}
+        write_text(path, json.dumps(content, indent=1))
+        print(f"planned {len(groups)} groups of {source.name}: {counts(groups)}", file=sys.stderr)
+    return groups, left_out
 
 
-def _kept_plan(path: Path) -> tuple[dict[str, Any], list[Group]] | None:
-    """Settings and groups of an earlier import; None, after a word about it, if its plan is damaged."""
+def _kept_plan(path: Path) -> tuple[dict[str, Any], list[Group], dict[str, str]] | None:
+    """Settings and groups of an earlier import, and what it left out; None, after a word about it, if its plan is
+    damaged."""
     try:
         kept = read_json(path, "the plan of this source")
-        return dict(kept["settings"]), [Group(**group) for group in kept["groups"]]
-    except (DataError, LookupError, TypeError, ValueError):
+        return dict(kept["settings"]), [Group(**group) for group in kept["groups"]], dict(kept.get("left_out", {}))
+    except (DataError, LookupError, TypeError, ValueError, AttributeError):
         print(f"'{path}' is damaged; this source is planned again.", file=sys.stderr)
         return None
 
@@ -123,6 +156,11 @@ def write_manifest(out: Path, resolution: int) -> Path:
     path = out / "manifest.jsonl"
     write_text(path, text)
     return path
+
+
+def left_out_path(out: Path, name: str) -> Path:
+    """{group or what else was left out of a source: reason}; `training.check_data` repeats it."""
+    return out / "left_out" / f"{name}.json"
 
 
 def record_path(out: Path, group: Group) -> Path:
@@ -163,30 +201,42 @@ def _check_folder(out: Path, resolution: int) -> None:
             raise DataError(f"'{out}' has pictures of {there} px from '{plan.stem}', not {resolution}.")
 
 
-def _import_group(source: Source, out: Path, resolution: int, group: Group) -> str | None:
-    """Write a group's portraits and its record; returns why it was skipped, if it was."""
+def _import_group(source: Source, out: Path, resolution: int, group: Group) -> tuple[str, str | None]:
+    """Write a group's portraits and its record; returns its id and why it was skipped, if it was."""
     try:
         views = source.views(group, resolution)
-    except SkippedGroup as reason:
-        return f"{group.id}: {reason}"
+    except Exception as error:  # readers meet every kind of damage: numpy's, PyAV's, of linear algebra
+        return group.id, reason_of(error)
     entries = []
     for number, view in enumerate(views):
         name = f"{group.split}/{group.id}/{number:02d}.png"
         write_picture(out / name, view.picture)
         entries.append({"image": name, "label": view.label.tolist(), "camera": view.name})
     record = {"id": group.id, "split": group.split, "person": group.person, "provider": source.name, "views": entries}
+    if notes := {view.name: view.notes for view in views if view.notes}:
+        record["notes"] = notes
     _write_record(out, group, record)
-    return None
+    return group.id, None
 
 
-def _add_conditions(conditions: RenderedConditions | GivenConditions, out: Path, resolution: int, group: Group) -> None:
+def _add_conditions(
+    conditions: RenderedConditions | GivenConditions, out: Path, resolution: int, group: Group
+) -> tuple[str, str | None]:
+    """Write a group's conditions; returns its id and why it was skipped, if it was: then it has none any more."""
     record = _record(out, group)
-    for number, view in enumerate(record["views"]):
-        pixels, person = conditions.picture(record, number, resolution)
+    kind = record.pop("conditions", None)
+    try:
+        pictures = [conditions.picture(record, number, resolution) for number in range(len(record["views"]))]
+    except Exception as error:  # see _import_group
+        if kind is not None:
+            _write_record(out, group, record)
+        return group.id, reason_of(error)
+    for view, (pixels, person) in zip(record["views"], pictures, strict=True):
         view["condition"] = view["image"].replace(".png", "_condition.png")
         view["condition_subject"] = person
         write_picture(out / view["condition"], pixels)
     _write_record(out, group, {**record, "conditions": conditions.kind})
+    return group.id, None
 
 
 _job: dict[str, Any] = {}
@@ -222,11 +272,31 @@ def _announce(there: int, count: int) -> None:
         print(f"{there} of {count} groups are there already", file=sys.stderr)
 
 
-def _report(skipped: Counter, count: int) -> None:
-    for reason in list(skipped)[:REPORTED]:
-        print(f"skipped {reason}", file=sys.stderr)
+def _skipped(results: Iterator[tuple[str, str | None]]) -> dict[str, str]:
+    return {group: reason for group, reason in results if reason is not None}
+
+
+def _report(skipped: dict[str, str], count: int, file: Path | None = None) -> None:
+    for group, reason in list(skipped.items())[:REPORTED]:
+        print(f"skipped {group}: {reason}", file=sys.stderr)
     if skipped:
-        print(f"{skipped.total()} of {count} groups skipped; a later run tries them again", file=sys.stderr)
+        where = f" (all of them in '{file}')" if file is not None and len(skipped) > REPORTED else ""
+        print(f"{len(skipped)} of {count} groups skipped{where}; a later run tries them again", file=sys.stderr)
+
+
+def _report_notes(records: list[dict[str, Any]]) -> None:
+    """What the reader had to decide about the source's images, each decision once."""
+    places: dict[str, list[str]] = {}
+    for record in records:
+        for name, notes in record.get("notes", {}).items():
+            for note in notes:
+                places.setdefault(note, []).append(f"{record['id']}, {name}")
+    for line in note_lines(places):
+        print(line, file=sys.stderr)
+
+
+def _first(left_out: dict[str, str]) -> str:
+    return ": ".join(next(iter(left_out.items())))
 
 
 def _nersemble(args: argparse.Namespace) -> nersemble.NeRSemble:

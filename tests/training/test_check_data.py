@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from evaluation.subjects import read_pictures
 from training import check_data
+from training.config import DataConfig
+from training.data import DataError, MultiViewDataset, open_splits, read_manifest
 
 
 @pytest.fixture
@@ -157,6 +161,72 @@ def test_depth(data):
     found = list(check_data.problems(data, pictures=False))
     messages = ["01_depth.npz' has shape", "02_depth.npz' cannot be read", "03_depth.npz' is missing"]
     assert len(found) == 3 and all(message in line for message, line in zip(messages, found, strict=True))
+
+
+def test_splits_that_training_needs(data, capsys):
+    """Training refuses what has no val split; the check said nothing."""
+    config = DataConfig(root=str(data))
+    edit(data, lambda subjects: subjects.pop())
+    assert check_data.main([str(data)]) == 1
+    line, summary = capsys.readouterr().out.splitlines()
+    assert line.startswith("no subjects in split 'val': training refuses the data set unless data.validation_split")
+    assert summary.endswith("27 views: 1 problems")
+    with pytest.raises(DataError, match="no subjects in split 'val'"):
+        open_splits(config, torch.device("cpu"))
+    edit(data, lambda subjects: [subject.update(split="test") for subject in subjects])
+    assert check_data.main([str(data), "--quick"]) == 1
+    assert [line[:28] for line in capsys.readouterr().out.splitlines()[:2]] == [
+        "no subjects in split 'train'", "no subjects in split 'val': "]
+
+
+def test_a_header_without_resolution(data, capsys):
+    lines = (data / "manifest.jsonl").read_text().splitlines()
+    header = {key: value for key, value in json.loads(lines[0]).items() if key != "resolution"}
+    (data / "manifest.jsonl").write_text("\n".join([json.dumps(header), *lines[1:]]))
+    with pytest.raises(SystemExit):
+        check_data.main([str(data)])
+    assert "manifest.jsonl' must give a 'resolution' in its header, not None" in capsys.readouterr().err
+
+
+def test_training_evaluation_and_check_read_an_image_alike(data, capsys, caplog):
+    """Sideways, of 16 bits, transparent, animated: one reader for all, and the check says what it decided."""
+    exif, folder = Image.Exif(), data / "val/s3"
+    exif[0x0112] = 6
+    ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    stored = np.stack([ramp] * 3, -1)
+    Image.fromarray(stored).save(folder / "00.png", exif=exif)
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(folder / "01.png")
+    clear = Image.fromarray(np.dstack([stored, np.where(ramp < 128, 0, 255).astype(np.uint8)]))
+    clear.save(folder / "02.png")
+    first, second = Image.fromarray(stored), Image.new("RGB", (64, 64), "red")
+    first.save(folder / "03.png", save_all=True, append_images=[second])
+    wanted = np.stack([np.rot90(stored, -1), stored, np.where(stored < 128, 255, stored), stored])
+    dataset = MultiViewDataset(data, "val")
+    assert np.array_equal(dataset.images[:4].permute(0, 2, 3, 1).numpy(), wanted)
+    assert np.array_equal(MultiViewDataset(data, "val", in_memory=False).images[0:4], dataset.images[:4])
+    views = read_manifest(data)[1][3]["views"][:4]
+    evaluated = read_pictures(data, views, "image")
+    assert np.abs(evaluated.permute(0, 2, 3, 1).numpy() * 255 - wanted).max() < 1e-3
+    assert "02.png': transparent areas are filled with white" in caplog.text
+    assert check_data.main([str(data)]) == 0
+    *notes, summary = capsys.readouterr().out.splitlines()
+    assert notes == [
+        "note: 1 images: it is turned upright by its EXIF orientation 6 (the first is val/s3/00.png)",
+        "note: 1 images: transparent areas are filled with white (the first is val/s3/02.png)",
+        "note: 1 images: it has 2 frames, the first is read (the first is val/s3/03.png)",
+    ]
+    assert summary.endswith("no problems, 3 notes")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: data[:40] + b"\xff" + data[41:]])
+def test_training_and_evaluation_name_a_damaged_image(data, damage):
+    """A broken chunk was a bare SyntaxError."""
+    path = data / "val/s3/02.png"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match="02.png' named in the manifest cannot be read"):
+        MultiViewDataset(data, "val").images  # noqa: B018
+    with pytest.raises(DataError, match="02.png' cannot be read"):
+        read_pictures(data, read_manifest(data)[1][3]["views"], "image")
 
 
 def test_no_data_set_is_another_exit_status(tmp_path, capsys):

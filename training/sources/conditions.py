@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from diffportrait3d.heads import Scene, portrait_scene, render_views
+from diffportrait3d.images import NoteLog
 
 from ..data import DataError
 from ..render import FIRST_CONDITION
@@ -60,6 +61,7 @@ class GivenConditions:
         if not folder.is_dir():
             raise DataError(f"There is no folder '{folder}' with renders for the camera conditions.")
         self._labels = self._people = None
+        self._report = NoteLog()
 
     @property
     def kind(self) -> str:
@@ -70,7 +72,7 @@ class GivenConditions:
         name = view["image"]
         self._check_label(name, view["label"])
         try:
-            pixels = read_picture(self.folder / name).as_bytes()
+            pixels = self._report(self.folder / name, read_picture(self.folder / name)).as_bytes()
         except SkippedGroup as error:
             raise DataError(
                 f"Condition {error}. Render every camera of 'cameras.json' with EG3D and save it below "

@@ -24,7 +24,7 @@ from diffportrait3d.images import UserImage
 
 from ..data import DataError
 from .alignment import OUTSIDE, Camera, eg3d_crop, head_similarity, triangulate_face, warp
-from .groups import Group, PortraitView, SkippedGroup, Splits, folder_name, read_json, read_picture
+from .groups import Group, PortraitView, SkippedGroup, Splits, folder_name, read_json, read_picture, reason_of
 from .landmarks import read_points
 from .reconstruction import has_posed_views, read_posed_views
 
@@ -57,20 +57,36 @@ class Export:
         return {**vars(self.options), "aligned": self.landmarks is not None, "splits": self.splits.settings()}
 
     def groups(self) -> list[Group]:
-        people: dict[str, list[str]] = {}
-        for name in sorted(self._read_labels(), key=natural_key):
-            people.setdefault(self._identity(name), []).append(name)
+        people = self._people()
         if all(len(names) < 2 for names in people.values()):
             raise DataError(
                 f"Every one of the {len(people)} people in '{self.root}' has a single view, but a reference and a "
                 "target are two; name a person's views alike (seed0001/00.png, seed0001/01.png), or give --identity."
             )
-        planned = []
+        planned: dict[str, Group] = {}
         for identity, names in people.items():
             person = f"{self.name}-{folder_name(identity)}"
-            if split := self.splits.of(person):
-                planned.append(Group(person, person, split, {"files": self._spread(names)}))
-        return planned
+            if person in planned:
+                self.left_out[identity] = f"as a folder it would have the name of another person, '{person}'"
+            elif split := self.splits.of(person):
+                planned[person] = Group(person, person, split, {"files": self._spread(names)})
+        return list(planned.values())
+
+    def _people(self) -> dict[str, list[str]]:
+        """Names of files by person; names that do not tell whom they show are left out.
+
+        Raises:
+            DataError: none of them does.
+        """
+        people: dict[str, list[str]] = {}
+        for name in sorted(self._read_labels(), key=natural_key):
+            try:
+                people.setdefault(self._identity(name), []).append(name)
+            except DataError as error:
+                self.left_out[name] = reason_of(error)
+        if not people:
+            raise DataError(f"{next(iter(self.left_out.values()))}.")
+        return people
 
     def views(self, group: Group, resolution: int) -> list[PortraitView]:
         names = group.place["files"]
@@ -114,10 +130,13 @@ class Export:
             content = read_json(path, "camera labels, as EG3D keeps them")
             rows = content.get("labels") if isinstance(content, dict) else content
             rows = list(rows.items()) if isinstance(rows, dict) else rows
-            pairs = isinstance(rows, list) and all(isinstance(row, list | tuple) and len(row) == 2 for row in rows)
-            if not pairs or not rows:
+            rows = rows if isinstance(rows, list) else []
+            pairs = [row for row in rows if isinstance(row, list | tuple) and len(row) == 2]
+            if not pairs:
                 raise DataError(f"'{path}' has no \"labels\": [[name, [25 numbers]], ...].")
-            self._labels = {str(name): label for name, label in rows}
+            if len(pairs) < len(rows):
+                self.left_out["dataset.json"] = f"{len(rows) - len(pairs)} rows that are not [name, [25 numbers]]"
+            self._labels = {str(name): label for name, label in pairs}
         return self._labels
 
     def _read_posed_views(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -50,10 +50,11 @@ class Group:
 
 
 class Source(Protocol):
-    """`settings` decide the pictures (plain JSON, no paths); `groups` plans, `views` reads one planned group or
-    raises `SkippedGroup`."""
+    """`settings` decide the pictures (plain JSON, no paths); `groups` plans and fills `left_out` with what could not be
+    planned and why; `views` reads one planned group, and whatever it raises leaves out that group alone."""
 
     name: str
+    left_out: dict[str, str]
 
     def settings(self) -> dict[str, Any]: ...
 
@@ -119,6 +120,17 @@ def read_picture(path: Path) -> UserImage:
         return read_image(path)
     except ImageError as error:
         raise SkippedGroup(f"picture '{path}' cannot be read ({error.reason})") from None
+
+
+def reason_of(error: Exception) -> str:
+    """Why something was left out, as one sentence; errors that nobody worded get their type in front."""
+    worded = isinstance(error, SkippedGroup | DataError)
+    return (str(error) if worded else f"{type(error).__name__}: {error}").rstrip(".")
+
+
+def note_lines(places: Mapping[str, Sequence[str]]) -> list[str]:
+    """What the reader had to decide about images, by note the images that have it: one line a note."""
+    return [f"{len(names)} images: {note} (the first is {names[0]})" for note, names in places.items()]
 
 
 def folder_name(text: str) -> str:

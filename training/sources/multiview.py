@@ -11,7 +11,7 @@ from diffportrait3d.cameras import validate_labels
 
 from ..data import read_manifest
 from .eg3d import resized
-from .groups import Group, PortraitView, SkippedGroup, folder_name, read_picture
+from .groups import SPLITS, Group, PortraitView, SkippedGroup, folder_name, read_picture
 
 
 class MultiView:
@@ -22,21 +22,28 @@ class MultiView:
 
     def __init__(self, root: Path):
         self.root = root
+        self.left_out: dict[str, str] = {}
 
     def settings(self) -> dict[str, Any]:
         return {}
 
     def groups(self) -> list[Group]:
         _, subjects = read_manifest(self.root)
-        return [
-            Group(
-                folder_name(subject["id"]),
-                subject.get("person", subject["id"]),
-                subject["split"],
-                {"views": [{"image": view["image"], "label": view["label"]} for view in subject["views"]]},
-            )
-            for subject in subjects
-        ]
+        self.left_out.clear()
+        planned: dict[str, Group] = {}
+        for number, subject in enumerate(subjects):
+            try:
+                group = _group(subject)
+            except (KeyError, TypeError) as error:
+                self.left_out[f"subject {number}"] = f"its line in the manifest is incomplete ({error!r})"
+                continue
+            if group.split not in SPLITS:
+                self.left_out[group.id] = f"split {group.split!r} is none of {', '.join(SPLITS)}"
+            elif group.id in planned:
+                self.left_out[f"subject {number}"] = f"another subject has the id {group.id!r}"
+            else:
+                planned[group.id] = group
+        return list(planned.values())
 
     def views(self, group: Group, resolution: int) -> list[PortraitView]:
         names = [view["image"] for view in group.place["views"]]
@@ -49,3 +56,8 @@ class MultiView:
             PortraitView(resized(image.as_bytes(), resolution), label, name, image.notes)
             for image, label, name in zip(images, labels, names, strict=True)
         ]
+
+
+def _group(subject: dict[str, Any]) -> Group:
+    views = [{"image": view["image"], "label": view["label"]} for view in subject["views"]]
+    return Group(folder_name(subject["id"]), subject.get("person", subject["id"]), subject["split"], {"views": views})

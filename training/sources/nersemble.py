@@ -11,7 +11,6 @@ Source: the code published with v1 and the v2 downloader (`nersemble_data`).
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -37,7 +36,17 @@ from .alignment import (
     warp,
 )
 from .colour import apply_affine, apply_polynomial
-from .groups import SPLITS, Group, PortraitView, SkippedGroup, Splits, folder_name, read_json, read_picture
+from .groups import (
+    SPLITS,
+    Group,
+    PortraitView,
+    SkippedGroup,
+    Splits,
+    folder_name,
+    read_json,
+    read_picture,
+    reason_of,
+)
 from .landmarks import read_points, sequence_points
 from .video import frame_count, read_frame
 
@@ -89,8 +98,7 @@ class Participant:
     def frames(self, sequence: str) -> list[int]:
         """Numbers of the time steps that have pictures."""
         if self.version == 2:
-            videos = sorted(self._videos(sequence).glob("cam_*.mp4"))
-            return list(range(frame_count(videos[0]))) if videos else []
+            return list(range(self._length(sequence)))
         folders = (self.folder / "sequences" / sequence).glob("frame_*")
         return sorted(int(path.name[6:]) for path in folders if re.fullmatch(r"frame_\d+", path.name))
 
@@ -121,7 +129,10 @@ class Participant:
     def correct_colours(self, picture: np.ndarray, sequence: str, serial: str) -> np.ndarray:
         """The picture after this version's colour correction."""
         if self.version == 2:
-            matrices = read_json(self.folder / "calibration" / "color_calibration.json", "colour calibration")
+            path = self.folder / "calibration" / "color_calibration.json"
+            if not path.is_file():
+                raise SkippedGroup(f"there is no colour calibration '{path}'; --no-colour-correction does without")
+            matrices = read_json(path, "colour calibration")
             if serial not in matrices:
                 raise SkippedGroup(f"participant {self.name} has no colour calibration of camera {serial}")
             return apply_polynomial(picture, np.array(matrices[serial], dtype=np.float64))
@@ -129,6 +140,18 @@ class Participant:
         if not path.is_file():
             raise SkippedGroup(f"there is no colour correction '{path}'; --no-colour-correction does without")
         return apply_affine(picture, np.load(path, allow_pickle=False).astype(np.float64))
+
+    def _length(self, sequence: str) -> int:
+        """Frames of a sequence, as the first video that can be read gives them; 0 without videos."""
+        reasons = []
+        for path in sorted(self._videos(sequence).glob("cam_*.mp4")):
+            try:
+                return frame_count(path)
+            except SkippedGroup as reason:
+                reasons.append(reason)
+        if reasons:
+            raise reasons[0]
+        return 0
 
     def _videos(self, sequence: str) -> Path:
         return self.folder / "sequences" / sequence / "images"
@@ -138,20 +161,42 @@ class Participant:
         return next((folder / name for name in V1_IMAGES if (folder / name).is_dir()), folder / V1_IMAGES[0])
 
 
-def find_participants(root: Path) -> list[Participant]:
-    """Every participant below `root`, of either version, in order."""
-    found = []
-    for folder in sorted(path for path in root.glob("*") if path.is_dir() and path.name.isdecimal()):
-        if (folder / "calibration" / "camera_params.json").is_file():
-            found.append(Participant(folder, 2))
-        elif (folder / "camera_params.json").is_file():
-            found.append(Participant(folder, 1))
+def find_participants(root: Path, left_out: dict[str, str] | None = None) -> list[Participant]:
+    """Every participant below `root`, of either version, in order; `left_out` gets those that cannot be one, and why.
+
+    Raises:
+        DataError: there is none.
+    """
+    found, wrong = [], {}
+    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+        participant = participant_in(folder)
+        if participant is not None and folder.name.isdecimal():
+            found.append(participant)
+        elif participant is not None:
+            wrong[f"participant {folder.name}"] = "its folder's name is no participant's number, such as '018'"
+        elif folder.name.isdecimal() or (folder / "sequences").is_dir():
+            wrong[f"participant {folder.name}"] = (
+                "there is neither 'camera_params.json' (v1) nor 'calibration/camera_params.json' (v2) in its folder"
+            )
     if not found:
         raise DataError(
             f"No participant of NeRSemble below '{root}': expected folders such as '018' with 'camera_params.json' "
-            "(v1) or 'calibration/camera_params.json' (v2)."
+            f"(v1) or 'calibration/camera_params.json' (v2).{_sentence(wrong)}"
         )
+    if left_out is not None:
+        left_out.update(wrong)
     return found
+
+
+def participant_in(folder: Path) -> Participant | None:
+    """By where the calibration lies, the participant of a folder."""
+    if (folder / "calibration" / "camera_params.json").is_file():
+        return Participant(folder, 2)
+    return Participant(folder, 1) if (folder / "camera_params.json").is_file() else None
+
+
+def _sentence(left_out: dict[str, str]) -> str:
+    return "".join(f" Left out: {name}: {reason}." for name, reason in list(left_out.items())[:3])
 
 
 @lru_cache(maxsize=32)
@@ -161,15 +206,18 @@ def read_cameras(participant: Participant) -> dict[str, Camera]:
     path = participant.folder / inner
     content = read_json(path, "camera calibration")
     try:
-        intrinsics = torch.tensor(content["intrinsics"], dtype=torch.float64)
+        intrinsics = torch.tensor(content["intrinsics"], dtype=torch.float64).view(3, 3)
         poses = {str(name): torch.tensor(pose, dtype=torch.float64) for name, pose in content["world_2_cam"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DataError(f"'{path}' needs 'world_2_cam' (4x4 by serial) and 'intrinsics' (3x3); {error!r}.") from None
     for name, pose in poses.items():
-        turn = pose[:3, :3]
-        if pose.shape != (4, 4) or not torch.allclose(turn @ turn.T, torch.eye(3, dtype=torch.float64), atol=1e-3):
+        if pose.shape != (4, 4) or not _is_rotation(pose[:3, :3]):
             raise DataError(f"'{path}': the pose of camera {name} is not a rotation and a shift.")
     return {name: calibrated_camera(pose, intrinsics, CALIBRATED_SIZE) for name, pose in poses.items()}
+
+
+def _is_rotation(turn: Tensor) -> bool:
+    return torch.allclose(turn @ turn.T, torch.eye(3, dtype=turn.dtype), atol=1e-3)
 
 
 class NeRSemble:
@@ -182,6 +230,7 @@ class NeRSemble:
 
     def __init__(self, root: Path, splits: Splits, options: Options, landmarks: Path | None = None):
         self.root, self.splits, self.options, self.landmarks = root, splits, options, landmarks
+        self.left_out: dict[str, str] = {}
 
     def settings(self) -> dict[str, Any]:
         options = {**vars(self.options), "sequences": list(self.options.sequences)}
@@ -189,7 +238,11 @@ class NeRSemble:
 
     def groups(self) -> list[Group]:
         """The plan, a function of the seed and of what is below the folder: participants take turns."""
-        people = find_participants(self.root)
+        self.left_out.clear()
+        people = find_participants(self.root, self.left_out)
+        usable = [person for person in people if self._is_calibrated(person)]
+        if not usable:
+            raise DataError(f"No participant below '{self.root}' can be used.{_sentence(self.left_out)}")
         planned = []
         for number, split in enumerate(SPLITS):
             wanted = self.options.groups.get(split, 0)
@@ -197,11 +250,25 @@ class NeRSemble:
             if wanted and not chosen:
                 raise DataError(
                     f"None of the {len(people)} participants below '{self.root}' is in split '{split}'; name them in a "
-                    f"--split-file, or ask for --{split}-groups 0."
+                    f"--split-file, or ask for --{split}-groups 0.{_sentence(self.left_out)}"
                 )
             rng = np.random.default_rng((self.options.seed, number))
-            planned += [self._group(person, split, *place) for person, place in self._draw(chosen, wanted, rng)]
+            chosen = [person for person in chosen if person in usable]
+            drawn = [self._group(person, split, *place) for person, place in self._draw(chosen, wanted, rng)]
+            if len(drawn) < wanted:
+                self.left_out[f"split {split}"] = (
+                    f"{len(drawn)} of {wanted} groups planned, because the {len(chosen)} usable participants have no "
+                    f"more time steps that {self.options.views} cameras see"
+                )
+            planned += drawn
         return planned
+
+    def _is_calibrated(self, person: Participant) -> bool:
+        try:
+            return bool(read_cameras(person))
+        except DataError as error:
+            self.left_out[f"participant {person.name}"] = reason_of(error)
+            return False
 
     def views(self, group: Group, resolution: int) -> list[PortraitView]:
         participant, sequence, frame = self._participant(group), group.place["sequence"], group.place["frame"]
@@ -265,24 +332,56 @@ class NeRSemble:
 
     def _time_steps(self, person: Participant, rng: np.random.Generator) -> Iterator[tuple[str, int, list[str]]]:
         """Random time steps of a participant that enough calibrated cameras saw, one sequence after the other."""
-        names = [n for n in person.sequences() if any(fnmatch(n, pattern) for pattern in self.options.sequences)]
+        names = self._sequences(person)
         left = {name: None for name in (names[i] for i in rng.permutation(len(names)))}
-        calibrated = set(read_cameras(person))
+        calibrated, used, most = set(read_cameras(person)), set(), dict.fromkeys(names, 0)
         while left:
             for name in list(left):
                 if left[name] is None:
-                    left[name] = list(rng.permutation(_usable_frames(person, name)))
+                    left[name] = list(rng.permutation(self._frames(person, name)))
                 place = None
                 while left[name] and place is None:
                     frame = int(left[name].pop())
                     serials = [serial for serial in person.cameras(name, frame) if serial in calibrated]
+                    most[name] = max(most[name], len(serials))
                     if len(serials) >= self.options.views:
                         chosen = rng.permutation(len(serials))[: self.options.views]
                         place = name, frame, [serials[i] for i in chosen]
-                if place is None:
-                    del left[name]
-                else:
+                if place is not None:
+                    used.add(name)
                     yield place
+                    continue
+                del left[name]
+                if name not in used:
+                    self.left_out.setdefault(
+                        f"participant {person.name}, sequence {name}",
+                        f"at most {most[name]} calibrated cameras see a time step, --views asks for "
+                        f"{self.options.views}",
+                    )
+
+    def _sequences(self, person: Participant) -> list[str]:
+        """The sequences that `--sequences` names."""
+        there = person.sequences()
+        names = [name for name in there if any(fnmatch(name, pattern) for pattern in self.options.sequences)]
+        if not names:
+            asked = " ".join(self.options.sequences)
+            self.left_out[f"participant {person.name}"] = (
+                f"none of its {len(there)} sequences matches --sequences {asked}" if there else "it has no sequences"
+            )
+        return names
+
+    def _frames(self, person: Participant, sequence: str) -> list[int]:
+        what = f"participant {person.name}, sequence {sequence}"
+        try:
+            frames = person.frames(sequence)
+        except SkippedGroup as reason:
+            self.left_out[what] = reason_of(reason)
+            return []
+        if not frames:
+            self.left_out[what] = "it has no time steps: " + (
+                "no 'images/cam_SERIAL.mp4'" if person.version == 2 else "no folders 'frame_NNNNN'"
+            )
+        return frames
 
     def _group(self, person: Participant, split: str, sequence: str, frame: int, cameras: list[str]) -> Group:
         name = folder_name(f"nersemble-{person.name}-{sequence}-{frame:05d}")
@@ -290,8 +389,10 @@ class NeRSemble:
         return Group(name, person_name(person), split, place)
 
     def _participant(self, group: Group) -> Participant:
-        folder = self.root / group.place["participant"]
-        return Participant(folder, 2 if (folder / "calibration").is_dir() else 1)
+        participant = participant_in(self.root / group.place["participant"])
+        if participant is None:
+            raise SkippedGroup(f"participant {group.place['participant']} has no 'camera_params.json' any more")
+        return participant
 
     def _five_points(self, person: Participant, sequence: str, frame: int) -> tuple[dict[str, Tensor], Tensor | None]:
         if self.landmarks is None:
@@ -303,14 +404,6 @@ class NeRSemble:
         if not texts:
             raise SkippedGroup(f"no five points for frame {frame} of '{sequence}' of participant {person.name}")
         return {path.stem[4:]: read_points(path) for path in texts}, None
-
-
-def _usable_frames(person: Participant, sequence: str) -> list[int]:
-    try:
-        return person.frames(sequence)
-    except SkippedGroup as reason:
-        print(f"left out of the plan: {reason}", file=sys.stderr)
-        return []
 
 
 def person_name(participant: Participant) -> str:
