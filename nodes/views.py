@@ -144,6 +144,7 @@ class JoinViews(io.ComfyNode):
         )
 
     @classmethod
+    @in_range
     def execute(
         cls, selection, latent=None, latent_rest=None, images=None, images_rest=None, cameras=None, cameras_rest=None
     ) -> io.NodeOutput:
