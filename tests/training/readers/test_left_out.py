@@ -47,12 +47,22 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def broken_inside(data: bytes) -> bytes:
+    """The second half of the pixels in a chunk whose name is none: Pillow notices while it decodes (SyntaxError)."""
+    at = data.index(b"IDAT") + 4
+    (length,) = struct.unpack(">I", data[at - 8 : at - 4])
+    half = data[at : at + length // 2]
+    checksum = struct.pack(">I", zlib.crc32(b"IDAT" + half))
+    return data[: at - 8] + struct.pack(">I", len(half)) + b"IDAT" + half + checksum + b"\xff" * 8 + data[at:]
+
+
 def spoil(path: Path, how: str) -> None:
     """Pillow raises something else for each of these."""
     data = path.read_bytes()
     path.write_bytes({
         "cut off": lambda: data[: len(data) // 2],
-        "a broken chunk": lambda: data[:33] + b"\xff" * 8 + data[41:],
+        "a broken start": lambda: data[:33] + b"\xff" * 8 + data[41:],
+        "broken inside": lambda: broken_inside(data),
         "too large": huge_png,
         "empty": lambda: b"",
         "text": lambda: b"<html>404</html>",
@@ -60,7 +70,8 @@ def spoil(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(("how", "workers"), [
-    ("cut off", 1), ("a broken chunk", 1), ("too large", 1), ("empty", 1), ("text", 1), ("a broken chunk", 2)])
+    ("cut off", 1), ("a broken start", 1), ("broken inside", 1), ("too large", 1), ("empty", 1), ("text", 1),
+    ("broken inside", 2)])
 def test_a_damaged_image_leaves_out_its_person(exported, tmp_path, capsys, how, workers):
     out, bad = tmp_path / "set", exported / "seed0001" / "02.png"
     whole = bad.read_bytes()
