@@ -186,7 +186,8 @@ def test_every_sampler_of_the_host_keeps_masked_areas_on_our_sigmas(bench, host)
     for name in sorted({*names} - {"dpm_fast", "dpm_adaptive"}):  # which choose their own levels and end above 0
         sampler = bench.nodes["KSamplerSelect"].execute(name).args[0]
         out = bench.custom("SamplerCustomAdvanced", sampler, sigmas, latent, True, bench.model)["samples"]
-        assert difference(out[1], bench.latent["samples"][1]) < 1e-5, name
+        left = 2e-3 if name.startswith("uni_pc") else 1e-5  # the host's UniPC stops at sigma 0.001 in place of 0
+        assert difference(out[1], bench.latent["samples"][1]) < left, name
 
 
 # View-Consistency Sampler as KSampler (Advanced).
