@@ -37,7 +37,8 @@ CONTEXT = {
     "proxy": "S alone",
     "reference_copy": "copy of the reference",
 }
-YAW, PITCH, CONDITION_PEOPLE = 75.0, 25.0, 64  # of the test people that are rendered when no dataset is named
+# Of the test people that are rendered when no dataset is named: the range that the pose regressor was trained for.
+YAW, PITCH, CONDITION_PEOPLE = 60.0, 20.0, 64
 REFERENCES = max(arm.references for arm in ABLATION_ARMS.values())  # that these have: all arms find theirs
 
 
