@@ -240,7 +240,8 @@ class ReferencePatch(RunPatch):
     def _replaced(self, run: ReferenceRun, transformer_options: dict) -> set[tuple]:
         """Self-attentions that another patch computes by itself; longer keys would break it (PAG, SAG)."""
         replaced = set(transformer_options.get("patches_replace", {}).get("attn1", {}))
-        if replaced and not run.warned:
+        runs = [state for state in transformer_options.values() if isinstance(state, ReferenceRun)]
+        if replaced and not any(state.warned for state in runs):  # once for all nodes of a run
             run.warned = True
             logging.warning(
                 "Reference attention leaves out the self-attentions that another node replaces: %s",

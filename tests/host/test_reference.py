@@ -268,6 +268,15 @@ def test_a_node_that_replaces_self_attention_is_left_alone_with_one_warning(host
     assert len(warnings) == 1 and "middle 0" in warnings[0].message
 
 
+def test_several_nodes_warn_once_in_a_run(host, path, references, caplog):
+    """However many steps and reference nodes; the next run says it again."""
+    guidance = host.nodes.NODE_CLASS_MAPPINGS["PerturbedAttentionGuidance"]
+    model = guidance.execute(apply(path, references[1:], apply(path, references[:1])), 3.0).args[0]
+    for runs in (1, 2):
+        run(path, model, steps=4)
+        assert len([record for record in caplog.records if record.levelname == "WARNING"]) == runs
+
+
 def test_lora_before_and_after_give_the_same(path, references):
     key = "diffusion_model.output_blocks.11.1.transformer_blocks.0.attn1.to_v.weight"
     weight = dict(path.model.model.named_parameters())[key]
