@@ -174,18 +174,27 @@ def _settings_before(run_dir: Path, path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        settings = yaml.safe_load(text) if text.endswith("\n") else None  # a cut-off file may still be YAML
     except (yaml.YAMLError, ValueError):  # no YAML, or no text at all
         settings = None
-    if isinstance(settings, dict):
-        return settings
     found = newest_checkpoint(run_dir)
     kept = found[1].get("config") if found else None
+    if _has_keys(settings, kept or {}):
+        return settings
     source = f"the settings are those of '{found[0]}'" if kept else "the settings given now are taken for the run's own"
     print(f"'{path}' is damaged; {source}, and it is written again.", file=sys.stderr)
     if kept:
         write_text(path, yaml.safe_dump(kept, sort_keys=False))
     return kept
+
+
+def _has_keys(settings: Any, kept: dict[str, Any]) -> bool:
+    """Whether no section or value of ``kept`` is missing from ``settings``."""
+    return isinstance(settings, dict) and all(
+        key in settings and (not isinstance(value, dict) or _has_keys(settings[key], value))
+        for key, value in kept.items()
+    )
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:

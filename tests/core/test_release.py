@@ -110,7 +110,7 @@ def test_view_consistency_beside_its_unet(narrow_release, tmp_path):
 
 
 @pytest.mark.parametrize(("names", "message"), [
-    (["lora_unet_x.lora_down.weight"], "it is a LoRA; train a network"),
+    (["lora_unet_x.lora_down.weight"], "it is a LoRA; convert the authors' checkpoint"),
     (["conditioner.embedders.0.x"], "it is an SDXL checkpoint"),
     (["zero_convs.0.0.weight"], "keys of an ordinary ControlNet; .* Load ControlNet Model"),
     (["control_model.zero_convs.0.0.weight"], "keys of an ordinary ControlNet"),

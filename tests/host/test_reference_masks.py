@@ -115,7 +115,7 @@ def test_choosing_what_white_means(host, path, vae, caplog):
     assert torch.allclose(background, 1.0 - person) and person[0, 0, 4, 4] > 0.9
     _, automatic = apply(host, path, vae, image, mask, "auto")
     assert torch.equal(automatic, person)
-    with pytest.raises(ValueError, match="mask_white must be one of auto, read, background, not 'grey'"):
+    with pytest.raises(ValueError, match="mask_white must be one of auto, read, background, got the text 'grey'"):
         apply(host, path, vae, image, mask, "grey")
 
 

@@ -264,6 +264,17 @@ def test_a_damaged_configuration_is_that_of_the_newest_checkpoint(tmp_path, caps
     assert "config.yaml' is damaged" in capsys.readouterr().err and (tmp_path / "config.yaml").read_bytes() == before
 
 
+def test_a_configuration_cut_off_between_two_lines_is_damaged(tmp_path, capsys):
+    """What is left is YAML, and its missing settings would be taken for their defaults."""
+    with pytest.raises(Interrupted):
+        run(tmp_path, 3)
+    path = tmp_path / "config.yaml"
+    before = path.read_text(encoding="utf-8")
+    path.write_text(before[: before.index("loop:")], encoding="utf-8")
+    assert run(tmp_path)["steps"] == 12
+    assert "config.yaml' is damaged" in capsys.readouterr().err and path.read_text(encoding="utf-8") == before
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", ["summary.json", "log.jsonl", "toy.safetensors"])
 def test_damaged_results_are_written_again(tmp_path, capsys, monkeypatch, how, name):
