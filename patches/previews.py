@@ -1,4 +1,4 @@
-"""What a person sees while the views are made: many of them side by side, where the host shows the first alone."""
+"""Previews while the views are made: a mosaic of the views of all windows; the host shows the first view alone."""
 from __future__ import annotations
 
 import math
@@ -8,7 +8,7 @@ import latent_preview
 from PIL import Image
 from torch import Tensor
 
-SHOWN = 16  # views in one preview; more would be too small to see and slow to decode
+SHOWN = 64  # views in one preview, in 8 rows: of more the host's preview size leaves too little of each
 
 
 def spread(views: int) -> list[int]:

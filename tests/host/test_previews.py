@@ -19,7 +19,9 @@ def previewer(previews, host):
     return previews.latent_preview.Latent2RGBPreviewer(factors)
 
 
-@pytest.mark.parametrize(("views", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (5, 3, 2), (16, 4, 4), (40, 4, 4)])
+@pytest.mark.parametrize(
+    ("views", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (5, 3, 2), (16, 4, 4), (40, 7, 6), (90, 8, 8)]
+)
 def test_every_cell_is_one_view(previews, previewer, views, columns, rows):
     x0 = torch.randn(views, 4, 8, 6, generator=torch.Generator().manual_seed(views))
     picture = previews.mosaic(previewer, x0)
@@ -31,7 +33,7 @@ def test_every_cell_is_one_view(previews, previewer, views, columns, rows):
 
 
 def test_first_and_last_view_are_always_shown(previews):
-    for views in (1, 2, 16, 17, 64, 512):
+    for views in (1, 2, 16, 17, 64, 65, 512):
         shown = previews.spread(views)
         assert shown[0] == 0 and shown[-1] == views - 1 and shown == sorted(set(shown)) and len(shown) <= previews.SHOWN
 
