@@ -14,6 +14,7 @@ from server import PromptServer
 from torch import Tensor
 
 from .drawn_head import compare_with_head, reference_camera
+from .model_files import miniature_portrait
 from .user_files import load_picture, user_path
 
 PATH = "/diffportrait3d/reference_view"
@@ -28,8 +29,8 @@ def register_routes() -> None:
 
 
 async def answer(request: web.Request) -> web.Response:
-    """A PNG for the node's values as JSON, `portrait` being the name Load Image has (null: a grey picture); what is
-    wrong with them as {"error": ...} otherwise."""
+    """A PNG for the node's values as JSON, with `portrait`, the name Load Image has, or `miniature`, the folder Load
+    Miniature has (both null: a grey picture); what is wrong with them as {"error": ...} otherwise."""
     try:
         picture = await asyncio.to_thread(_picture, await request.json())
     except (ValueError, TypeError, KeyError) as error:
@@ -41,8 +42,9 @@ def _picture(values: dict) -> bytes:
     size = int(values["resolution"])
     if not 1 <= size <= LARGEST:
         raise ValueError(f"resolution must lie between 1 and {LARGEST}, got {size}")
-    name = values["portrait"]
-    portrait = load_picture(user_path(name)) if name else torch.full((1, size, size, 3), 0.5)
+    name, miniature = values["portrait"], values.get("miniature")
+    path = user_path(name) if name else miniature_portrait(miniature) if miniature else None
+    portrait = torch.full((1, size, size, 3), 0.5) if path is None else load_picture(path)
     label = reference_camera(*(float(values[name]) for name in ("yaw", "pitch", "roll", "distance", "fov")))
     return _png(compare_with_head(portrait, label, values["picture"], float(values["opacity"]), size))
 

@@ -4,14 +4,16 @@ import { api } from '../../scripts/api.js';
 
 const NODE = 'DP3D_ReferenceView';
 
-// The file that Load Image holds behind the portrait input; null without a node there, undefined for any other node and
-// for a file that the server has not.
+// What stands behind the portrait input: the file that Load Image holds, or the folder of Load Miniature, whose own
+// portrait it is; nulls without a node there, undefined for any other node and for a name that the server has not.
 function portraitOf(node) {
   const source = node.getInputNode(node.findInputSlot('portrait'));
-  if (!source) return null;
-  const { value, options } = source.widgets?.find(({ name }) => name === 'image') ?? {};
+  if (!source) return { portrait: null };
+  const miniature = source.comfyClass === 'DP3D_LoadMiniature';
+  const { value, options } = source.widgets?.find(({ name }) => name === (miniature ? 'name' : 'image')) ?? {};
   const unknown = Array.isArray(options?.values) && !options.values.includes(value);
-  return typeof value === 'string' && !unknown ? value : undefined;
+  if (typeof value !== 'string' || unknown) return undefined;
+  return miniature ? { portrait: null, miniature: value } : { portrait: value };
 }
 
 async function picture(node, portrait) {
@@ -19,7 +21,7 @@ async function picture(node, portrait) {
   const response = await api.fetchApi('/diffportrait3d/reference_view', {
     method: 'POST',
     headers: { 'Content-Type': 'application/json' },
-    body: JSON.stringify({ ...values, portrait }),
+    body: JSON.stringify({ ...values, ...portrait }),
   });
   if (!response.ok) throw new Error((await response.json()).error);
   return response.blob();

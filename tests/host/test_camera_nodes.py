@@ -217,3 +217,15 @@ def test_turntable_is_saved_by_the_host(host, run_workflow, nodes):
     (saved,) = run_workflow(prompt).outputs["save"]["images"]
     video = host.nodes.NODE_CLASS_MAPPINGS["LoadVideo"].execute(f"{saved['filename']} [output]").args[0]
     assert video.get_components().images.shape == (6, 66, 64, 3)
+
+
+def test_the_live_picture_of_the_miniature_s_portrait(host, nodes):
+    """Behind Load Miniature lies no file of the user's: the folder's own portrait, and a folder that there is."""
+    values = {"yaw": 0.0, "pitch": 0.0, "roll": 0.0, "distance": 2.7, "fov": 13.37, "picture": "blended",
+              "opacity": 0.5, "resolution": 64, "portrait": None}
+    status, kind, body = ask_for_the_live_picture(host, values | {"miniature": "miniature"})
+    assert (status, kind) == (200, "image/png")
+    assert body != ask_for_the_live_picture(host, values)[2], "not the grey picture"
+    for absent in ("absent", "../weights/miniature"):
+        status, kind, body = ask_for_the_live_picture(host, values | {"miniature": absent})
+        assert status == 400 and absent in json.loads(body)["error"]
