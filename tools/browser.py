@@ -128,6 +128,49 @@ class Browser:
             time.sleep(0.1)
         raise BrowserError(f"Still not so after {seconds:g} s: {condition} {arguments or ''}. {self._told()}")
 
+    def click(self, find: str, *arguments, seconds: float = 60) -> None:
+        """Press the left button on the element that a JavaScript function finds, once it stands still, uncovered.
+
+        Raises:
+            BrowserError: there was no such element within `seconds`
+        """
+        centre = f"""async (...all) => {{
+            const place = () => {{
+                const found = ({find})(...all);
+                found?.scrollIntoView({{ block: 'nearest' }});
+                const box = found?.getBoundingClientRect();
+                if (!box?.width) return null;
+                const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+                const top = document.elementFromPoint(x, y);
+                return found.contains(top) || top?.contains(found) ? [x, y] : null;
+            }};
+            const before = place();
+            await new Promise((resolve) => setTimeout(resolve, 300));
+            const after = place();
+            return before && after && before.every((value, axis) => value === after[axis]) && after;
+        }}"""
+        self.click_at(*self.wait_for(centre, *arguments, seconds=seconds))
+
+    def click_at(self, x: float, y: float) -> None:
+        """Press the left button at a place on the page, in CSS pixels."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        for event in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=event, x=x, y=y, button="left", clickCount=1)
+
+    def type(self, text: str) -> None:
+        """Type into the element that has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str) -> None:
+        """Press and release a key by its name, e.g. Escape."""
+        for event in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=event, key=key, code=key)
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page another size in CSS pixels."""
+        self._size |= {"width": width, "height": height}
+        self.call("Emulation.setDeviceMetricsOverride", **self._size)
+
     def screenshot(self, path: Path) -> None:
         """Save the page as it looks: PNG, or JPEG by the file's suffix."""
         kind = "jpeg" if path.suffix in (".jpg", ".jpeg") else "png"

@@ -28,6 +28,7 @@ from tools.server import Server, ServerError
 WORKFLOW = PACK / "workflows/api/turntable.json"
 PORTRAIT = PACK / "weights/miniature/portrait.png"
 OUTPUTS = PACK / "outputs/demo"
+OWN_PORTRAIT = 3  # Load Miniature's output of that name
 FRAME_MILLISECONDS = 120
 GIF_MAX_BYTES = 2 << 20
 ABOUT_PHOTOGRAPHS = ("Note: the miniature has only ever seen rendered heads. Of a photograph it makes a rendered"
@@ -52,8 +53,17 @@ def load_workflow(path: Path) -> dict:
 
 
 def portrait_node(prompt: dict) -> str:
-    """The id of the one LoadImage node, where the portrait goes in."""
+    """The id of the one LoadImage node, where the portrait goes in. A workflow that takes the miniature's own portrait
+    gets that node, in place of the miniature's output.
+    """
     found = [node_id for node_id, node in prompt.items() if node["class_type"] == "LoadImage"]
+    own = [node_id for node_id, node in prompt.items() if node["class_type"] == "DP3D_LoadMiniature"]
+    if not found and own:
+        for node in prompt.values():
+            inputs = node["inputs"]
+            inputs.update({name: ["portrait", 0] for name, wire in inputs.items() if wire == [own[0], OWN_PORTRAIT]})
+        prompt["portrait"] = {"class_type": "LoadImage", "inputs": {}, "_meta": {"title": "Portrait"}}
+        return "portrait"
     if len(found) != 1:
         raise DemoError(f"The workflow has {len(found)} LoadImage nodes; the portrait needs exactly one.")
     return found[0]

@@ -1,17 +1,17 @@
 // What tools/frontend.py asks of ComfyUI's page: its functions are called there by name.
 window.diffportrait3d = (() => {
   const { app, LiteGraph } = window;
-  // Room below the widgets.
-  const PICTURES = {
-    LoadImage: 210, SaveImage: 220, PreviewImage: 220, SaveAnimatedWEBP: 120,
-    DP3D_ViewConsistencySampler: 220, DP3D_ReferenceView: 220,
-  };
-  const COLUMN_WIDTH = 320;
-  const GAP = 30;
-  const COLUMN_GAP = 100;
+  // Room below the widgets for what a run, or the editor at once, shows there. None for previews, which are off by
+  // default: nodes that grow when they are on (and Load Image, once it has an image) stand at the end of a column.
+  const IMAGES = { SaveImage: 220, PreviewImage: 150, SaveVideo: 260, DP3D_ReferenceView: 220 };
+  const COLUMN_WIDTH = 276;
+  const GAP = 20;
+  const COLUMN_GAP = 46;
   const TITLE = 30; // of a node; it lies above pos
   const MARGIN = 16; // of a group around its nodes
   const HEADER = 46; // of a group
+  const SOCKETS = 200; // between a subgraph's inputs and its nodes
+  const MUTED = 2; // LiteGraph's mode `never`
 
   const settled = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 300)));
 
@@ -27,28 +27,38 @@ window.diffportrait3d = (() => {
     return app.graph.nodes.filter((node) => !LiteGraph.registered_node_types[node.type]).map((node) => node.type);
   }
 
-  async function open(workflow) {
-    await app.loadGraphData(workflow, true, true, 'workflow');
+  async function open(workflow, title) {
+    await app.loadGraphData(workflow, true, true, title, { openSource: 'template' });
     await settled();
     return unknown();
   }
 
-  // API form and layout -> the editor's form: titled columns of nodes, a note at the left.
+  // API form and layout -> the editor's form: columns of nodes, most of them titled. Nodes in `unused` are muted;
+  // those of `subgraph` become one node, `subgraph` in the columns as the note is `note`.
   async function build(prompt, layout) {
-    await app.loadApiJson(prompt, 'workflow');
+    const all = { ...prompt, ...layout.unused };
+    app.clean(); // else images of the graph before stay on nodes of the same number
+    await app.loadApiJson(all, layout.title);
     await settled();
     const missing = unknown();
     if (missing.length) return missing;
     for (const node of app.graph.nodes) {
-      const title = prompt[node.id]?._meta?.title;
+      const title = all[node.id]._meta?.title;
       if (title && title !== node.constructor.title) node.title = title;
-      for (const widget of node.widgets ?? []) setUnsaid(widget, node, prompt[node.id].inputs);
+      for (const widget of node.widgets ?? []) setUnsaid(widget, node, all[node.id].inputs);
+      if (node.id in (layout.unused ?? {})) mute(node);
     }
-    const note = placeNote(layout.note);
-    let x = note.pos[0] + note.size[0] + COLUMN_GAP;
-    for (const column of layout.columns) x = placeColumn(column, x) + COLUMN_GAP;
+    const named = { note: makeNote(layout.note) };
+    if (layout.subgraph) named.subgraph = makeSubgraph(layout.subgraph);
+    placeColumns(layout.columns, named);
     await fit();
     return [];
+  }
+
+  // An image that happens to lie in the input folder is not to make the node larger.
+  function mute(node) {
+    node.mode = MUTED;
+    node.setSizeForImage = () => {};
   }
 
   // The editor leaves what the prompt does not say as it was in the graph before.
@@ -58,32 +68,83 @@ window.diffportrait3d = (() => {
     if (options && !(widget.name in said)) widget.value = options.default ?? options.options?.[0] ?? widget.value;
   }
 
-  function placeNote({ text, width, height }) {
+  function makeNote({ text, height }) {
     const note = LiteGraph.createNode('MarkdownNote');
     app.graph.add(note);
     note.title = 'About this graph';
     note.widgets[0].value = text.join('\n');
-    note.pos = [0, TITLE - HEADER]; // level with the groups
-    note.setSize([width, height]);
+    note.computeSize = () => [0, height];
     return note;
   }
 
-  // Puts the nodes below each other and a group around them; returns the right edge.
-  function placeColumn({ title, color, nodes: ids, width = COLUMN_WIDTH }, x) {
-    const nodes = ids.map((id) => app.graph.getNodeById(Number(id)));
+  // Arranges the nodes of `columns` and folds them into one, whose inputs come in the order of the nodes.
+  function makeSubgraph({ title, labels, widgets, outputs, columns }) {
+    const groups = placeColumns(columns, {});
+    const inside = columns.flatMap((column) => column.nodes).map((id) => app.graph.getNodeById(Number(id)));
+    const { subgraph, node } = app.graph.convertToSubgraph(new Set([...inside, ...groups]));
+    node.title = subgraph.name = title;
+    const inner = (id) => subgraph.getNodeById(Number(id));
+    const right = Math.max(...groups.map(({ pos, size }) => pos[0] + size[0]));
+    subgraph.inputNode.pos = [-SOCKETS, 0]; // the editor takes them for lower than they are
+    subgraph.outputNode.pos = [right + SOCKETS / 2, 0];
+    for (const [id, names] of Object.entries(widgets)) {
+      for (const name of names) promote(subgraph, inner(id), name);
+    }
+    for (const [name, [id, slot]] of Object.entries(outputs)) {
+      const { type } = inner(id).outputs[slot];
+      subgraph.addOutput(name, type).connect(inner(id).outputs[slot], inner(id));
+    }
+    for (const slot of [...subgraph.inputs, ...subgraph.outputs]) if (labels[slot.name]) slot.label = labels[slot.name];
+    for (const slot of [...node.inputs, ...node.outputs]) if (labels[slot.name]) slot.label = labels[slot.name];
+    return node;
+  }
+
+  // Shows a widget of an inner node on the subgraph's node; the editor has done so for some of its own choice.
+  function promote(subgraph, node, name) {
+    const input = node.inputs.find((slot) => slot.name === name);
+    if (input.link == null) subgraph.addInput(name, input.type).connect(input, node);
+  }
+
+  // Places the columns from left to right; returns the groups around those that have a title.
+  function placeColumns(columns, named) {
+    const groups = [];
+    let x = 0;
+    for (const column of columns) {
+      groups.push(...placeColumn(column, named, x));
+      x += (column.width ?? COLUMN_WIDTH) + COLUMN_GAP;
+    }
+    return groups;
+  }
+
+  // Puts the nodes below each other, the last one down to `height` if that is given, and a group around them.
+  function placeColumn({ title, color, nodes: ids, width = COLUMN_WIDTH, height: bottom = 0 }, named, x) {
     let y = TITLE;
-    for (const node of nodes) {
-      const height = node.computeSize()[1] + (PICTURES[node.type] ?? 0);
-      node.setSize([width, Math.max(height, node.type === 'CLIPTextEncode' ? 120 : 0)]);
+    for (const id of ids) {
+      const node = named[id] ?? app.graph.getNodeById(Number(id));
+      const height = node.computeSize()[1] + (IMAGES[node.type] ?? 0);
+      const least = id === ids.at(-1) ? bottom - y : 0;
+      node.setSize([width, Math.max(height, least, node.type === 'CLIPTextEncode' ? 120 : 0)]);
       node.pos = [x, y];
       y += node.size[1] + TITLE + GAP;
     }
+    if (!title) return [];
     const group = new LiteGraph.LGraphGroup(title);
     group.color = color;
     group.pos = [x - MARGIN, -HEADER];
     group.size = [width + 2 * MARGIN, y - TITLE - GAP + MARGIN + HEADER];
     app.graph.add(group);
-    return x + width;
+    return [group];
+  }
+
+  // The subgraph's node as a blueprint, the form in which the editor publishes one; null where there is none.
+  function blueprint({ description, aliases }) {
+    const node = app.graph.nodes.find((candidate) => candidate.isSubgraphNode?.());
+    if (!node) return null;
+    const { nodes, subgraphs } = app.canvas._serializeItems([node]);
+    Object.assign(subgraphs[0], { category: 'DiffPortrait3D', description });
+    const extra = { BlueprintDescription: description, BlueprintSearchAliases: aliases };
+    return { revision: 0, last_node_id: node.id, last_link_id: 0, nodes, links: [], version: 0.4,
+      definitions: { subgraphs }, extra };
   }
 
   // Queue the graph as the Run button does; resolves at its end with what happened.
@@ -110,19 +171,24 @@ window.diffportrait3d = (() => {
     return ended.then(settled).then(() => seen).finally(() => listeners.forEach((stop) => stop()));
   }
 
+  // How many views are made; the widget may be a subgraph's.
+  function setViews(count) {
+    const widgets = app.graph.nodes.flatMap((node) => node.widgets ?? []);
+    widgets.find(({ name }) => name === 'views').value = count;
+  }
+
   const prompt = async () => (await app.graphToPrompt()).output;
   const workflow = () => app.graph.serialize();
 
-
-  // [left, top, right, bottom] of the graph on the page.
-  function bounds() {
-    const { ds } = app.canvas;
-    const boxes = [...app.graph.nodes, ...app.graph.groups].map((item) => [...item.boundingRect]); // x, y, width, height
-    const place = ([x, y]) => [(x + ds.offset[0]) * ds.scale, (y + ds.offset[1]) * ds.scale];
-    const least = [0, 1].map((axis) => Math.min(...boxes.map((box) => box[axis])) - MARGIN);
-    const most = [0, 1].map((axis) => Math.max(...boxes.map((box) => box[axis] + box[axis + 2])) + MARGIN);
-    return [...place(least), ...place(most)].map(Math.round);
+  // Title -> [left, top, right, bottom] on the page, of every node with its title bar.
+  function boxes() {
+    const { offset, scale } = app.canvas.ds;
+    const place = (x, y) => [(x + offset[0]) * scale, (y + offset[1]) * scale];
+    return Object.fromEntries(app.graph.nodes.map((node) => {
+      const [x, y, width, height] = node.boundingRect;
+      return [`${node.id} ${node.title}`, [...place(x, y), ...place(x + width, y + height)]];
+    }));
   }
 
-  return { open, build, run, fit, bounds, prompt, workflow };
+  return { open, build, blueprint, setViews, run, boxes, prompt, workflow };
 })();

@@ -1,46 +1,47 @@
-"""Save the example workflows and their thumbnails with ComfyUI's own frontend.
+"""Save the templates, their thumbnails and the blueprint with ComfyUI's own frontend.
 
     python -m tools.frontend                             # all of workflows/api
     python -m tools.frontend turntable --run 600 --screenshots /tmp/shots
 
-`workflows/api/NAME.json` says what is computed, `workflows/layout/NAME.json` where the nodes stand and what the note
-says; `workflows/NAME.json` and its thumbnail are what the frontend makes of them. Needs Chromium.
+`workflows/api/NAME.json` says what is computed; `workflows/layout/NAME.json` where the nodes stand, what the note
+says, and the title, which is the template's file name because the editor shows that. What the frontend makes of them
+is `workflows/TITLE.json`; a subgraph in it is also offered as the blueprint `subgraphs/*.json`. The thumbnail shows
+views (`--run`), or a card of text where the weights are not at hand. Needs Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
+import re
 import shutil
 import sys
-import tempfile
-import urllib.request
+import uuid
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import av
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from diffportrait3d.files import write_text
 from tools.browser import Browser, BrowserError
 from tools.demo import PORTRAIT
 from tools.host import PACK, PACK_NAME, HostError
 from tools.server import Server, ServerError
 
 WORKFLOWS = PACK / "workflows"
+BLUEPRINTS = PACK / "subgraphs"
 SCRIPT = PACK / "tools/frontend.js"
 MINIATURE = PACK / "weights/miniature"
 START_SECONDS = 180
 THUMBNAIL = (640, 360)
-# No map in the canvas's corner, text at every zoom, previews while sampling.
-SETTINGS = {"Comfy.Minimap.Visible": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-            "Comfy.Execution.PreviewMethod": "latent2rgb"}
-# Opened by its address: a template of ours in place of the default graph, whose models nobody has.
-FIRST = f"?template=turntable&source={PACK_NAME}"
+SETTINGS = {"Comfy.Execution.PreviewMethod": "latent2rgb"}  # previews while sampling
 # What people have and this repository has not: inputs that name a file of theirs, and the folder it lies in.
 FOLDERS = {"ckpt_name": "checkpoints", "lora_name": "loras", "control_net_name": "controlnet"}
-# Address of the picture on the node that shows the view grid.
-GRID = "() => window.app.graph.nodes.find((node) => /grid$/i.test(node.title) && node.imgs?.length)?.imgs[0].src"
-READY = "() => Boolean(window.app?.extensionManager && window.app?.graph?.nodes.length && window.LiteGraph)"
+# The editor greets somebody new with the dialog of templates, above an empty graph; this pack is in its list.
+DIALOG = "() => Boolean(document.querySelector('[data-testid=dialog-overlay]'))"
+LISTED = "(pack) => document.body.innerText.includes(pack)"
+READY = "() => Boolean(window.app?.extensionManager && window.app.canvas && window.LiteGraph)"
+UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class FrontendError(RuntimeError):
@@ -51,12 +52,15 @@ class Frontend(Browser):
     """ComfyUI's editor in a headless browser: `with Frontend(server) as frontend: ...`."""
 
     def __init__(self, server: Server, **options):
-        super().__init__(f"{server.url}/{FIRST}", **options)
+        super().__init__(server.url, **options)
 
     def __enter__(self) -> Frontend:
         super().__enter__()
         try:
             self.wait_for(READY, seconds=START_SECONDS)
+            self.wait_for(LISTED, PACK_NAME)
+            self.press("Escape")
+            self.wait_for(f"() => !({DIALOG})()")
             self.evaluate(f"() => {{ {SCRIPT.read_text(encoding='utf-8')} }}")
         except BaseException:
             self.__exit__()
@@ -69,17 +73,16 @@ class Frontend(Browser):
         return self.evaluate(f"(...all) => window.diffportrait3d.{name}(...all)", *arguments, timeout=timeout)
 
     def open(self, workflow: Path) -> None:
-        """Load a workflow in the editor's form.
+        """Load a workflow in the editor's form, as the dialog of templates does it.
 
         Raises:
             FrontendError: it has nodes that the editor does not know
         """
-        self._loaded(workflow, self.ask("open", json.loads(workflow.read_text(encoding="utf-8"))))
+        self._loaded(workflow, self.ask("open", json.loads(workflow.read_text(encoding="utf-8")), workflow.stem))
 
-    def build(self, workflow: Path, layout: Path) -> None:
-        """Load a workflow in API form and arrange it by its layout. See `open` for errors."""
-        both = [json.loads(path.read_text(encoding="utf-8")) for path in (workflow, layout)]
-        self._loaded(workflow, self.ask("build", *both))
+    def build(self, name: str) -> None:
+        """Load a template in API form and arrange it by its layout. See `open` for errors."""
+        self._loaded(WORKFLOWS / f"api/{name}.json", self.ask("build", prompt(name), layout(name)))
 
     def run(self, seconds: float) -> dict:
         """Queue the graph and wait for its end, at most `seconds`.
@@ -122,53 +125,119 @@ def prepare(server: Server, prompts: list[dict] = ()) -> None:
 
 
 def names() -> list[str]:
-    """The example workflows."""
+    """The templates."""
     return sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 
 
+def prompt(name: str) -> dict:
+    """A template in API form."""
+    return json.loads((WORKFLOWS / f"api/{name}.json").read_text(encoding="utf-8"))
+
+
 def prompts() -> dict[str, dict]:
-    """The example workflows in API form."""
-    return {name: json.loads((WORKFLOWS / f"api/{name}.json").read_text(encoding="utf-8")) for name in names()}
+    """The templates in API form."""
+    return {name: prompt(name) for name in names()}
+
+
+def layout(name: str) -> dict:
+    """Where a template's nodes stand, its title, its note."""
+    return json.loads((WORKFLOWS / f"layout/{name}.json").read_text(encoding="utf-8"))
+
+
+def template(name: str) -> Path:
+    """The template in the editor's form; its file name is its title in the editor."""
+    return WORKFLOWS / f"{layout(name)['title']}.json"
+
+
+def blueprint(name: str) -> Path | None:
+    """The file of a template's subgraph, where it has one; its name is the node's name in the editor's library."""
+    subgraph = layout(name).get("subgraph")
+    return BLUEPRINTS / f"{subgraph['blueprint']}.json" if subgraph else None
 
 
 def write_json(path: Path, value) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def with_steady_ids(workflow: dict, file: Path) -> dict:
+    """The editor's random ids, replaced by ones that depend on the file and their order only."""
+    text, steady = json.dumps(workflow), {}
+    for found in UUID.findall(text):
+        steady.setdefault(found, str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_NAME}/{file.name}/{len(steady)}")))
+    return json.loads(UUID.sub(lambda match: steady[match[0]], text))
 
 
 def write_thumbnail(picture: Image.Image, path: Path) -> None:
-    """As small as the template dialog shows it, on the canvas's grey."""
-    ImageOps.pad(picture.convert("RGB"), THUMBNAIL, color="#222222").save(path, quality=80, optimize=True)
+    picture.save(path, quality=85, optimize=True)
 
 
-def canvas_picture(frontend: Frontend) -> Image.Image:
-    """The graph without the page's menus."""
-    with tempfile.TemporaryDirectory() as folder:
-        frontend.screenshot(Path(folder) / "page.png")
-        with Image.open(Path(folder) / "page.png") as page:
-            return page.crop(frontend.ask("bounds"))
+def sheet(views: list[Image.Image], columns: int, rows: int, size: tuple[int, int]) -> Image.Image:
+    """Views spread evenly from the first to the last, in reading order, filling a picture of `size`."""
+    count, (width, height) = columns * rows, size
+    out = Image.new("RGB", size)
+    for place in range(count):
+        view = views[round(place * (len(views) - 1) / (count - 1))]
+        tile = ImageOps.fit(view, (width // columns, height // rows), Image.Resampling.LANCZOS)
+        out.paste(tile, (place % columns * tile.width, place // columns * tile.height))
+    return out
 
 
-def result_picture(frontend: Frontend) -> Image.Image:
-    """The view grid that the graph has made."""
-    address = frontend.wait_for(GRID, seconds=10)
-    with urllib.request.urlopen(address) as response:
-        return Image.open(io.BytesIO(response.read()))
+def result_picture(name: str, video: Path) -> Image.Image:
+    """What a template made of the portrait: its video's frames, beside the portrait if it says so."""
+    with av.open(str(video)) as container:
+        frames = [frame.to_image() for frame in container.decode(video=0)]
+    about, (width, height) = layout(name)["thumbnail"], THUMBNAIL
+    views = frames[: about["views"]]  # the rest is the way back, or the path once more
+    if not about.get("portrait"):
+        return sheet(views, about["columns"], about["rows"], THUMBNAIL)
+    out = sheet(views, about["columns"], about["rows"], (width - height, height))
+    with Image.open(PORTRAIT) as portrait:
+        both = Image.new("RGB", THUMBNAIL)
+        both.paste(ImageOps.fit(portrait.convert("RGB"), (height, height), Image.Resampling.LANCZOS), (0, 0))
+    both.paste(out, (height, 0))
+    return both
 
 
-def save(frontend: Frontend, name: str, run: int | None, screenshots: Path | None) -> None:
-    """Write workflows/NAME.json and its thumbnail: the result after a run, else, if there is none yet, the graph."""
-    frontend.build(WORKFLOWS / f"api/{name}.json", WORKFLOWS / f"layout/{name}.json")
-    write_json(WORKFLOWS / f"{name}.json", frontend.ask("workflow"))
-    thumbnail = WORKFLOWS / f"{name}.jpg"
-    if run:
-        told = frontend.run(run)
-        if told["error"] or told["node_errors"]:
-            raise FrontendError(f"{name} failed: {told['error'] or told['node_errors']}")
-        write_thumbnail(result_picture(frontend), thumbnail)
-    elif not thumbnail.is_file():
-        write_thumbnail(canvas_picture(frontend), thumbnail)
+def card(heading: str, lines: list[str]) -> Image.Image:
+    """A picture in words, for templates whose weights are not at hand: what it is for and what it needs."""
+    out = Image.new("RGB", THUMBNAIL, "#1d2733")
+    draw = ImageDraw.Draw(out)
+    draw.rectangle((0, 0, 15, THUMBNAIL[1]), fill="#3f789e")
+    draw.text((48, 40), heading, fill="white", font=ImageFont.load_default(46), spacing=10)
+    draw.text((48, 200), "\n".join(lines), fill="#a9c3d8", font=ImageFont.load_default(25), spacing=12)
+    return out
+
+
+def run_for_video(frontend: Frontend, name: str, seconds: int, outputs: Path) -> Path:
+    """Run the graph in the editor with as many views as the thumbnail shows; returns the video that it saved.
+
+    Raises:
+        FrontendError: the graph was refused or failed, or saved no video
+    """
+    before = set(outputs.rglob("*.mp4"))
+    frontend.ask("setViews", layout(name)["thumbnail"]["views"])
+    told = frontend.run(seconds)
+    if told["error"] or told["node_errors"]:
+        raise FrontendError(f"{name} failed: {told['error'] or told['node_errors']}")
+    made = sorted(set(outputs.rglob("*.mp4")) - before)
+    if not made:
+        raise FrontendError(f"{name} saved no video.")
+    return made[-1]
+
+
+def save(frontend: Frontend, name: str, run: int | None, outputs: Path, screenshots: Path | None) -> None:
+    """Write a template, its blueprint, and its thumbnail: a card, or after a run the views."""
+    frontend.build(name)
+    about, file = layout(name), template(name)
+    write_json(file, with_steady_ids(frontend.ask("workflow"), file))
+    if "subgraph" in about:
+        made = frontend.ask("blueprint", about["subgraph"])
+        write_json(blueprint(name), with_steady_ids(made, blueprint(name)))
+    if "card" in about:
+        write_thumbnail(card(**about["card"]), file.with_suffix(".jpg"))
+    elif run:
+        video = run_for_video(frontend, name, run, outputs)
+        write_thumbnail(result_picture(name, video), file.with_suffix(".jpg"))
     if screenshots is not None:
         screenshots.mkdir(parents=True, exist_ok=True)
         frontend.screenshot(screenshots / f"{name}.png")
@@ -176,8 +245,9 @@ def save(frontend: Frontend, name: str, run: int | None, screenshots: Path | Non
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.frontend", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="example workflows; default: all")
-    parser.add_argument("--run", type=int, metavar="SECONDS", help="run them for their thumbnails; wait at most")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="templates; default: all")
+    parser.add_argument("--run", type=int, metavar="SECONDS", help="run those that run here, for their thumbnails; "
+                        "wait at most")
     parser.add_argument("--screenshots", type=Path, metavar="DIR", help="save pictures of the page here")
     parser.add_argument("--width", type=int, default=1920)
     parser.add_argument("--height", type=int, default=1080)
@@ -187,8 +257,8 @@ def main() -> int:
             prepare(server, list(prompts().values()))
             with Frontend(server, width=options.width, height=options.height) as frontend:
                 for name in options.names or names():
-                    save(frontend, name, options.run, options.screenshots)
-                    print(f"{name}: workflows/{name}.json", flush=True)
+                    save(frontend, name, options.run, server.base_directory / "output", options.screenshots)
+                    print(f"{name}: {template(name).relative_to(PACK)}", flush=True)
     except (BrowserError, FrontendError, HostError, ServerError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,6 @@ import pytest
 from safetensors.torch import load_file
 
 from tools.client import RunError, run_workflow
-from tools.demo import PORTRAIT
 from tools.server import Server
 
 # Nodes of the turntable.
@@ -70,7 +69,7 @@ def turntable(repository) -> dict:
 
 
 def run(server: Server, prompt: dict) -> None:
-    asyncio.run(run_workflow(server, prompt, {"2": PORTRAIT}))
+    asyncio.run(run_workflow(server, prompt))
 
 
 def test_next_good_prompt_is_as_on_a_fresh_server(turntable):

@@ -76,7 +76,10 @@ def test_shipped_workflow_with_the_shipped_miniature(server):
     [cameras] = [node for node in prompt.values() if node["class_type"] == "DP3D_CameraTrajectory"]
     sampler["inputs"] |= {"preset": "custom", "steps": 2}
     cameras["inputs"]["views"] = VIEWS
-    run = asyncio.run(run_workflow(server, prompt, {demo.portrait_node(prompt): demo.PORTRAIT}))
+    uploads = {demo.portrait_node(prompt): demo.PORTRAIT}
+    uses = [name for node in prompt.values() for name, wire in node["inputs"].items() if wire == ["portrait", 0]]
+    assert uses == ["image", "image"], "F_ref and S both read the portrait that is given, not the miniature's own"
+    run = asyncio.run(run_workflow(server, prompt, uploads))
     views = [np.asarray(Image.open(io.BytesIO(data))) for data in run.images[demo.choose_views(prompt, run)]]
     side = read_metadata(PACK / "weights/miniature/autoencoder.safetensors")["image_size"]
     assert len(views) == VIEWS and {view.shape for view in views} == {(side, side, 3)}

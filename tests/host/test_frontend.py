@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import urllib.parse
 import urllib.request
 from datetime import datetime
 
 import pytest
-from PIL import Image
 
 from tools import frontend, locales
 from tools.browser import Browser, BrowserError
-from tools.frontend import WORKFLOWS, Frontend
+from tools.frontend import Frontend
 from tools.host import PACK_NAME
 from tools.server import Server
 
@@ -61,23 +63,80 @@ def outlined(editor) -> list[str]:
     return editor.evaluate("() => window.app.graph.nodes.filter((node) => node.has_errors).map(({ id }) => String(id))")
 
 
+def flat(prompt: dict) -> dict:
+    """What is queued, with the nodes of a subgraph under their own numbers: "20:12" -> "12"."""
+    own = {node_id: node_id.split(":")[-1] for node_id in prompt}
+    assert len(set(own.values())) == len(own)
+
+    def value(given):
+        return [own[given[0]], given[1]] if isinstance(given, list) else given
+
+    return {own[node_id]: {**node, "inputs": {name: value(given) for name, given in node["inputs"].items()}}
+            for node_id, node in prompt.items()}
+
+
 @pytest.mark.parametrize("name", frontend.names())
-def test_example_opens(editor, nodes, tmp_path, name):
+def test_example_opens(editor, nodes, name):
     """No missing node, nothing red in the console, and what would be queued is what the API form says."""
     editor.errors.clear()
-    editor.open(WORKFLOWS / f"{name}.json")
-    editor.ask("fit")
-    editor.screenshot(tmp_path / f"{name}.png")
+    editor.open(frontend.template(name))
     assert editor.errors == [] and outlined(editor) == []
-    queued, wanted = editor.ask("prompt"), frontend.prompts()[name]
+    queued, wanted = flat(editor.ask("prompt")), frontend.prompt(name)
     assert sorted(queued) == sorted(wanted)
     for node_id, node in wanted.items():
         assert queued[node_id]["class_type"] == node["class_type"]
         unsaid = {key: value for key, value in queued[node_id]["inputs"].items() if key not in node["inputs"]}
         assert queued[node_id]["inputs"] == node["inputs"] | unsaid, f"node {node_id}"
         assert unsaid == {key: default_of(nodes[node["class_type"]], key) for key in unsaid}, f"node {node_id}"
-    with Image.open(tmp_path / f"{name}.png") as picture:
-        assert picture.size == (1600, 900) and len(picture.convert("RGB").getcolors(1 << 24)) > 1000
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (1600, 900)])
+@pytest.mark.parametrize("name", frontend.names())
+def test_text_is_drawn_where_a_template_opens(editor, name, size):
+    """The editor leaves text out below a zoom of 8/14; every node lies inside the page and no node on another."""
+    editor.resize(*size)
+    editor.wait_for("(width) => window.app.canvas.canvas.width === width", size[0], seconds=10)
+    editor.open(frontend.template(name))
+    scale, without_text = editor.evaluate("() => [window.app.canvas.ds.scale, window.app.canvas.low_quality]")
+    assert scale >= 0.6 and not without_text
+    boxes = editor.ask("boxes")
+    for title, (left, top, right, bottom) in boxes.items():
+        assert left >= 0 and top >= 0 and right <= size[0] and bottom <= size[1], title
+    for (title, one), (other, two) in itertools.combinations(boxes.items(), 2):
+        apart = one[2] <= two[0] or two[2] <= one[0] or one[3] <= two[1] or two[3] <= one[1]
+        assert apart, f"{title} and {other}"
+
+
+def test_subgraph_opens_readable(editor):
+    """What is inside the six nodes' subgraph can be looked at and says what it is."""
+    editor.open(frontend.template("six_nodes"))
+    inside, scale = editor.evaluate("""async () => {
+        const { canvas, graph } = window.app;
+        const node = graph.nodes.find((candidate) => candidate.isSubgraphNode?.());
+        canvas.openSubgraph(node.subgraph, node);
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+        return [canvas.graph.nodes.map(({ type }) => type), canvas.low_quality ? 0 : canvas.ds.scale];
+    }""")
+    assert "DP3D_ViewConsistencySampler" in inside and len(inside) > 6 and scale >= 0.6
+
+
+def test_blueprint_is_in_the_library_and_can_be_added(editor):
+    """From the side bar's search to a node on an empty canvas, with the same nodes inside as in the template."""
+    [file] = sorted(frontend.BLUEPRINTS.glob("*.json"))
+    assert file == frontend.blueprint("six_nodes")
+    editor.evaluate("() => window.app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    editor.click("() => [...document.querySelectorAll('button')].find((b) => b.innerText.trim() === 'Nodes')")
+    editor.click("() => [...document.querySelectorAll('input')].find((i) => i.placeholder.startsWith('Search'))")
+    editor.type(file.stem)
+    editor.click("(name) => [...document.querySelectorAll('span')].find((s) => s.innerText === name)", file.stem)
+    editor.click_at(1000, 400)
+    inputs, inside = editor.wait_for("""() => {
+        const node = window.app.graph.nodes[0];
+        return node && [node.inputs.map(({ label, name }) => label ?? name), node.subgraph.nodes.map(({ id }) => id)];
+    }""", seconds=10)
+    assert {"model", "vae", "portrait", "cameras", "prompt", "seed", "preset"} <= set(inputs)
+    assert len(inside) == len(frontend.prompt("six_nodes")) - 3, "all but the loader, the cameras and the saving"
+    editor.click("() => [...document.querySelectorAll('button')].find((b) => b.innerText.trim() === 'Nodes')")
 
 
 def shown_pictures(editor, node_id: str) -> int:
@@ -88,8 +147,8 @@ def shown_pictures(editor, node_id: str) -> int:
 
 def test_miniature_runs_and_shows_its_views(editor, tmp_path):
     """Previews arrive for the sampler at every step; the saved views stand on their node."""
-    editor.open(WORKFLOWS / "turntable.json")
-    set_widgets(editor, SAMPLER, steps=STEPS)
+    editor.open(frontend.template("turntable"))
+    set_widgets(editor, SAMPLER, preset="custom", steps=STEPS)
     set_widgets(editor, TRAJECTORY, views=VIEWS)
     editor.errors.clear()
     told = editor.run(120)
@@ -101,8 +160,8 @@ def test_miniature_runs_and_shows_its_views(editor, tmp_path):
 
 def test_windows_show_previews_and_are_exported(editor, server):
     """More views than a window holds: previews as before; grid, video and the folder for 3D reconstruction."""
-    editor.open(WORKFLOWS / "many_views_to_3d.json")
-    set_widgets(editor, SAMPLER, steps=2, window_size=4, overlap=2)
+    editor.open(frontend.template("many_views_to_3d"))
+    set_widgets(editor, SAMPLER, preset="custom", steps=2, window_size=4, overlap=2)
     set_widgets(editor, TRAJECTORY, views=6)
     told = editor.run(120)
     assert told["error"] is None and told["node_errors"] == {}
@@ -115,7 +174,7 @@ def test_windows_show_previews_and_are_exported(editor, server):
 
 def test_names_of_saved_files_are_filled_in(editor):
     """What the editor does for Save Image it does for our nodes that save: dates, and widgets of other nodes."""
-    editor.open(WORKFLOWS / "many_views_to_3d.json")
+    editor.open(frontend.template("many_views_to_3d"))
     queued = editor.evaluate("""async () => {
         const { graph } = window.app;
         const [node] = graph.nodes.filter(({ type }) => type === 'DP3D_ExportViews');
@@ -133,7 +192,7 @@ def test_names_of_saved_files_are_filled_in(editor):
 
 def test_reference_view_follows_its_numbers(editor):
     """A picture on the node as soon as it is loaded, and a new one when a number changes, without a run."""
-    editor.open(WORKFLOWS / "many_views_to_3d.json")
+    editor.open(frontend.template("many_views_to_3d"))
     assert shown_pictures(editor, REFERENCE_VIEW) == 1
     seen = editor.evaluate("""(id) => new Promise((resolve) => {
         const { api, graph } = window.app;
@@ -148,9 +207,9 @@ def test_reference_view_follows_its_numbers(editor):
 
 def test_late_picture_is_not_shown_in_another_graph(editor):
     """The other graph has a node of the same number, and that one is no Reference View."""
-    editor.open(WORKFLOWS / "many_views_to_3d.json")
+    editor.open(frontend.template("many_views_to_3d"))
     assert shown_pictures(editor, REFERENCE_VIEW) == 1
-    other = json.loads((WORKFLOWS / "with_another_controlnet.json").read_text(encoding="utf-8"))
+    other = json.loads(frontend.template("with_another_controlnet").read_text(encoding="utf-8"))
     assert {str(node["id"]): node["type"] for node in other["nodes"]}[REFERENCE_VIEW] == "ControlNetLoader"
     shown = editor.evaluate("""async (id, other) => {
         const { app } = window;
@@ -184,13 +243,15 @@ def schedule_widgets(editor, node_id: str, preset: str | None = None) -> list:
 
 def test_presets_show_what_they_take(editor):
     """A preset's numbers stand on the node, greyed; the person's own come back with custom. Saved graphs likewise."""
-    editor.open(WORKFLOWS / "turntable.json")
-    set_widgets(editor, SAMPLER, preset="custom", steps=25, eta=0.25)
+    editor.open(frontend.template("turntable"))
+    assert schedule_widgets(editor, SAMPLER) == [8, 0, True], "as the template is saved"
+    schedule_widgets(editor, SAMPLER, "custom")
+    set_widgets(editor, SAMPLER, steps=25, eta=0.25)
     assert schedule_widgets(editor, SAMPLER) == [25, 0.25, False]
     assert schedule_widgets(editor, SAMPLER, "paper") == [100, 0.5, True]
     assert schedule_widgets(editor, SAMPLER, "fast") == [8, 0, True]
     assert schedule_widgets(editor, SAMPLER, "custom") == [25, 0.25, False]
-    released = json.loads((WORKFLOWS / "released_weights.json").read_text(encoding="utf-8"))
+    released = json.loads(frontend.template("released_weights").read_text(encoding="utf-8"))
     [sampler] = [node for node in released["nodes"] if node["type"] == "DP3D_ViewConsistencySampler"]
     place = sampler["widgets_values"].index("release")
     sampler["widgets_values"][place : place + 2] = ["paper", 7]  # saved before the numbers followed
@@ -200,7 +261,7 @@ def test_presets_show_what_they_take(editor):
 
 def test_refused_input_shows_on_its_node(editor):
     """A file that is not there: the host refuses the graph and the editor marks the loader, nothing else."""
-    editor.open(WORKFLOWS / "turntable.json")
+    editor.open(frontend.template("turntable"))
     set_widgets(editor, NOVEL_VIEW, name="absent.safetensors")
     told = editor.run(60)
     assert list(told["node_errors"]) == [NOVEL_VIEW] and told["outputs"] == []
@@ -210,8 +271,8 @@ def test_refused_input_shows_on_its_node(editor):
 
 def test_failing_node_is_named(editor):
     """An error while running carries the id of its node and one sentence; the next good run goes through."""
-    editor.open(WORKFLOWS / "turntable.json")
-    set_widgets(editor, SAMPLER, steps=1)
+    editor.open(frontend.template("turntable"))
+    set_widgets(editor, SAMPLER, preset="custom", steps=1)
     set_widgets(editor, TRAJECTORY, views=2, kind="keyframes", keyframes="ten degrees")
     told = editor.run(60)
     assert told["error"]["node_id"] == TRAJECTORY and told["error"]["node_type"] == "DP3D_CameraTrajectory"
@@ -221,7 +282,7 @@ def test_failing_node_is_named(editor):
 
 
 def test_node_info_shows_the_help_page(editor):
-    editor.open(WORKFLOWS / "turntable.json")
+    editor.open(frontend.template("turntable"))
     editor.evaluate("(id) => window.app.canvas.selectNode(window.app.graph.getNodeById(Number(id)))", SAMPLER)
     editor.wait_for("() => Boolean(document.querySelector('[data-testid=info-button]'))", seconds=10)
     editor.evaluate("() => document.querySelector('[data-testid=info-button]').click()")
@@ -243,12 +304,16 @@ def test_every_language_is_served(server):
 
 
 def test_every_template_is_served_with_its_thumbnail(server):
-    assert sorted(json.loads(fetch(server, "/workflow_templates")[1])[PACK_NAME]) == frontend.names()
-    for name in frontend.names():
-        kind, workflow = fetch(server, f"/api/workflow_templates/{PACK_NAME}/{name}.json")
-        assert json.loads(workflow)["nodes"]
-        kind, thumbnail = fetch(server, f"/api/workflow_templates/{PACK_NAME}/{name}.jpg")
+    """Under a title that is a sentence: the editor shows the file's name as title and as description."""
+    titles = sorted(frontend.layout(name)["title"] for name in frontend.names())
+    assert sorted(json.loads(fetch(server, "/workflow_templates")[1])[PACK_NAME]) == titles
+    for number, title in enumerate(titles, start=1):
+        assert re.fullmatch(rf"{number} [A-Z][a-z]+( [\w.]+){{5,}}", title), title
+        address = f"/api/workflow_templates/{PACK_NAME}/{urllib.parse.quote(title)}"
+        assert json.loads(fetch(server, f"{address}.json")[1])["nodes"]
+        kind, thumbnail = fetch(server, f"{address}.jpg")
         assert kind == "image/jpeg" and len(thumbnail) < 100_000
+    assert {path.stem for path in frontend.WORKFLOWS.glob("*.jpg")} == set(titles)
 
 
 def test_page_that_fails_says_why(server):

@@ -47,11 +47,11 @@ def nodes(host, pack):
 
 @pytest.fixture(scope="module")
 def tiny(host, pack, write_networks):
-    """A narrow set of networks with known weights in models/diffportrait3d/tiny, and a portrait in input/."""
+    """A narrow set of networks with known weights and a portrait, in models/diffportrait3d/tiny."""
     folder = Path(host.folder_paths.models_dir) / "diffportrait3d" / "tiny"
     write_networks(folder)
     pixels = np.random.default_rng(0).integers(0, 255, (80, 96, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(Path(host.folder_paths.get_input_directory()) / "portrait.png")
+    Image.fromarray(pixels).save(folder / "portrait.png")
     yield
     shutil.rmtree(folder)
 
@@ -129,7 +129,7 @@ def test_proxies_of_one_s_own(run_workflow, turntable):
 
 @pytest.mark.parametrize("change, message", [
     (("DP3D_3DAwareNoise", "novel_view", None), "lacks novel_view"),
-    (("DP3D_3DAwareNoise", "proxies", ["2", 0]), "connect one of them"),
+    (("DP3D_3DAwareNoise", "proxies", ["1", 3]), "connect one of them"),
     (("DP3D_CameraTrajectory", "views", 1), "at least 2 views in one batch, got 1"),
     (("DP3D_RenderCameraConditions", "cameras", "three views"), "3 condition images for 4 views"),
     (("DP3D_LoadMiniature", "name", "big"), "no unet 'big' .found: miniature, tiny"),
