@@ -63,7 +63,7 @@ def turntable(repository) -> dict:
     prompt[PATH]["inputs"]["views"] = 3
     prompt[SAMPLER]["inputs"].update(preset="custom", steps=1)
     prompt[NOISE]["inputs"]["resolution"] = prompt[CONDITIONS]["inputs"]["resolution"] = 64
-    wanted = {str(number): prompt[str(number)] for number in range(1, int(SAMPLER) + 1)}
+    wanted = {node_id: node for node_id, node in prompt.items() if int(node_id) <= int(SAMPLER)}
     wanted["save"] = {"class_type": "SaveLatent", "inputs": {"samples": [SAMPLER, 0], "filename_prefix": "views"}}
     return wanted
 
