@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from .alignment import MISALIGNMENTS, SCALE, SHIFT, TURN
+from diffportrait3d.pipeline import ETA, GUIDANCE
 
-SOLVERS = ("dpmpp_2m", "ddim")
+from .alignment import MISALIGNMENTS, SCALE, SHIFT, TURN
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Sampling:
 
     solver: str = "dpmpp_2m"
     steps: int = 8
-    guidance: float = 3.0
-    eta: float = 0.5
+    guidance: float = GUIDANCE
+    eta: float = ETA
     guided: tuple[int, int] = (0, 1000)
 
     def facts(self) -> dict:

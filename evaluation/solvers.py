@@ -18,8 +18,9 @@ from pathlib import Path
 from torch import Tensor
 
 from diffportrait3d.files import write_text
+from diffportrait3d.pipeline import SOLVERS
 
-from .arms import ARMS, SOLVERS, Sampling
+from .arms import ARMS, Sampling
 from .bootstrap import bootstrap_mean
 from .command import run_command
 from .journal import write_json

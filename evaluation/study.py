@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffportrait3d.pipeline import SOLVERS
 from training import render
 from training.data import DataError
 from training.workers import worker_pool
 
 from . import faces
-from .arms import ABLATION_ARMS, SOLVERS, Arm, Sampling
+from .arms import ABLATION_ARMS, Arm, Sampling
 from .journal import append_record, read_journal
 from .measures import measure, mini_lpips
 from .pose_regressor import load_pose_regressor

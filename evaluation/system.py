@@ -16,9 +16,10 @@ from diffportrait3d.choices import check_choice
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample, dpmpp_2m_sample, start_noise, view_noise
 from diffportrait3d.networks import ReferenceEncoder
+from diffportrait3d.pipeline import SOLVERS
 
 from .alignment import unaligned
-from .arms import SOLVERS, Arm, Sampling
+from .arms import Arm, Sampling
 from .subjects import Subject
 
 NETWORKS = ("unet", "reference_encoder", "view_controlnet", "view_consistency", "autoencoder", "novel_view")
