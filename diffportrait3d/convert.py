@@ -18,10 +18,10 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 
-from .checkpoints import CheckpointError
 from .command import run_main
 from .conversion import Options, convert
 from .conversion.report import findings, next_steps, table
+from .weights.files import CheckpointError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

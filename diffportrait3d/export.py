@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .cameras import project, split_label, validate_labels, world_to_camera
+from .cameras.labels import project, split_label, validate_labels, world_to_camera
+from .cameras.rotations import quaternion_from_matrix
 from .files import write_folder
-from .heads import portrait_scene
-from .rotations import quaternion_from_matrix
+from .synthetic_heads import portrait_scene
 
 IMAGES, MASKS, SPARSE, POINT_CLOUD = "images", "masks", "sparse/0", "points.ply"
 PINHOLE = 1  # the number of COLMAP's camera model

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cameras import orbit_camera
-from .checkpoints import load_network
+from .cameras.labels import orbit_camera
 from .choices import check_choice
 from .denoiser import Denoiser
 from .diffusion import Schedule, ddim_sample, dpmpp_2m_sample, start_noise, view_noise
-from .heads import render_condition_images
 from .networks import AutoencoderKL, NovelViewModel
+from .synthetic_heads import render_condition_images
 from .views import view_windows, window_weights
+from .weights.files import load_network
 
 SOLVERS = ("dpmpp_2m", "ddim")
 GUIDANCE = 3.0  # paper, section 4.1

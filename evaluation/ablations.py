@@ -6,9 +6,10 @@
 
 Tables, results and pictures go to --out and files beside it; only --doc also puts them into a page.
 
-Every arm (`evaluation.arms`) changes one thing about the full system and generates the same views of the same people
-from the same noise. The orders to be expected stand in `evaluation.expectations`, with their source in the paper; for
-each one the command prints "holds", "does not" or "undecided" by the paired bootstrap interval over identities.
+Every arm (`evaluation.subjects.variants`) changes one thing about the full system and generates the same views of the
+same people from the same noise. The orders to be expected stand in `evaluation.tables.expectations`, with their source
+in the paper; for each one the command prints "holds", "does not" or "undecided" by the paired bootstrap interval over
+identities.
 Generated views are kept in --store, measured identities beside --out: started again, the command goes on where it was.
 """
 
@@ -23,22 +24,22 @@ from torch import Tensor
 
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
-from diffportrait3d.heads import render_condition_images
+from diffportrait3d.synthetic_heads import render_condition_images
 from training.render import FIRST_CONDITION
 
-from .arms import ALL_ARMS, GROUPS, ORDER_ARMS, ORDER_WEIGHTS, THEMES, Arm
-from .bootstrap import bootstrap_mean
-from .command import run_command
-from .expectations import SMALL, Verdict, verdicts
-from .faces import FACE_METRICS
-from .journal import column, write_json
-from .measures import ABLATION_METRICS, measure_arm
-from .report import cell, markdown_table, picture_rows, publish, save_png, save_webp, stack_pages
-from .reprojection import reprojection_pairs
-from .study import Study, common_parser, finish_options, test_data
-from .subjects import Subject
-from .summary import as_dicts, difference_table, differences, face_table, means
-from .system import Miniature
+from .judges.faces import FACE_METRICS
+from .judges.measures import ABLATION_METRICS, measure_arm
+from .judges.reprojection import reprojection_pairs
+from .studies.command import run_command
+from .studies.study import Study, common_parser, finish_options, test_data
+from .studies.system import Miniature
+from .subjects.dataset import Subject
+from .subjects.variants import ALL_ARMS, GROUPS, ORDER_ARMS, ORDER_WEIGHTS, THEMES, Arm
+from .tables.bootstrap import bootstrap_mean
+from .tables.expectations import SMALL, Verdict, verdicts
+from .tables.report import cell, markdown_table, picture_rows, publish, save_png, save_webp, stack_pages
+from .tables.results_log import column, write_json
+from .tables.summary import as_dicts, difference_table, differences, face_table, means
 
 SHOWN = ("pose", "psnr", "ssim", "mini_lpips", "far_mini_lpips", "reprojection", "background_variation", "change")
 COMPARED = ("pose", "mini_lpips", "reprojection", "dlib_found_near", "dlib_distance_truth", "dlib_first")
@@ -89,7 +90,7 @@ class AblationStudy(Study):
 
 
 def theme_file(page: Path, theme: str) -> Path:
-    """The rows of one theme (`evaluation.arms.THEMES`), beside the page of all."""
+    """The rows of one theme (`evaluation.subjects.variants.THEMES`), beside the page of all."""
     return page.with_name(f"{page.stem}_{theme}.png")
 
 

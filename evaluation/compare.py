@@ -19,16 +19,16 @@ from torch import Tensor
 
 from diffportrait3d.files import write_text
 
-from .arms import ARMS
-from .command import run_command
-from .journal import write_json
-from .measures import QUALITY_METRICS
-from .report import picture_rows, publish, save_png, save_webp, stack_pages
-from .study import Study, add_output, add_people, add_sampling, finish_options, test_data
-from .subjects import Subject, at_size, resize
-from .summary import as_dicts, difference_table, differences, face_table, mean_table, means
-from .system import Miniature
-from .view_store import SubjectViews, ViewStore
+from .judges.measures import QUALITY_METRICS
+from .studies.command import run_command
+from .studies.study import Study, add_output, add_people, add_sampling, finish_options, test_data
+from .studies.system import Miniature
+from .studies.view_store import SubjectViews, ViewStore
+from .subjects.dataset import Subject, at_size, resize
+from .subjects.variants import ARMS
+from .tables.report import picture_rows, publish, save_png, save_webp, stack_pages
+from .tables.results_log import write_json
+from .tables.summary import as_dicts, difference_table, differences, face_table, mean_table, means
 
 PAIR = ("first", "second")
 

@@ -22,16 +22,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffportrait3d.cameras import orbit_camera, trajectory
+from diffportrait3d.cameras.labels import orbit_camera, trajectory
 from diffportrait3d.files import write_atomically, write_text
-from diffportrait3d.heads import IctHeads, portrait_scene, render_views
-from diffportrait3d.heads.materials import Look, sample_look
 from diffportrait3d.pipeline import Pipeline, Sampling
+from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render_views
+from diffportrait3d.synthetic_heads.materials import Look, sample_look
 from training.render import FIRST_SEED
 
-from .command import run_command
-from .report import picture_rows, save_png
-from .study import add_sampling
+from .studies.command import run_command
+from .studies.study import add_sampling
+from .tables.report import picture_rows, save_png
 
 FIRST_INDEX, STRIDE = 100_000, 1_000  # of test people: far behind those that evaluations measure; per seed
 FRAME_MILLISECONDS = 120

@@ -18,15 +18,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffportrait3d.command import run_main
-from training.data import DataError
+from training.dataset.images import DataError
 
-from .alignment import MISALIGNMENTS
-from .arms import ABLATION_ARMS, ORDER_ARMS, Sampling
-from .command import run_command
-from .study import add_sampling, sampling_of
-from .subjects import IDENTITIES, Subject, held_out_lines, load_subject
-from .system import Miniature
-from .view_folders import REFERENCES, TASKS, Views, write_header, write_views
+from .studies.command import run_command
+from .studies.study import add_sampling, sampling_of
+from .studies.system import Miniature
+from .subjects.dataset import IDENTITIES, Subject, held_out_lines, load_subject
+from .subjects.misalignment import MISALIGNMENTS
+from .subjects.variants import ABLATION_ARMS, ORDER_ARMS, Sampling
+from .subjects.view_folders import REFERENCES, TASKS, Views, write_header, write_views
 
 PAPER = Sampling("ddim", 100)  # section 4
 ARMS = [

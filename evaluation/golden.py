@@ -16,8 +16,8 @@ from torch import Tensor
 
 from diffportrait3d.command import run_main
 
-from .core_golden import core_outputs
-from .golden_data import Golden, load_golden
+from .goldens.core import core_outputs
+from .goldens.data import Golden, load_golden
 
 SINGLE_PASS_TOLERANCE = 5e-5
 TRAJECTORY_TOLERANCE = 1e-3
@@ -35,7 +35,7 @@ def host_path(golden: Golden) -> dict[str, Tensor]:
     """The outputs through a ComfyUI booted for it in this process."""
     from tools.embedded import boot
 
-    from .host_golden import host_outputs
+    from .goldens.host import host_outputs
 
     with tempfile.TemporaryDirectory() as folder:
         host = boot(Path(folder))

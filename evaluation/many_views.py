@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from diffportrait3d.cameras import orbit_camera, trajectory
+from diffportrait3d.cameras.labels import orbit_camera, trajectory
 from diffportrait3d.command import run_main
-from diffportrait3d.heads import portrait_scene, render_condition_images, render_views
+from diffportrait3d.synthetic_heads import portrait_scene, render_condition_images, render_views
 from diffportrait3d.views import view_windows
 
-from .report import markdown_table
-from .reprojection import correspondence, reprojection_error
+from .judges.reprojection import correspondence, reprojection_error
+from .tables.report import markdown_table
 
 SUBJECT = 2_000_000  # the first held-out person of training.render
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "miniature"
@@ -42,7 +42,7 @@ class Orbit:
 
     def __init__(self, host, pack, folder: Path, views: int):
         self.host, self.patches = host, pack.patches
-        loading, control = pack.patches.loading, pack.patches.view_controlnet
+        loading, control = pack.host.loading, pack.patches.view_controlnet
         self.model = loading.load_model(folder / "unet.safetensors")
         self.vae = loading.load_vae(folder / "autoencoder.safetensors")
         self.encoder = loading.load_reference_encoder(folder / "reference_encoder.safetensors")

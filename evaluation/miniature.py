@@ -21,16 +21,16 @@ from torch import Tensor
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
 
-from .arms import ARMS
-from .command import run_command
-from .journal import write_json
-from .measures import METRICS, measure
-from .report import picture_rows, publish, save_png, save_webp, stack_pages
-from .reprojection import reprojection_pairs
-from .study import Study, common_parser, finish_options, test_data
-from .subjects import Subject
-from .summary import Intervals, as_dicts, difference_table, differences, face_table, mean_table, means
-from .system import Miniature
+from .judges.measures import METRICS, measure
+from .judges.reprojection import reprojection_pairs
+from .studies.command import run_command
+from .studies.study import Study, common_parser, finish_options, test_data
+from .studies.system import Miniature
+from .subjects.dataset import Subject
+from .subjects.variants import ARMS
+from .tables.report import picture_rows, publish, save_png, save_webp, stack_pages
+from .tables.results_log import write_json
+from .tables.summary import Intervals, as_dicts, difference_table, differences, face_table, mean_table, means
 
 
 class MiniatureStudy(Study):

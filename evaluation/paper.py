@@ -21,18 +21,18 @@ from tqdm import tqdm
 
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
-from training.data import DataError
+from training.dataset.images import DataError
 
-from .bootstrap import Interval, bootstrap_mean
-from .command import run_command
-from .faces import FACE_METRICS, INSTALL, OTHERS, add_faces_option, face_metrics, load_face_judge
-from .journal import write_json
-from .judges import COLUMNS, PAPER_COLUMN, SET_METRICS, Judges
-from .paper_figures import rows_for
-from .paper_plots import save_plots
-from .report import cell, markdown_table, picture_rows, save_png, stack_pages
-from .subjects import resize
-from .view_folders import Views, all_views, identities, read_header
+from .judges.faces import FACE_METRICS, INSTALL, OTHERS, add_faces_option, face_metrics, load_face_judge
+from .judges.metric_networks import COLUMNS, PAPER_COLUMN, SET_METRICS, Judges
+from .studies.command import run_command
+from .subjects.dataset import resize
+from .subjects.view_folders import Views, all_views, identities, read_header
+from .tables.bootstrap import Interval, bootstrap_mean
+from .tables.paper_figures import rows_for
+from .tables.paper_plots import save_plots
+from .tables.report import cell, markdown_table, picture_rows, save_png, stack_pages
+from .tables.results_log import write_json
 
 FILES = {
     "alexnet": "torchvision's AlexNet: LPIPS (alex)",

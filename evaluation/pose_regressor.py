@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffportrait3d.command import run_main
-from diffportrait3d.tensor_files import write_tensors
-from training.data import DataError, MultiViewDataset, SingleImages, pick, pick_labels
+from diffportrait3d.weights.tensor_files import write_tensors
+from training.dataset.images import DataError, MultiViewDataset, SingleImages, pick, pick_labels
 
-from .bootstrap import bootstrap_mean
-from .metrics import angle_between, viewing_directions
+from .judges.metrics import angle_between, viewing_directions
+from .tables.bootstrap import bootstrap_mean
 
 FORMAT = "diffportrait3d-pose-regressor"
 INPUT_SIZE = 64

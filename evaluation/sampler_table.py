@@ -19,8 +19,8 @@ from torch import Tensor
 from diffportrait3d.diffusion import Schedule, ddim_sample, dpmpp_2m_sample, start_noise
 from diffportrait3d.networks import UNet
 
-from .host_golden import LATENT_SCALE, NARROW_CONFIG, host_path, known_weights
-from .report import markdown_table
+from .goldens.host import LATENT_SCALE, NARROW_CONFIG, host_path, known_weights
+from .tables.report import markdown_table
 
 VIEWS, SIDE, SEED = 4, 8, 3
 STEPS, FAST_STEPS, CUT = 4, 8, 2

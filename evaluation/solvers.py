@@ -20,17 +20,17 @@ from torch import Tensor
 from diffportrait3d.files import write_text
 from diffportrait3d.pipeline import SOLVERS
 
-from .arms import ARMS, Sampling
-from .bootstrap import bootstrap_mean
-from .command import run_command
-from .journal import write_json
-from .measures import QUALITY_METRICS
-from .report import picture_rows, publish, save_png, save_webp, stack_pages
-from .study import Study, add_output, add_people, finish_options, test_data
-from .subjects import Subject
-from .summary import as_dicts, difference_table, differences, face_table, mean_table, means
-from .system import Miniature
-from .view_store import SubjectViews, ViewStore
+from .judges.measures import QUALITY_METRICS
+from .studies.command import run_command
+from .studies.study import Study, add_output, add_people, finish_options, test_data
+from .studies.system import Miniature
+from .studies.view_store import SubjectViews, ViewStore
+from .subjects.dataset import Subject
+from .subjects.variants import ARMS, Sampling
+from .tables.bootstrap import bootstrap_mean
+from .tables.report import picture_rows, publish, save_png, save_webp, stack_pages
+from .tables.results_log import write_json
+from .tables.summary import as_dicts, difference_table, differences, face_table, mean_table, means
 
 TITLES = {"dpmpp_2m": "DPM++ 2M", "ddim": "DDIM"}
 SECONDS = ("seconds per person", 1)

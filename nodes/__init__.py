@@ -1,14 +1,14 @@
 """The nodes, one file per family; each lists its own in NODES."""
 from __future__ import annotations
 
-from ..patches.host_version import check_host_version
+from ..host.version import check_host_version
 
 check_host_version()  # before anything that an older host lacks is imported
 
 from comfy_api.latest import ComfyExtension, io  # noqa: E402
 
-from ..patches.live_view import register_routes  # noqa: E402
-from ..patches.model_files import register_folders  # noqa: E402
+from ..host.live_view import register_routes  # noqa: E402
+from ..host.model_files import register_folders  # noqa: E402
 
 register_folders()  # before the loaders ask for their lists
 register_routes()

@@ -3,24 +3,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..diffportrait3d.cameras import (
-    CENTRES,
-    RADIUS,
-    TRAJECTORIES,
-    focal_from_fov,
-    look_at_camera,
-    trajectory,
-)
-from ..diffportrait3d.keyframes import LAYOUT, interpolate_keyframes, parse_keyframes
-from ..patches.drawn_head import (
-    FOV,
-    LAYOUTS,
-    compare_with_head,
-    exact_fov,
-    reference_camera,
-    render_conditions,
-)
-from ..patches.viewer_camera import FRAMINGS, viewer_camera
+from ..diffportrait3d.cameras.keyframes import LAYOUT, interpolate_keyframes, parse_keyframes
+from ..diffportrait3d.cameras.labels import CENTRES, RADIUS, TRAJECTORIES, focal_from_fov, look_at_camera, trajectory
+from ..host.drawn_head import FOV, LAYOUTS, compare_with_head, exact_fov, reference_camera, render_conditions
+from ..host.viewer_camera import FRAMINGS, viewer_camera
 from .ranges import in_range
 from .resolution import chosen_resolution, resolution_input
 from .sockets import CAMERAS, Cameras

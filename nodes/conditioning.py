@@ -6,7 +6,7 @@ import logging
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..patches.masks import WHITE
+from ..host.masks import WHITE
 from ..patches.reference import BLOCKS, apply_reference_attention
 from ..patches.reference_inputs import ReferenceImages
 from ..patches.view_consistency import OVERLAP, apply_view_consistency

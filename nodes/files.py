@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..diffportrait3d.camera_files import read_labels, write_labels
-from ..patches import user_files
-from ..patches.view_export import export_batch
+from ..diffportrait3d.cameras.files import read_labels, write_labels
+from ..host import user_files
+from ..host.view_export import export_batch
 from .ranges import in_range
 from .sockets import FILES, Cameras
 

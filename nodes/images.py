@@ -5,8 +5,8 @@ from fractions import Fraction
 
 from comfy_api.latest import InputImpl, Types, io
 
-from ..patches.grid import view_grid
-from ..patches.pictures import turntable_frames
+from ..host.grid import view_grid
+from ..host.images import turntable_frames
 from .ranges import in_range
 from .sockets import VIEWS, Cameras
 

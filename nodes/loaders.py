@@ -5,7 +5,8 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..patches import loading, model_files, user_files, view_controlnet
+from ..host import loading, model_files, user_files
+from ..patches import view_controlnet
 from .ranges import in_range
 from .sockets import LOAD, NovelView, ReferenceEncoder, ViewConsistency
 

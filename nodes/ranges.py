@@ -11,8 +11,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..diffportrait3d.cameras import validate_labels
-from ..patches.pictures import as_images, as_masks
+from ..diffportrait3d.cameras.labels import validate_labels
+from ..host.images import as_images, as_masks
 
 # What travels through a link, by its type: whether a value is one, and what to connect.
 LINKED: dict[str, tuple[Callable[[Any], bool], str]] = {

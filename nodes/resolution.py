@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..patches.loading import trained_side
+from ..host.loading import trained_side
 
 OWN = 0
 SMALLEST, LARGEST = 64, 2048

@@ -4,7 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..diffportrait3d.cameras import orbit_camera
+from ..diffportrait3d.cameras.labels import orbit_camera
 from ..diffportrait3d.choices import check_choice
 from ..diffportrait3d.view_choice import nearest_views, parse_numbers, views_within
 from ..patches.view_batches import Joiner, Selection, count_views, latent_to_redo, select_latent

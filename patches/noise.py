@@ -6,10 +6,10 @@ import logging
 import torch
 from torch import Tensor
 
-from ..diffportrait3d.cameras import orbit_camera
-from .loading import check_vae
-from .novel_view import render_proxies
-from .pictures import check_images, resize_images
+from ..diffportrait3d.cameras.labels import orbit_camera
+from ..host.images import check_images, resize_images
+from ..host.loading import check_vae
+from ..host.novel_view import render_proxies
 
 NODE = "3D-Aware Noise"
 MODES = ("paper", "schedule-matched", "shared", "random")

@@ -21,8 +21,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ..host.loading import HostNetwork, check_same_width
 from .feature_sizes import resize_features, resizing_patches
-from .loading import HostNetwork, check_same_width
 from .reference_inputs import References
 from .run_state import RunPatch, RunState, SigmaRange, chunk_size, unused_key, views_per_call
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .loading import check_vae
-from .masks import white_where_read
-from .pictures import check_images, resize_images
+from ..host.images import check_images, resize_images
+from ..host.loading import check_vae
+from ..host.masks import white_where_read
 
 
 class References:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..diffportrait3d.denoiser import MIDDLE_VIEW_ATTENTION
 from ..diffportrait3d.views import check_window
-from .loading import HostNetwork, check_same_width
+from ..host.loading import HostNetwork, check_same_width
 from .run_state import RunPatch, RunState, chunk_size, views_per_call
 from .view_windows import ViewWindows, skip_self_attention_guidance
 

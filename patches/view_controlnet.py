@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..diffportrait3d.networks import UNetConfig
+from ..host.images import as_images, check_images
+from ..host.loading import build_control_model, check_control_heads, check_control_width, read_network, remember_side
 from .feature_sizes import fit_residuals
-from .loading import build_control_model, check_control_heads, check_control_width, read_network, remember_side
-from .pictures import as_images, check_images
 from .run_state import chunk_size
 
 

@@ -69,7 +69,7 @@ class EmbeddedHost:
             raise HostError(f"ComfyUI refused the pack {folder}:\n" + "\n".join(warnings))
         package = str(folder).replace(".", "_x_")  # the host's name for it in sys.modules
         module = sys.modules[package]
-        for part in ("diffportrait3d", "patches", "nodes"):
+        for part in ("diffportrait3d", "host", "patches", "nodes"):
             if (source / part).is_dir():
                 importlib.import_module(f"{package}.{part}")
         return module

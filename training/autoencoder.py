@@ -1,8 +1,8 @@
 """Stage 0a, miniature only: a small KL-f8 autoencoder (SD1.5 brings its own).
 
 L1 + multi-scale gradients + colours of whole latent cells + a little KL, from start values that already carry colour
-(``training.autoencoder_start``). Most of the run sees random crops, which cost a quarter or less; the last part sees
-whole images, since the norms average over the picture. At the end the latents' statistics are folded into the
+(``training.objectives.autoencoder_start``). Most of the run sees random crops, which cost a quarter or less; the last
+part sees whole images, since the norms average over the picture. At the end the latents' statistics are folded into the
 quantisation convolutions: 0.18215 * mode has zero mean and unit std per channel, and the log-variance is a constant
 -30, so that hosts which sample the posterior get the mode.
 
@@ -21,21 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffportrait3d.checkpoints import save_network
 from diffportrait3d.command import run_main
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.networks.autoencoder import LATENT_SCALE
+from diffportrait3d.weights.files import save_network
 
-from .autoencoder_start import carry_colours
-from .config import StageConfig, to_dict
-from .data import Batch, SingleImages, encode_all, open_splits, pick, to_network
-from .denoising import InputsConfig, NetworkSource
-from .initial import Files
+from .dataset.images import Batch, SingleImages, encode_all, open_splits, pick, to_network
+from .dataset.sheets import save_grid
+from .engine.config import StageConfig, to_dict
+from .engine.inputs import Files
+from .engine.loop import stage_main
+from .engine.stage import Stage
 from .latent_colours import fit_latent_colours
-from .loop import stage_main
-from .losses import gradient_loss, kl_loss, psnr
-from .pictures import save_grid
-from .stage import Stage
+from .objectives.autoencoder_start import carry_colours
+from .objectives.denoising import InputsConfig, NetworkSource
+from .objectives.losses import gradient_loss, kl_loss, psnr
 
 
 @dataclass

@@ -11,17 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
-from diffportrait3d.checkpoints import save_network
 from diffportrait3d.command import run_main
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import UNet, UNetConfig
+from diffportrait3d.weights.files import save_network
 
-from .config import to_dict
-from .data import Sampler, SingleImages
-from .denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings
-from .loop import stage_main
-from .pictures import save_grid
+from .dataset.images import Sampler, SingleImages
+from .dataset.sheets import save_grid
+from .engine.config import to_dict
+from .engine.loop import stage_main
+from .objectives.denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings
 
 
 @dataclass

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffportrait3d.cameras import LABEL_SIZE, PIVOT, project, validate_labels
+from diffportrait3d.cameras.labels import LABEL_SIZE, PIVOT, project, validate_labels
 from diffportrait3d.command import run_main
 from diffportrait3d.images import ImageError, read_image
 
-from .data import DataError, read_manifest
+from .dataset.images import DataError, read_manifest
 from .sources.groups import SPLITS, note_lines, read_json
 
 View = tuple[str, dict[str, Any]]  # "split/id, view 3" and its entry

@@ -32,13 +32,13 @@ from tqdm import tqdm
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_atomically, write_text
 
-from .data import FORMAT, VERSION, DataError
-from .records import is_finished
+from .dataset.images import FORMAT, VERSION, DataError
+from .dataset.records import is_finished
+from .engine.workers import worker_pool
 from .sources import eg3d, multiview, nersemble
 from .sources.alignment import OUTSIDE
 from .sources.conditions import GivenConditions, RenderedConditions, camera_list
 from .sources.groups import SPLITS, Group, SkippedGroup, Source, Splits, counts, note_lines, read_json, reason_of
-from .workers import worker_pool
 
 REPORTED = 20  # of what was left out, how much is printed; left_out/NAME.json has the rest
 

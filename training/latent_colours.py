@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffportrait3d.cameras import orbit_camera
-from diffportrait3d.checkpoints import load_network, read_tensors, save_network
-from diffportrait3d.heads import IctHeads, portrait_scene, render
+from diffportrait3d.cameras.labels import orbit_camera
+from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render
+from diffportrait3d.weights.files import load_network, read_tensors, save_network
 
 YAWS = (-40.0, 0.0, 40.0)  # degrees; every person is seen from three sides
 METADATA = ("format", "format_version", "network", "config")  # what save_network writes itself

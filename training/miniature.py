@@ -22,14 +22,14 @@ from typing import Any
 import torch
 import yaml
 
-from diffportrait3d.checkpoints import load_network, read_metadata, save_network
 from diffportrait3d.command import run_main
 from diffportrait3d.files import WriteError
+from diffportrait3d.weights.files import load_network, read_metadata, save_network
 
 from . import render
-from .config import ConfigError, load_config
-from .data import DataError, read_manifest
-from .loop import Interrupted, finished, run_stage
+from .dataset.images import DataError, read_manifest
+from .engine.config import ConfigError, load_config
+from .engine.loop import Interrupted, finished, run_stage
 
 CONFIGS = Path(__file__).parent / "configs"
 PRESETS = ("cpu", "gpu", "smoke")

@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffportrait3d.checkpoints import save_network
 from diffportrait3d.command import run_main
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
+from diffportrait3d.weights.files import save_network
 
-from .config import StageConfig, to_dict
-from .data import Batch, MultiViewDataset, Pairs, fixed_groups, open_splits, pick, pick_labels
-from .denoising import InputsConfig, NetworkSource
-from .initial import Files
-from .loop import stage_main
-from .losses import EncoderFeatures, VggFeatures, perceptual_loss, psnr
-from .pictures import save_grid
-from .stage import Stage
+from .dataset.images import Batch, MultiViewDataset, Pairs, fixed_groups, open_splits, pick, pick_labels
+from .dataset.sheets import save_grid
+from .engine.config import StageConfig, to_dict
+from .engine.inputs import Files
+from .engine.loop import stage_main
+from .engine.stage import Stage
+from .objectives.denoising import InputsConfig, NetworkSource
+from .objectives.losses import EncoderFeatures, VggFeatures, perceptual_loss, psnr
 
 
 @dataclass

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffportrait3d.cameras import orbit_camera
+from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.command import run_main
-from diffportrait3d.heads import IctHeads, portrait_scene, render
+from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from diffportrait3d.checkpoints import save_network
 from diffportrait3d.command import run_main
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ReferenceEncoder
+from diffportrait3d.weights.files import save_network
 
-from .config import to_dict
-from .data import Sampler, ViewGroups
-from .denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings, schedule_of
-from .loop import stage_main
-from .pictures import save_grid
+from .dataset.images import Sampler, ViewGroups
+from .dataset.sheets import save_grid
+from .engine.config import to_dict
+from .engine.loop import stage_main
+from .objectives.denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings, schedule_of
 
 
 @dataclass

@@ -27,14 +27,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from diffportrait3d.cameras import orbit_camera
+from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_atomically, write_text
-from diffportrait3d.heads import IctHeads, portrait_scene, render_views
+from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render_views
 
-from .data import FORMAT, VERSION, DataError, read_manifest
-from .records import is_finished
-from .workers import worker_pool
+from .dataset.images import FORMAT, VERSION, DataError, read_manifest
+from .dataset.records import is_finished
+from .engine.workers import worker_pool
 
 SPLITS = ("train", "val", "test")
 SEED_STRIDE = 10_000_000  # one data-set seed's worth of person seeds

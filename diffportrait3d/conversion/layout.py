@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import torch
 
-from ..checkpoints import CheckpointError
 from ..networks import (
     AutoencoderConfig,
     AutoencoderKL,
@@ -22,8 +21,9 @@ from ..networks import (
     ViewControlNet,
 )
 from ..networks.view_controlnet import build_hint_block
-from ..release import DEAD_KEYS, PREFIXES, VIEW_MODULES
-from ..strangers import describe_stranger
+from ..weights.files import CheckpointError
+from ..weights.known_formats import describe_stranger
+from ..weights.official import DEAD_KEYS, PREFIXES, VIEW_MODULES
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoints import CheckpointError, network_metadata
 from ..diffusion import Schedule
-from ..release import CONVENTIONS
-from ..strangers import describe_stranger
-from ..tensor_files import TensorInfo, file_size, write_safetensors
+from ..weights.files import CheckpointError, network_metadata
+from ..weights.known_formats import describe_stranger
+from ..weights.official import CONVENTIONS
+from ..weights.reader import SafetensorsSource, Source, open_source
+from ..weights.tensor_files import TensorInfo, file_size, write_safetensors
 from .layout import (
     BASE_GROUPS,
     FLOATING,
@@ -27,7 +28,6 @@ from .layout import (
     Inspection,
     inspect,
 )
-from .reader import SafetensorsSource, Source, open_source
 
 BASE_FILE = "base_checkpoint.safetensors"
 # Raised when what is written for the same source changes, so that older outputs are not taken for complete.

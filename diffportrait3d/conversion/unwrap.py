@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..release import PREFIXES
+from ..weights.official import PREFIXES
 
 # Modules that trainers put around others and that leave their names in the keys: DataParallel, torch.compile, FSDP,
 # activation checkpointing, Lightning Fabric.

@@ -1,7 +1,7 @@
 """The networks of the method, one definition each, in plain torch with the names of the LDM checkpoints."""
 from .autoencoder import LATENT_SCALE, AutoencoderKL
-from .checkpointing import set_checkpointing
 from .config import AutoencoderConfig, NetworkConfig, UNetConfig
+from .gradient_checkpointing import set_checkpointing
 from .layers import set_norm_groups
 from .novel_view import NovelViewConfig, NovelViewModel
 from .reference_encoder import ReferenceEncoder, join_references

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checkpointing import Checkpointed
+from .gradient_checkpointing import Checkpointed
 
 # Called with the post-norm1 tokens of every self-attention in running order; what it returns is appended to them.
 TokenExchange = Callable[[Tensor], "Tensor | None"]

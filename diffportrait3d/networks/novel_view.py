@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..cameras import PIVOT, split_label
-from .checkpointing import Checkpointed
+from ..cameras.labels import PIVOT, split_label
 from .config import NetworkConfig
+from .gradient_checkpointing import Checkpointed
 
 DENSITY_SCALE = 10.0  # opacity per world unit of softplus(logit - 1); heads are about 0.3 units wide
 

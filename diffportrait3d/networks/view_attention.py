@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checkpointing import Checkpointed
 from .config import UNetConfig
+from .gradient_checkpointing import Checkpointed
 from .layers import Attention, FeedForward, set_norm_groups, zero_init
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffportrait3d.camera_files import read_labels, read_rows, write_labels
-from diffportrait3d.cameras import orbit_camera, trajectory
+from diffportrait3d.cameras.files import read_labels, read_rows, write_labels
+from diffportrait3d.cameras.labels import orbit_camera, trajectory
 
 LABELS = trajectory("arc", 3)
 ROWS = LABELS.tolist()

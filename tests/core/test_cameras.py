@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffportrait3d import cameras
+from diffportrait3d.cameras import labels as cameras
 
 
 def test_frontal_camera_looks_at_the_pivot_from_the_front():

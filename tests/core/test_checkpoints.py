@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffportrait3d.checkpoints import CheckpointError, load_network, network_files, read_metadata, save_network
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL, UNet, UNetConfig
+from diffportrait3d.weights.files import CheckpointError, load_network, network_files, read_metadata, save_network
 
 TINY = AutoencoderConfig(ch=32, ch_mult=(1, 1), patch_size=2)
 
@@ -57,7 +57,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, autoencoder, monkeypatch):
     def interrupted(*tensor):  # the header is written by then
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffportrait3d.tensor_files._bytes", interrupted)
+    monkeypatch.setattr("diffportrait3d.weights.tensor_files._bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_network(path, autoencoder, "autoencoder")
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

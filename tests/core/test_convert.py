@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffportrait3d import convert as command
-from diffportrait3d.checkpoints import CheckpointError, load_network
-from diffportrait3d.conversion import Options, convert, inspect, reader
+from diffportrait3d.conversion import Options, convert, inspect
 from diffportrait3d.conversion.layout import (
     SD15_AUTOENCODER,
     TEXT,
@@ -30,6 +29,8 @@ from diffportrait3d.conversion.layout import (
 from diffportrait3d.conversion.report import findings, table
 from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import AutoencoderConfig, UNetConfig
+from diffportrait3d.weights import reader
+from diffportrait3d.weights.files import CheckpointError, load_network
 
 TINY = UNetConfig(model_channels=32, context_dim=32)
 TINY_AUTOENCODER = AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, patch_size=1)

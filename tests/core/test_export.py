@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras import join_label, orbit_camera, project, split_label, trajectory
+from diffportrait3d.cameras.labels import join_label, orbit_camera, project, split_label, trajectory
 from diffportrait3d.export import Points, export_views, head_points
-from diffportrait3d.heads import portrait_scene, render_views
+from diffportrait3d.synthetic_heads import portrait_scene, render_views
 
 HEIGHT, WIDTH = 384, 512
 TOLERANCE = 1e-3  # pixels

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from diffportrait3d.diffusion import Schedule, start_noise
-from evaluation.core_golden import core_outputs, core_taps, golden_denoiser
-from evaluation.golden_data import load_golden
+from evaluation.goldens.core import core_outputs, core_taps, golden_denoiser
+from evaluation.goldens.data import load_golden
 
 SINGLE_PASS_TOLERANCE = 5e-5
 TRAJECTORY_TOLERANCE = 1e-3  # relative: the random network is no denoiser, |x| grows

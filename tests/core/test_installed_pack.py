@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffportrait3d.checkpoints import NETWORK_KINDS, way_to_get
+from diffportrait3d.weights.files import NETWORK_KINDS, way_to_get
 
 ABSENT = re.compile(
     r"\bmake (demo|miniature|test|setup|ablations|evaluate|golden)\b|Makefile|-m (training|evaluation|tools)\b|"
@@ -33,7 +33,7 @@ def messages(path: Path) -> list[str]:
     return [node.value for node in strings if id(node) not in docstrings]
 
 
-@pytest.mark.parametrize("folder", ["nodes", "patches", "diffportrait3d"])
+@pytest.mark.parametrize("folder", ["nodes", "host", "patches", "diffportrait3d"])
 def test_messages_name_nothing_that_is_not_served(repository, folder):
     found = {f"{path.name}: {text}" for path in served(repository, folder, "*.py") for text in messages(path)
              if ABSENT.search(text)}  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffportrait3d.keyframes import Keyframe, interpolate_keyframes, parse_keyframes
+from diffportrait3d.cameras.keyframes import Keyframe, interpolate_keyframes, parse_keyframes
 
 DEFAULTS = {"roll": 1.0, "distance": 2.7, "fov": 13.37}
 

@@ -7,11 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from diffportrait3d.cameras import trajectory
-from diffportrait3d.checkpoints import CheckpointError, save_network
+from diffportrait3d.cameras.labels import trajectory
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample, dpmpp_2m_sample, start_noise, view_noise
-from diffportrait3d.heads import render_condition_images
 from diffportrait3d.networks import (
     AutoencoderConfig,
     AutoencoderKL,
@@ -24,7 +22,9 @@ from diffportrait3d.networks import (
     ViewControlNet,
 )
 from diffportrait3d.pipeline import Pipeline, Sampling, over_windows
+from diffportrait3d.synthetic_heads import render_condition_images
 from diffportrait3d.views import view_windows
+from diffportrait3d.weights.files import CheckpointError, save_network
 
 SIZES = UNetConfig(
     model_channels=32, context_dim=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0,), max_views=8

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.camera_files import read_labels, read_rows
-from diffportrait3d.cameras import join_label, orbit_camera, project, split_label, trajectory
+from diffportrait3d.cameras.files import read_labels, read_rows
+from diffportrait3d.cameras.labels import join_label, orbit_camera, project, split_label, trajectory
 from diffportrait3d.export import export_views
 
 HEIGHT, WIDTH = 384, 512

@@ -5,10 +5,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffportrait3d import checkpoints, release
-from diffportrait3d.checkpoints import CheckpointError, load_network, read_kind, read_metadata, save_network
 from diffportrait3d.networks import ReferenceEncoder, UNet, UNetConfig, ViewConsistency, ViewControlNet
-from diffportrait3d.release import CONVENTIONS, PREFIXES, kind_by_keys, recognise
+from diffportrait3d.weights import files as checkpoints
+from diffportrait3d.weights import official as release
+from diffportrait3d.weights.files import CheckpointError, load_network, read_kind, read_metadata, save_network
+from diffportrait3d.weights.official import CONVENTIONS, PREFIXES, kind_by_keys, recognise
 
 NARROW = UNetConfig(model_channels=32, context_dim=32, max_views=12)
 CLASSES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diffportrait3d.rotations import matrix_from_quaternion, quaternion_from_matrix
+from diffportrait3d.cameras.rotations import matrix_from_quaternion, quaternion_from_matrix
 
 
 def test_matrix_to_quaternion_and_back():

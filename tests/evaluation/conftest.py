@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras import orbit_camera, split_label
-from diffportrait3d.checkpoints import save_network
+from diffportrait3d.cameras.labels import orbit_camera, split_label
 from diffportrait3d.networks import (
     AutoencoderConfig,
     AutoencoderKL,
@@ -23,6 +22,7 @@ from diffportrait3d.networks import (
     ViewConsistency,
     ViewControlNet,
 )
+from diffportrait3d.weights.files import save_network
 from evaluation.pose_regressor import PoseRegressor, save_pose_regressor
 
 RADIUS, CENTRE = 0.18, torch.tensor([0.0, 0.0, 0.2])

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from evaluation import ablations
-from evaluation.alignment import MISALIGNMENTS, unaligned
-from evaluation.arms import ABLATION_ARMS, ALL_ARMS, GROUPS, ORDER_ARMS, THEMES
-from evaluation.expectations import BETTER, EQUAL, EXPECTATIONS, SMALL, Expectation, judge
-from evaluation.faces import FACE_METRICS
-from evaluation.measures import ABLATION_METRICS, background_variation, leak, mini_lpips
-from evaluation.report import publish
+from evaluation.judges.faces import FACE_METRICS
+from evaluation.judges.measures import ABLATION_METRICS, background_variation, leak, mini_lpips
+from evaluation.subjects.misalignment import MISALIGNMENTS, unaligned
+from evaluation.subjects.variants import ABLATION_ARMS, ALL_ARMS, GROUPS, ORDER_ARMS, THEMES
+from evaluation.tables.expectations import BETTER, EQUAL, EXPECTATIONS, SMALL, Expectation, judge
+from evaluation.tables.report import publish
 
 FEW = ["untrained_reference", "two_references", "swapped_condition", "swapped_reference"]
 
@@ -184,7 +184,7 @@ def test_background_variation_sees_only_changes_between_views():
 
 
 def test_mini_lpips_grows_with_the_change(weights):
-    from evaluation.system import Miniature
+    from evaluation.studies.system import Miniature
 
     autoencoder = Miniature(weights).autoencoder
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.bootstrap import bootstrap_difference, bootstrap_mean
+from evaluation.tables.bootstrap import bootstrap_difference, bootstrap_mean
 
 
 def test_width_is_the_standard_error():

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.checkpoints import save_network
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
+from diffportrait3d.weights.files import save_network
 from evaluation import compare, solvers
-from evaluation.measures import QUALITY_METRICS
-from evaluation.report import publish
-from evaluation.subjects import at_size, held_out_subjects, resize
+from evaluation.judges.measures import QUALITY_METRICS
+from evaluation.subjects.dataset import at_size, held_out_subjects, resize
+from evaluation.tables.report import publish
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import ablations, faces, generate, miniature, paper
-from evaluation.faces import FACE_METRICS, OTHERS, FaceJudge, FacesMissing, face_metrics, pack, unpack
-from evaluation.subjects import held_out_subjects
+from evaluation import ablations, generate, miniature, paper
+from evaluation.judges import faces
+from evaluation.judges.faces import FACE_METRICS, OTHERS, FaceJudge, FacesMissing, face_metrics, pack, unpack
+from evaluation.subjects.dataset import held_out_subjects
 from training import render
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.heads.materials import sample_look
+from diffportrait3d.synthetic_heads.materials import sample_look
 from evaluation import gallery
 from training.render import FIRST_SEED
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffportrait3d.cameras import orbit_camera
-from evaluation.metrics import angle_between, masked_l1, psnr, ssim, viewing_directions, yaw_pitch
+from diffportrait3d.cameras.labels import orbit_camera
+from evaluation.judges.metrics import angle_between, masked_l1, psnr, ssim, viewing_directions, yaw_pitch
 
 
 def test_psnr_by_hand():

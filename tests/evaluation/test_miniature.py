@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from evaluation import miniature
-from evaluation.arms import ARMS, Sampling
-from evaluation.journal import append_record, read_journal
-from evaluation.report import save_png, stack_pages
-from evaluation.study import test_data as data_of
-from evaluation.subjects import held_out_lines, held_out_subjects, subject_digest
-from evaluation.system import Miniature
+from evaluation.studies.study import test_data as data_of
+from evaluation.studies.system import Miniature
+from evaluation.subjects.dataset import held_out_lines, held_out_subjects, subject_digest
+from evaluation.subjects.variants import ARMS, Sampling
+from evaluation.tables.report import save_png, stack_pages
+from evaluation.tables.results_log import append_record, read_journal
 
 
 def command(weights, data, out, *more: str) -> list[str]:

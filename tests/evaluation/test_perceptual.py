@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evaluation import metrics, perceptual
-from evaluation.perceptual import BackboneError
+from evaluation.judges import metrics, perceptual
+from evaluation.judges.perceptual import BackboneError
 
 CLOSE = {"rel": 1e-5, "abs": 1e-5}
 

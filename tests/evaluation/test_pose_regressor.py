@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffportrait3d.cameras import orbit_camera
+from diffportrait3d.cameras.labels import orbit_camera
 from evaluation import pose_regressor
-from evaluation.metrics import angle_between, viewing_directions
+from evaluation.judges.metrics import angle_between, viewing_directions
 from evaluation.pose_regressor import PoseRegressor, augment, load_pose_regressor, save_pose_regressor
-from training.data import MultiViewDataset, mirror_label
+from training.dataset.images import MultiViewDataset, mirror_label
 
 
 def test_command_learns_and_saves(ball_dataset, tmp_path, capsys):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from evaluation import ablations, miniature
-from evaluation.arms import ABLATION_ARMS, ARMS, Sampling
-from evaluation.subjects import held_out_subjects
-from evaluation.system import Miniature
-from evaluation.view_store import SubjectViews, ViewStore
+from evaluation.studies.system import Miniature
+from evaluation.studies.view_store import SubjectViews, ViewStore
+from evaluation.subjects.dataset import held_out_subjects
+from evaluation.subjects.variants import ABLATION_ARMS, ARMS, Sampling
 
 
 @pytest.fixture(scope="module")

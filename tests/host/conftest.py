@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from diffportrait3d.checkpoints import save_network
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.networks.novel_view import NovelViewConfig, NovelViewModel
-from evaluation.core_golden import NETWORKS
-from evaluation.host_golden import NARROW_CONFIG, known_weights
+from diffportrait3d.weights.files import save_network
+from evaluation.goldens.core import NETWORKS
+from evaluation.goldens.host import NARROW_CONFIG, known_weights
 from tools.embedded import EmbeddedHost, boot
 
 

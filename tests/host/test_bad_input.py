@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras import trajectory
+from diffportrait3d.cameras.labels import trajectory
 from diffportrait3d.networks import UNetConfig
-from evaluation.core_golden import NETWORKS
-from evaluation.host_golden import NARROW_CONFIG, HostPath, host_path
+from evaluation.goldens.core import NETWORKS
+from evaluation.goldens.host import NARROW_CONFIG, HostPath, host_path
 
 VIEWS, SIDE = 3, 64
 NAN = float("nan")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d import cameras as camera_math
+from diffportrait3d.cameras import labels as camera_math
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
-from diffportrait3d import cameras as camera_math
-from diffportrait3d.heads import render_condition_images
+from diffportrait3d.cameras import labels as camera_math
+from diffportrait3d.synthetic_heads import render_condition_images
 
 
 @pytest.fixture(scope="module")

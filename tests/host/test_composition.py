@@ -9,7 +9,7 @@ from functools import lru_cache
 import pytest
 import torch
 
-from evaluation.host_golden import NARROW_CONFIG, HostPath, host_path, known_weights
+from evaluation.goldens.host import NARROW_CONFIG, HostPath, host_path, known_weights
 
 VIEWS, STEPS = 4, 2
 ATTENTIONS = 16

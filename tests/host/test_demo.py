@@ -18,7 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from diffportrait3d.checkpoints import read_metadata
+from diffportrait3d.weights.files import read_metadata
 from tools import client, demo
 from tools.client import RunError, run_workflow
 from tools.host import PACK

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from evaluation.host_golden import NARROW_CONFIG, HostPath, host_path
+from evaluation.goldens.host import NARROW_CONFIG, HostPath, host_path
 
 VIEWS, STEPS = 4, 3
 SIDES = {"square": (8, 8), "upright": (12, 8), "wide, not divided evenly": (8, 20)}

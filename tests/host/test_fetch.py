@@ -94,5 +94,5 @@ def test_editable_install_does_not_expose_the_repository_root(tmp_path):
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     assert importing("diffportrait3d").returncode == 0
-    for name in ("nodes", "patches", "workflows"):
+    for name in ("nodes", "host", "patches", "workflows"):
         assert f"No module named '{name}'" in importing(name).stderr

@@ -78,7 +78,7 @@ def test_pack_loads_from_a_folder_with_a_hyphen(host, pack):
 
 
 def test_pack_runs_its_own_core_and_hides_nothing(pack, repository):
-    for name in ("nodes", "patches", "diffportrait3d"):
+    for name in ("nodes", "host", "patches", "diffportrait3d"):
         module = getattr(pack, name)
         assert module.__name__ == f"{pack.__name__}.{name}"
         assert Path(module.__file__).resolve().is_relative_to(repository / name)
@@ -118,10 +118,10 @@ def test_older_host_is_told_in_one_sentence(host, monkeypatch, tmp_path, version
 def test_this_host_and_newer_ones_are_welcome(pack, monkeypatch, repository, version):
     import comfyui_version
 
-    oldest = pack.patches.host_version.OLDEST
+    oldest = pack.host.version.OLDEST
     assert f'requires-comfyui = ">={oldest}"' in (repository / "pyproject.toml").read_text(encoding="utf-8")
     monkeypatch.setattr(comfyui_version, "__version__", version)
-    pack.patches.host_version.check_host_version()
+    pack.host.version.check_host_version()
 
 
 def test_loaded_pack_is_no_failure():

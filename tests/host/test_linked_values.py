@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras import trajectory
-from evaluation.host_golden import NARROW_CONFIG, host_path
+from diffportrait3d.cameras.labels import trajectory
+from evaluation.goldens.host import NARROW_CONFIG, host_path
 
 VIEWS, SIDE = 3, 64
 SOCKETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffportrait3d.checkpoints import save_network
 from diffportrait3d.denoiser import Denoiser
-from evaluation.core_golden import NETWORKS
-from evaluation.host_golden import NARROW_CONFIG, HostPath, known_weights
+from diffportrait3d.weights.files import save_network
+from evaluation.goldens.core import NETWORKS
+from evaluation.goldens.host import NARROW_CONFIG, HostPath, known_weights
 
 CONVENTIONS = {"linear_end": 0.00489, "reference_timestep": "zero", "middle_view_attention": "never"}
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory, write_networks) -> Path:
 
 @pytest.fixture(scope="module")
 def loading(pack):
-    return pack.patches.loading
+    return pack.host.loading
 
 
 def test_model(host, loading, folder):
@@ -66,7 +66,7 @@ def test_few_norm_groups_as_in_the_core(host, pack):
 
 
 def test_vae_equals_the_core_s(loading, folder):
-    from diffportrait3d.checkpoints import load_network
+    from diffportrait3d.weights.files import load_network
 
     vae = loading.load_vae(folder / "autoencoder.safetensors")
     core, _ = load_network(folder / "autoencoder.safetensors")
@@ -80,15 +80,15 @@ def test_vae_equals_the_core_s(loading, folder):
 
 
 def test_novel_view_equals_the_core_s(pack, loading, folder):
-    from diffportrait3d.cameras import orbit_camera
-    from diffportrait3d.checkpoints import load_network
+    from diffportrait3d.cameras.labels import orbit_camera
+    from diffportrait3d.weights.files import load_network
 
     network = loading.load_novel_view(folder / "novel_view.safetensors")
     core, _ = load_network(folder / "novel_view.safetensors")
     labels = orbit_camera([-30.0, 0.0, 10.0, 20.0, 30.0], [0.0] * 5)
     portrait = torch.rand(1, 32, 32, 3)
     with torch.inference_mode():
-        proxies = pack.patches.novel_view.render_proxies(network, portrait, orbit_camera(0.0, 0.0), labels)
+        proxies = pack.host.novel_view.render_proxies(network, portrait, orbit_camera(0.0, 0.0), labels)
         source = (portrait.movedim(-1, 1) * 2 - 1).expand(5, -1, -1, -1)
         expected = core(source, orbit_camera(0.0, 0.0).expand(5, -1), labels)
     assert torch.allclose(proxies, (expected.movedim(1, -1) + 1) / 2, atol=1e-5)
@@ -152,7 +152,7 @@ def test_damaged_and_foreign_files(loading, tmp_path):
 
 
 def test_files_are_found_by_what_they_hold(host, pack, tmp_path, folder):
-    files = pack.patches.model_files
+    files = pack.host.model_files
     paths = host.folder_paths.get_folder_paths("diffportrait3d")
     assert paths[0] == str(Path(host.folder_paths.models_dir) / "diffportrait3d")
     assert paths[-1].endswith("weights"), "the pack's own weights are the last resort"
@@ -175,7 +175,7 @@ def test_view_controlnets_also_in_models_controlnet(host, pack, folder):
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes((folder / "view_controlnet.safetensors").read_bytes())
     try:
-        assert "camera.safetensors" in pack.patches.model_files.network_names("view_controlnet")
-        assert pack.patches.model_files.network_path("camera.safetensors", "view_controlnet") == target
+        assert "camera.safetensors" in pack.host.model_files.network_names("view_controlnet")
+        assert pack.host.model_files.network_path("camera.safetensors", "view_controlnet") == target
     finally:
         target.unlink()

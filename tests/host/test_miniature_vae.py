@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffportrait3d.checkpoints import load_network
+from diffportrait3d.weights.files import load_network
 
 SCALE = 0.18215
 
@@ -16,17 +16,17 @@ def file(repository):
 
 @pytest.fixture(scope="module")
 def vae(pack, file):
-    return pack.patches.loading.load_vae(file)
+    return pack.host.loading.load_vae(file)
 
 
 @pytest.fixture(scope="module")
 def portrait(host, pack, repository):
     """IMAGE [1, H, W, 3]: the person that ships with the weights."""
-    return pack.patches.user_files.load_picture(repository / "weights/miniature/portrait.png")
+    return pack.host.user_files.load_picture(repository / "weights/miniature/portrait.png")
 
 
 def resized(pack, image, height: int, width: int):
-    return pack.patches.pictures.resize_images(image, height, width)
+    return pack.host.images.resize_images(image, height, width)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (256, 256), (192, 320)])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras import orbit_camera
+from diffportrait3d.cameras.labels import orbit_camera
 
 NAMES = {  # ids are frozen: shared workflows refer to them
     "DP3D_LoadMiniature": "Load Miniature",

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from diffportrait3d.diffusion import Schedule, ddim_sample, start_noise
-from evaluation.golden_data import load_golden
-from evaluation.host_golden import NARROW_CONFIG, GivenNoise, HostPath, host_path
+from evaluation.goldens.data import load_golden
+from evaluation.goldens.host import NARROW_CONFIG, GivenNoise, HostPath, host_path
 
 VIEWS = 3
 
@@ -80,7 +80,7 @@ def test_start_at_the_highest_sigma(path):
 def test_host_s_loop_equals_the_core_s(path, prompt, latent, eta):
     """The plain UNet through the host's sampler and through `ddim_sample`, same start, same step noise."""
     from diffportrait3d.networks import UNet
-    from evaluation.host_golden import known_weights
+    from evaluation.goldens.host import known_weights
 
     unet = UNet(NARROW_CONFIG)
     unet.load_state_dict(known_weights(NARROW_CONFIG)["unet"])

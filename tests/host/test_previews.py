@@ -74,7 +74,7 @@ def test_copies_of_the_miniature_keep_its_colours(host, miniature):
 
 def test_files_without_colours_are_shown_as_sd15(host, pack, write_networks, tmp_path):
     write_networks(tmp_path)
-    model = pack.patches.loading.load_model(tmp_path / "unet.safetensors", tmp_path / "autoencoder.safetensors")
+    model = pack.host.loading.load_model(tmp_path / "unet.safetensors", tmp_path / "autoencoder.safetensors")
     stock = host.comfy.latent_formats.SD15()
     assert model.model.latent_format.latent_rgb_factors == stock.latent_rgb_factors
     assert model.model.latent_format.taesd_decoder_name == stock.taesd_decoder_name

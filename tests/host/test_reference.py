@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation.golden_data import load_golden
-from evaluation.host_golden import NARROW_CONFIG, SINGLE_PASSES, HostPath, host_path
+from evaluation.goldens.data import load_golden
+from evaluation.goldens.host import NARROW_CONFIG, SINGLE_PASSES, HostPath, host_path
 
 VIEWS, STEPS = 4, 3
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.host_golden import NARROW_CONFIG, HostPath, host_path
+from evaluation.goldens.host import NARROW_CONFIG, HostPath, host_path
 
 SIDE = 64
 

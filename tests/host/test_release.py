@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffportrait3d.checkpoints import save_network
 from diffportrait3d.conversion import Options, convert
 from diffportrait3d.networks import ViewControlNet
 from diffportrait3d.networks.view_controlnet import build_hint_block
-from diffportrait3d.release import CONVENTIONS, DEAD_KEYS
-from evaluation.golden_data import GOLDEN_CONFIG, PREFIXES, load_golden, sample_tap
-from evaluation.host_golden import LATENT_SCALE, NARROW_CONFIG, SINGLE_PASSES, GivenNoise, HostPath, known_weights
+from diffportrait3d.weights.files import save_network
+from diffportrait3d.weights.official import CONVENTIONS, DEAD_KEYS
+from evaluation.goldens.data import GOLDEN_CONFIG, PREFIXES, load_golden, sample_tap
+from evaluation.goldens.host import LATENT_SCALE, NARROW_CONFIG, SINGLE_PASSES, GivenNoise, HostPath, known_weights
 
 TOLERANCE = 5e-5
 
@@ -46,7 +46,7 @@ def path(host, pack, converted) -> HostPath:
     unet = {name.removeprefix(PREFIXES["unet"]): tensor for name, tensor in stored.items()}
     config = pack.diffportrait3d.networks.UNetConfig.from_dict(GOLDEN_CONFIG.to_dict())
     control_net = pack.patches.view_controlnet.load_view_controlnet(converted / "view_controlnet.safetensors")
-    model = pack.patches.loading.build_model(unet, config, {})
+    model = pack.host.loading.build_model(unet, config, {})
     return HostPath.of_files(pack, host.comfy, converted, model, control_net)
 
 
@@ -122,11 +122,11 @@ def test_heads_that_the_host_has_guessed_are_refused(host, pack):
 def narrow_release(pack, monkeypatch):
     """As if the release had been trained at a width that tests can afford."""
     sizes = pack.diffportrait3d.networks.UNetConfig.from_dict(NARROW_CONFIG.to_dict())
-    monkeypatch.setattr(pack.diffportrait3d.release, "SIZES", sizes)
+    monkeypatch.setattr(pack.diffportrait3d.weights.official, "SIZES", sizes)
 
 
 def test_files_without_metadata_are_listed_and_loaded(host, pack, tmp_path, narrow_release):
-    loading, files = pack.patches.loading, pack.patches.model_files
+    loading, files = pack.host.loading, pack.host.model_files
     weights = known_weights(NARROW_CONFIG)
     for kind in CONVENTIONS:
         save_file({PREFIXES[kind] + name: t for name, t in weights[kind].items()}, tmp_path / f"{kind}.safetensors")
@@ -155,7 +155,7 @@ def test_files_without_metadata_are_listed_and_loaded(host, pack, tmp_path, narr
 ])
 def test_loaders_name_what_they_got_instead(pack, tmp_path, names, message):
     save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "wrong.safetensors")
-    loading, view_controlnet = pack.patches.loading, pack.patches.view_controlnet
+    loading, view_controlnet = pack.host.loading, pack.patches.view_controlnet
     wanted = f"wrong.safetensors was not written by DiffPortrait3D: {message}"
     for load in (loading.load_reference_encoder, loading.load_view_consistency, view_controlnet.load_view_controlnet):
         with pytest.raises(ValueError, match=wanted):

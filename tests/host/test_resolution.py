@@ -109,21 +109,21 @@ def test_a_graph_follows_weights_of_another_size(host, pack, sized):
 def test_the_host_s_copies_know_it_too(pack, sized):
     folder = sized(OTHER_SIDE)
     control = pack.patches.view_controlnet.load_view_controlnet(folder / "view_controlnet.safetensors")
-    assert pack.patches.loading.trained_side(control.copy()) == OTHER_SIDE
+    assert pack.host.loading.trained_side(control.copy()) == OTHER_SIDE
     stock = pack.patches.view_controlnet.build_view_controlnet(
         control.control_model.state_dict(), pack.diffportrait3d.networks.UNetConfig(model_channels=32, context_dim=32)
     )
-    assert pack.patches.loading.trained_side(stock) == 512, "an object that no file of ours was read for"
+    assert pack.host.loading.trained_side(stock) == 512, "an object that no file of ours was read for"
 
 
 def test_the_miniature_says_what_it_was_trained_at(pack, repository):
     """All networks that ship agree, so that templates can leave the number to them."""
-    from diffportrait3d.checkpoints import read_metadata
+    from diffportrait3d.weights.files import read_metadata
 
     weights = repository / "weights/miniature"
     kinds = ("unet", "autoencoder", "reference_encoder", "view_controlnet", "view_consistency", "novel_view")
     said = {read_metadata(weights / f"{kind}.safetensors")["image_size"] for kind in kinds}
-    loading, control = pack.patches.loading, pack.patches.view_controlnet
+    loading, control = pack.host.loading, pack.patches.view_controlnet
     assert said == {loading.trained_side(loading.load_vae(weights / "autoencoder.safetensors"))}
     assert said == {loading.trained_side(control.load_view_controlnet(weights / "view_controlnet.safetensors"))}
     with Image.open(weights / "portrait.png") as portrait:

@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffportrait3d.cameras import trajectory
-from evaluation.host_golden import NARROW_CONFIG, HostPath, host_path
+from diffportrait3d.cameras.labels import trajectory
+from evaluation.goldens.host import NARROW_CONFIG, HostPath, host_path
 
 VIEWS = 5
 SCHEDULE = {"preset": "custom", "steps": 3, "eta": 0.5}

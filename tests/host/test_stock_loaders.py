@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffportrait3d.checkpoints import save_network
 from diffportrait3d.conversion.layout import TEXT, TextEncoderSizes, release_shapes
 from diffportrait3d.networks import AutoencoderConfig, UNetConfig
-from evaluation.core_golden import NETWORKS
+from diffportrait3d.weights.files import save_network
+from evaluation.goldens.core import NETWORKS
 
 CONFIG = UNetConfig(model_channels=320, channel_mult=(1, 1), num_res_blocks=1, attention_levels=(0,), max_views=6)
 NAME = "stock.safetensors"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffportrait3d.views import view_windows, window_weights
-from evaluation.host_golden import NARROW_CONFIG, HostPath, host_path
+from evaluation.goldens.host import NARROW_CONFIG, HostPath, host_path
 
 WINDOW, STEPS = 6, 2  # the narrow networks' positional table holds 6 views
 

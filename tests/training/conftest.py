@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from training.config import load_config
-from training.loop import Trainer, prepare
+from training.engine.config import load_config
+from training.engine.loop import Trainer, prepare
 
 RESOLUTION = 64
 VIEWS = 9
@@ -92,7 +92,6 @@ def dataset(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def networks(tmp_path_factory) -> dict[str, str]:
     """Files of tiny untrained networks, named as a stage's ``inputs``; zero-initialised layers are given values."""
-    from diffportrait3d.checkpoints import save_network
     from diffportrait3d.networks import (
         AutoencoderConfig,
         AutoencoderKL,
@@ -101,6 +100,7 @@ def networks(tmp_path_factory) -> dict[str, str]:
         UNetConfig,
         ViewControlNet,
     )
+    from diffportrait3d.weights.files import save_network
 
     folder, torch_state = tmp_path_factory.mktemp("networks"), torch.get_rng_state()
     torch.manual_seed(0)

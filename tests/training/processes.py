@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from training.loop import Trainer, prepare
-from training.parallel import Processes, join, whole
+from training.engine.distributed import Processes, join, whole
+from training.engine.loop import Trainer, prepare
 
 
 def seeded_noise(stage, batch, _progress):
@@ -29,7 +29,7 @@ def one_step(stage_name: str, settings: list[str]) -> dict[str, torch.Tensor]:
     """Gradients of the first step (as clipped) and the weights after it, whole."""
     import importlib
 
-    from training.config import load_config
+    from training.engine.config import load_config
 
     module = importlib.import_module(f"training.{stage_name}")
     config = load_config(module.ReferenceConfig, None, settings)

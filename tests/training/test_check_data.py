@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.subjects import read_pictures
+from evaluation.subjects.dataset import read_pictures
 from training import check_data
-from training.config import DataConfig
-from training.data import DataError, MultiViewDataset, open_splits, read_manifest
+from training.dataset.images import DataError, MultiViewDataset, open_splits, read_manifest
+from training.engine.config import DataConfig
 
 
 @pytest.fixture

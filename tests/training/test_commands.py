@@ -14,7 +14,7 @@ import torch
 
 from .conftest import settings_of
 
-MODULES = ["training", "numpy.linalg", "torch.nn", "training.stage", "PIL.PngImagePlugin"]
+MODULES = ["training", "numpy.linalg", "torch.nn", "training.engine.stage", "PIL.PngImagePlugin"]
 
 
 def command(dataset, networks, run_dir, *more: str) -> list[str]:

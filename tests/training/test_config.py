@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from training.config import ConfigError, StageConfig, load_config, to_dict
+from training.engine.config import ConfigError, StageConfig, load_config, to_dict
 from training.miniature import CONFIGS, PRESETS, STAGES
 
 PAPER_STAGES = ("reference", "view_control", "view_consistency", "novel_view")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffportrait3d.cameras import camera_angles
-from diffportrait3d.checkpoints import load_network
-from training.data import (
+from diffportrait3d.cameras.labels import camera_angles
+from diffportrait3d.weights.files import load_network
+from training.dataset.images import (
     DataError,
     LatentCache,
     MultiViewDataset,

@@ -6,8 +6,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffportrait3d.checkpoints import CheckpointError, save_network
-from diffportrait3d.conversion.reader import open_source
 from diffportrait3d.networks import (
     AutoencoderConfig,
     AutoencoderKL,
@@ -17,7 +15,9 @@ from diffportrait3d.networks import (
     ViewConsistency,
     ViewControlNet,
 )
-from training.initial import Files, empty_prompt, encode_empty_prompt, load_input
+from diffportrait3d.weights.files import CheckpointError, save_network
+from diffportrait3d.weights.reader import open_source
+from training.engine.inputs import Files, empty_prompt, encode_empty_prompt, load_input
 
 WIDTH = UNetConfig(model_channels=32, context_dim=64)
 VAE = AutoencoderConfig(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=2, patch_size=1, norm_groups=32)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffportrait3d.checkpoints import load_network, read_metadata, read_tensors, save_network
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL, UNet, UNetConfig
+from diffportrait3d.weights.files import load_network, read_metadata, read_tensors, save_network
 from training.autoencoder import well_started
 from training.latent_colours import fit_latent_colours, main, shown_colours
 

@@ -13,12 +13,12 @@ import yaml
 from torch import nn
 
 from diffportrait3d.files import WriteError
-from diffportrait3d.tensor_files import write_tensors
-from training import loop
-from training.config import LoopConfig, OptimizerConfig, StageConfig
-from training.loop import Interrupted, pick_precision, prepare, run_stage
-from training.stage import Stage
-from training.state import WeightAverage, newest_checkpoint
+from diffportrait3d.weights.tensor_files import write_tensors
+from training.engine import loop
+from training.engine.config import LoopConfig, OptimizerConfig, StageConfig
+from training.engine.loop import Interrupted, pick_precision, prepare, run_stage
+from training.engine.stage import Stage
+from training.engine.state import WeightAverage, newest_checkpoint
 
 from .conftest import DAMAGES, Counting
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffportrait3d.checkpoints import load_network, read_metadata
+from diffportrait3d.weights.files import load_network, read_metadata
 from training import miniature
-from training.state import checkpoints
+from training.engine.state import checkpoints
 
 KINDS = {"autoencoder", "unet", "reference_encoder", "view_controlnet", "view_consistency", "novel_view"}
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from diffportrait3d.networks import ViewConsistency
-from training.data import pick, pick_labels
+from training.dataset.images import pick, pick_labels
 
 from .conftest import trainer_of
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from training import loop
-from training.config import LoopConfig, OptimizerConfig, StageConfig
-from training.optimizer import build_optimizer, learning_rate, state_bytes
-from training.stage import Stage
+from training.engine import loop
+from training.engine.config import LoopConfig, OptimizerConfig, StageConfig
+from training.engine.optimizer import build_optimizer, learning_rate, state_bytes
+from training.engine.stage import Stage
 
 from .conftest import Counting
 

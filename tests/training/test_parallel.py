@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffportrait3d.checkpoints import load_network
-from training.data import Batch, DataError
-from training.loop import Trainer, prepare
+from diffportrait3d.weights.files import load_network
+from training.dataset.images import Batch, DataError
+from training.engine.distributed import Processes
+from training.engine.loop import Trainer, prepare
 from training.miniature import CONFIGS
-from training.parallel import Processes
 
 from .conftest import stage_config
 

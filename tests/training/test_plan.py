@@ -7,10 +7,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffportrait3d.checkpoints import save_network
 from diffportrait3d.networks import UNet, UNetConfig
+from diffportrait3d.weights.files import save_network
 from training import reference
-from training.plan import ATTENTION, make_plan
+from training.engine.plan import ATTENTION, make_plan
 
 from .conftest import TINY_UNET, stage_config, trainer_of
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras import camera_angles, validate_labels
+from diffportrait3d.cameras.labels import camera_angles, validate_labels
 from diffportrait3d.files import WriteError
 from training import render
-from training.data import read_manifest
+from training.dataset.images import read_manifest
 
 COUNTS = {"train": 1, "val": 0, "test": 1}
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffportrait3d.checkpoints import load_network, read_metadata
-from training.config import ConfigError, load_config
-from training.data import MultiViewDataset, PictureFiles, pick, to_network
+from diffportrait3d.weights.files import load_network, read_metadata
+from training.dataset.images import MultiViewDataset, PictureFiles, pick, to_network
+from training.engine.config import ConfigError, load_config
+from training.engine.loop import finished, run_stage
 from training.latent_colours import fit_latent_colours, shown_colours
-from training.loop import finished, run_stage
 
 from .conftest import DENOISING, STAGES, stage_config, trainer_of
 

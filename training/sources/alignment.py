@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffportrait3d.cameras import FOCAL, PIVOT, RADIUS, join_label
+from diffportrait3d.cameras.labels import FOCAL, PIVOT, RADIUS, join_label
 
 from .groups import SkippedGroup
 

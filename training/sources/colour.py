@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..data import DataError
+from ..dataset.images import DataError
 
 _LINEAR = ["r", "g", "b"]
 _SECOND = [*_LINEAR, "rg", "rb", "gb"]

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffportrait3d.heads import Scene, portrait_scene, render_views
 from diffportrait3d.images import NoteLog
+from diffportrait3d.synthetic_heads import Scene, portrait_scene, render_views
 
-from ..data import DataError
+from ..dataset.images import DataError
 from ..render import FIRST_CONDITION
 from .groups import SkippedGroup, read_json, read_picture
 

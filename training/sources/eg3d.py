@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from diffportrait3d.camera_files import label_table, without_wrapping
-from diffportrait3d.cameras import split_label, validate_labels, world_to_camera
+from diffportrait3d.cameras.files import label_table, without_wrapping
+from diffportrait3d.cameras.labels import split_label, validate_labels, world_to_camera
 from diffportrait3d.files import natural_key
 from diffportrait3d.images import UserImage
 
-from ..data import DataError
+from ..dataset.images import DataError
 from .alignment import OUTSIDE, Camera, eg3d_crop, head_similarity, triangulate_face, warp
 from .groups import Group, PortraitView, SkippedGroup, Splits, folder_name, read_json, read_picture, reason_of
 from .landmarks import read_points

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffportrait3d.files import read_text
 from diffportrait3d.images import ImageError, UserImage, read_image
 
-from ..data import DataError
+from ..dataset.images import DataError
 
 SPLITS = ("train", "val", "test")
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import DataError
+from ..dataset.images import DataError
 from .groups import SkippedGroup, read_json
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from diffportrait3d.cameras import validate_labels
+from diffportrait3d.cameras.labels import validate_labels
 
-from ..data import read_manifest
+from ..dataset.images import read_manifest
 from .eg3d import resized
 from .groups import SPLITS, Group, PortraitView, SkippedGroup, folder_name, read_picture
 

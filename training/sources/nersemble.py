@@ -24,7 +24,7 @@ from torch import Tensor
 
 from diffportrait3d.images import UserImage
 
-from ..data import DataError
+from ..dataset.images import DataError
 from .alignment import (
     OUTSIDE,
     Camera,

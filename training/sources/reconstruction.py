@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffportrait3d.camera_files import read_rows
+from diffportrait3d.cameras.files import read_rows
+from diffportrait3d.cameras.reconstructions import binary_model_in, reconstruction_in
 from diffportrait3d.files import natural_key
-from diffportrait3d.reconstructions import binary_model_in, reconstruction_in
 
 PICTURE_FOLDER = "images"  # where the names of COLMAP begin
 SUFFIXES = ("", ".png", ".jpg", ".jpeg")  # the Blender scenes name their pictures without

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import DataError
+from ..dataset.images import DataError
 from .groups import SkippedGroup
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras import orbit_camera, project
+from diffportrait3d.cameras.labels import orbit_camera, project
 from diffportrait3d.files import WriteError
 from training import import_data
 from training.check_data import problems
-from training.data import DataError, MultiViewDataset, read_manifest
+from training.dataset.images import DataError, MultiViewDataset, read_manifest
 from training.sources import eg3d
 from training.sources.alignment import FIVE_POINTS
 from training.sources.groups import SkippedGroup, Splits

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from training import check_data, import_data
-from training.data import read_manifest
+from training.dataset.images import read_manifest
 
 from .conftest import write_json
 from .test_exports import write_export

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras import FOCAL, orbit_camera, project, split_label, validate_labels
+from diffportrait3d.cameras.labels import FOCAL, orbit_camera, project, split_label, validate_labels
 from training import import_data
 from training.check_data import problems
-from training.data import DataError, MultiViewDataset, ViewGroups, read_manifest
+from training.dataset.images import DataError, MultiViewDataset, ViewGroups, read_manifest
 from training.sources import nersemble
 from training.sources.alignment import FIVE_POINTS
 from training.sources.groups import SkippedGroup, Splits

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras import trajectory
+from diffportrait3d.cameras.labels import trajectory
 from diffportrait3d.export import export_views
 from training import import_data
 from training.check_data import problems
-from training.data import read_manifest
+from training.dataset.images import read_manifest
 from training.sources import eg3d
 from training.sources.groups import Splits
 

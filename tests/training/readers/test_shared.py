@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffportrait3d.cameras import eg3d_camera, orbit_camera, project, split_label, world_to_camera
-from diffportrait3d.heads import render
-from training.data import DataError
+from diffportrait3d.cameras.labels import eg3d_camera, orbit_camera, project, split_label, world_to_camera
+from diffportrait3d.synthetic_heads import render
+from training.dataset.images import DataError
 from training.render import FIRST_CONDITION
 from training.sources.alignment import FIVE_POINTS, Camera, Similarity, eg3d_crop, head_similarity, warp
 from training.sources.colour import apply_affine, apply_polynomial

@@ -1,0 +1,241 @@
+"""A scene fixed in the world (surfaces, light, background) and its picture from any camera label.
+
+Nothing but highlights depends on the camera: diffuse light with ambient occlusion and a soft key shadow is
+baked into the vertices once, and the background is a function of the viewing direction. Views of one scene
+are therefore consistent with each other wherever they see the same point.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..cameras.labels import project, split_label, validate_labels
+from .mesh import Noise, Surface, to_world, vertex_normals
+from .rasterise import interpolate, rasterise
+
+GAMMA = 2.2
+
+
+class View(NamedTuple):
+    """image [3, H, W] in [0, 1] (sRGB), depth [H, W] camera z in world units (0 = background), mask [H, W]
+    bool. From `render_views` each has a leading dimension V."""
+
+    image: Tensor
+    depth: Tensor
+    mask: Tensor
+
+
+@dataclass
+class Light:
+    """A key light (unit direction towards it, linear colour) and a sky that shades from `ground` to `sky`
+    colour."""
+
+    direction: Tensor
+    key: Tensor
+    sky: Tensor
+    ground: Tensor
+
+    def to(self, device: torch.device | str) -> Light:
+        return Light(*(value.to(device) for value in (self.direction, self.key, self.sky, self.ground)))
+
+
+@dataclass
+class Background:
+    """Two colours (sRGB) mixed by noise over the viewing direction, and a third towards the ground."""
+
+    colours: Tensor  # [3, 3]
+    noise: Noise
+    contrast: float
+
+    def to(self, device: torch.device | str) -> Background:
+        return Background(self.colours.to(device), self.noise.to(device), self.contrast)
+
+    def __call__(self, directions: Tensor) -> Tensor:
+        """Linear colour [N, 3] seen along unit directions [N, 3]."""
+        mix = torch.sigmoid(self.contrast * self.noise(directions))[:, None]
+        low = torch.sigmoid(-6 * (directions[:, 1:2] + 0.1)) * 0.5
+        colour = self.colours[0] * mix + self.colours[1] * (1 - mix)
+        return (colour * (1 - low) + self.colours[2] * low) ** GAMMA
+
+
+@dataclass
+class Scene:
+    """World-space mesh with baked radiance. vertices, normals, radiance (linear) [V, 3]; specular [V];
+    triangles [T, 3]; two_sided [T] bool."""
+
+    vertices: Tensor
+    normals: Tensor
+    radiance: Tensor
+    specular: Tensor
+    triangles: Tensor
+    two_sided: Tensor
+    light: Light
+    background: Background
+
+
+def build_scene(
+    surfaces: list[Surface], light: Light, background: Background, device: torch.device | str = "cpu"
+) -> Scene:
+    """Join coloured surfaces (head frame), place them in the EG3D world and bake the diffuse light on `device`.
+
+    Normals are summed before the move: the order in which a GPU adds is not repeatable.
+    """
+    offset, triangles, two_sided, normals = 0, [], [], []
+    for surface in surfaces:
+        triangles.append(surface.triangles + offset)
+        two_sided.append(torch.full((len(surface.triangles),), surface.two_sided))
+        normals.append(vertex_normals(surface.vertices, surface.triangles))
+        offset += len(surface.vertices)
+    vertices = to_world(torch.cat([s.vertices for s in surfaces])).to(device)
+    triangles, normals, two_sided = (torch.cat(parts).to(device) for parts in (triangles, normals, two_sided))
+    albedo = torch.cat([s.albedo for s in surfaces]).to(device).clamp(0, 1) ** GAMMA
+    light, background = light.to(device), background.to(device)
+    irradiance = bake_light(vertices, normals, triangles, light)
+    specular = torch.cat([s.specular for s in surfaces]).to(device) * (irradiance.mean(1) / 0.8).clamp(max=1)
+    return Scene(vertices, normals, albedo * irradiance, specular, triangles, two_sided, light, background)
+
+
+def bake_light(
+    vertices: Tensor, normals: Tensor, triangles: Tensor, light: Light, directions: int = 32
+) -> Tensor:
+    """Diffuse irradiance [V, 3]: the sky over `directions` directions and the key light, both with
+    visibility."""
+    sky = fibonacci_sphere(directions).to(vertices)
+    corners = vertices[triangles]
+    long = (corners - corners.roll(1, 1)).square().sum(-1).amax(
+        1
+    ) > 0.008**2  # fill the gaps between sparse vertices
+    occluders = torch.cat([vertices, corners[long].mean(1)])
+    total = torch.zeros_like(vertices)
+    for way in sky:
+        up = way[1] * 0.5 + 0.5
+        facing = (normals @ way).clamp(min=0)
+        # a quarter of the sky reaches even hidden places: light bounced between surfaces
+        lit = facing * (0.25 + 0.75 * _visibility(occluders, vertices, normals, way, grid=72))
+        total += lit[:, None] * (light.sky * up + light.ground * (1 - up)) * (4.0 / directions)
+    key = vertices.new_zeros(len(vertices))
+    for way in _around(light.direction, spread=0.16):
+        key += _visibility(occluders, vertices, normals, way, grid=110) / 5
+    wrapped = ((normals @ light.direction + 0.2) / 1.2).clamp(min=0)
+    # a little light leaks red through skin at the shadow's edge; harmless on other materials
+    tint = torch.stack([key**0.75, key, key**1.1], 1)
+    return total + wrapped[:, None] * tint * light.key
+
+
+def render(scene: Scene, label: Tensor, resolution: int, supersample: int = 2) -> View:
+    """The scene from one camera label [25]: a square picture of `resolution` pixels, averaged over
+    supersample^2 samples."""
+    labels = validate_labels(label)
+    if len(labels) != 1:
+        raise ValueError(f"render takes one label [25], got {tuple(label.shape)}; use render_views")
+    return _draw(scene, labels[0], resolution, supersample)
+
+
+def _draw(scene: Scene, label: Tensor, resolution: int, supersample: int) -> View:
+    side = resolution * supersample
+    points = project(scene.vertices, label, side)
+    fragments = rasterise(points, scene.triangles, side, side, scene.two_sided)
+    hit = torch.nonzero(fragments.triangle.flatten() >= 0).squeeze(1)  # [N]
+    attributes = torch.cat([scene.radiance, scene.normals, scene.specular[:, None]], 1)
+    colour = interpolate(attributes, scene.triangles, fragments)  # [N, 7]
+    view = -_rays(label, torch.stack([hit % side, torch.div(hit, side, rounding_mode="floor")], 1), side)
+    shaded = colour[:, :3] + _highlight(scene, colour[:, 3:6], colour[:, 6], view)
+    steps = torch.arange(resolution, device=hit.device)
+    row, column = torch.meshgrid(steps, steps, indexing="ij")
+    rays = _rays(label, torch.stack([column, row], -1).reshape(-1, 2), resolution)
+    image = _tone(scene.background(rays)).view(resolution, resolution, 3)
+    image = image.repeat_interleave(supersample, 0).repeat_interleave(supersample, 1)
+    image = image.reshape(-1, 3).index_copy(0, hit, _tone(shaded)).view(side, side, 3).permute(2, 0, 1)
+    image = F.avg_pool2d(image[None], supersample)[0]
+    depth, mask = _reduce_depth(fragments.depth, resolution, supersample)
+    return View(image, depth, mask)
+
+
+def render_views(scene: Scene, labels: Tensor, resolution: int, supersample: int = 2) -> View:
+    """The scene from V camera labels [V, 25]: image [V, 3, H, W], depth [V, H, W], mask [V, H, W]."""
+    views = [_draw(scene, label, resolution, supersample) for label in validate_labels(labels)]
+    return View(*(torch.stack(field) for field in zip(*views, strict=True)))
+
+
+def fibonacci_sphere(count: int) -> Tensor:
+    """`count` nearly even unit directions [count, 3]."""
+    k = torch.arange(count, device="cpu") + 0.5
+    y = 1 - 2 * k / count
+    turn = math.pi * (3 - math.sqrt(5)) * k
+    flat = (1 - y * y).sqrt()
+    return torch.stack([flat * torch.cos(turn), y, flat * torch.sin(turn)], 1)
+
+
+def _around(direction: Tensor, spread: float) -> list[Tensor]:
+    u = _across(direction)
+    v = torch.linalg.cross(direction, u)
+    return [
+        normalize(direction + spread * (a * u + b * v), dim=0)
+        for a, b in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+    ]
+
+
+def _across(way: Tensor) -> Tensor:
+    """A unit vector [3] at a right angle to `way`."""
+    helper = [0.0, 1.0, 0.0] if abs(float(way[1])) < 0.9 else [1.0, 0.0, 0.0]
+    return normalize(torch.linalg.cross(way, way.new_tensor(helper)), dim=0)
+
+
+def _visibility(occluders: Tensor, vertices: Tensor, normals: Tensor, way: Tensor, grid: int) -> Tensor:
+    """Soft visibility [V] towards `way`: the occluders' height splatted into a grid across `way`, compared at
+    3 places."""
+    u = _across(way)
+    frame = torch.stack([u, torch.linalg.cross(way, u), way], 1)  # [3, 3]
+    extent = 0.5  # world units around the pivot; what lies outside is clamped to the border and hardly seen
+    cell = 2 * extent / grid
+    origin = vertices.new_tensor([0.0, 0.0, 0.1])
+    flat = (occluders - origin) @ frame
+    index = ((flat[:, :2] + extent) / cell).long().clamp(0, grid - 1)
+    height = vertices.new_full((grid * grid,), -10.0)
+    height.scatter_reduce_(0, index[:, 0] * grid + index[:, 1], flat[:, 2], "amax")
+    lifted = (vertices + normals * (1.2 * cell) - origin) @ frame
+    place, level, total = (lifted[:, :2] + extent) / cell, lifted[:, 2] + 0.6 * cell, 0.0
+    for dx, dy in ((0.0, 0.8), (-0.7, -0.4), (0.7, -0.4)):
+        cx, cy = (place[:, 0] + dx).long().clamp(0, grid - 1), (place[:, 1] + dy).long().clamp(0, grid - 1)
+        total = total + ((level - height[cx * grid + cy]) / cell + 1).clamp(0, 1)
+    return total / 3
+
+
+def _rays(label: Tensor, pixels: Tensor, side: int) -> Tensor:
+    """Unit world directions [N, 3] through the centres of pixels [N, 2] (column, row)."""
+    pose, intrinsics = split_label(label.to(pixels.device))
+    image = torch.cat([(pixels + 0.5) / side, label.new_ones(len(pixels), 1).to(pixels.device)], 1)
+    return normalize(image @ torch.linalg.inv(intrinsics).T @ pose[:3, :3].T, dim=1)
+
+
+def _highlight(scene: Scene, normal: Tensor, specular: Tensor, view: Tensor) -> Tensor:
+    normal = normalize(normal, dim=1)
+    half = normalize(view + scene.light.direction, dim=1)
+    facing = (normal * half).sum(1).clamp(min=0)
+    power = 12 + 60 * (specular > 0.5)  # wet and hard things shine in a small spot
+    shine = specular * facing**power * 0.4
+    edge = (1 - (normal * view).sum(1).abs()) ** 4 * 0.06 * (specular > 0)
+    return shine[:, None] * scene.light.key + edge[:, None] * scene.light.sky
+
+
+def _tone(linear: Tensor) -> Tensor:
+    """Linear light -> sRGB-like values in [0, 1] with a soft shoulder."""
+    knee = 0.7
+    soft = knee + (1 - knee) * (1 - torch.exp(-(linear - knee) / (1 - knee)))
+    return torch.where(linear > knee, soft, linear).clamp(0, 1) ** (1 / GAMMA)
+
+
+def _reduce_depth(depth: Tensor, resolution: int, supersample: int) -> tuple[Tensor, Tensor]:
+    """Nearest sample's depth per pixel, and the mask of pixels at least half covered."""
+    blocks = depth.view(resolution, supersample, resolution, supersample).permute(0, 2, 1, 3).flatten(2)
+    covered = blocks > 0
+    mask = covered.float().mean(-1) >= 0.5
+    nearest = torch.where(covered, blocks, torch.full_like(blocks, torch.inf)).amin(-1)
+    return torch.where(mask, nearest, torch.zeros_like(nearest)), mask

@@ -1,0 +1,1 @@
+"""Every way to read and write a file of weights."""

@@ -1,0 +1,259 @@
+"""One safetensors file (or a few shards) per network, self-describing through its metadata."""
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..files import write_together
+from ..networks import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    NovelViewConfig,
+    NovelViewModel,
+    ReferenceEncoder,
+    UNet,
+    UNetConfig,
+    ViewConsistency,
+    ViewControlNet,
+)
+from .known_formats import CONTROLNET, describe_stranger
+from .official import Recognised, kind_by_keys, recognise
+from .tensor_files import tensor_writer
+
+FORMAT = "diffportrait3d"
+FORMAT_VERSION = 1
+MAX_SHARD_BYTES = 15 * 2**20
+
+NETWORK_KINDS: dict[str, tuple[type[nn.Module], type]] = {
+    "unet": (UNet, UNetConfig),
+    "reference_encoder": (ReferenceEncoder, UNetConfig),
+    "view_controlnet": (ViewControlNet, UNetConfig),
+    "view_consistency": (ViewConsistency, UNetConfig),
+    "autoencoder": (AutoencoderKL, AutoencoderConfig),
+    "novel_view": (NovelViewModel, NovelViewConfig),
+}
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used, with the way out in its message."""
+
+
+def way_to_get(kind: str | None = None) -> str:
+    """Where a network comes from, for people who have no more than the installed pack."""
+    ours = "take the one that comes with the pack in weights/miniature (it is gone: install the pack again)"
+    if kind in ("unet", "autoencoder", "novel_view"):
+        return ours  # the released ones are in SD1.5's checkpoint, and S was not released
+    return (
+        "convert the authors' checkpoint with `python -m diffportrait3d.convert` in the pack's folder "
+        f"(docs/released_weights.md there), or {ours}"
+    )
+
+
+def save_network(
+    path: str | os.PathLike,
+    module: nn.Module,
+    kind: str,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int | None = None,
+    **metadata: Any,
+) -> list[Path]:
+    """Writes a network with its config and metadata; its files appear together, or none does.
+
+    Args:
+        path: `NAME.safetensors`.
+        kind: one of NETWORK_KINDS.
+        dtype: floating tensors are stored in it; None keeps theirs.
+        max_shard_bytes: larger files are split into `NAME-00001-of-0000N.safetensors`.
+        metadata: JSON-able facts, e.g. reference_timestep, linear_end, training.
+
+    Returns:
+        the files written
+    """
+    if kind not in NETWORK_KINDS:
+        raise ValueError(f"Unknown network kind {kind!r}; the kinds are {', '.join(NETWORK_KINDS)}.")
+    path = Path(path)
+    tensors = {k: _stored(v, dtype) for k, v in module.state_dict().items()}
+    header = network_metadata(kind, module.config.to_dict(), metadata)
+    shards = list(_shards(tensors, max_shard_bytes))
+    names = [path] if len(shards) == 1 else [_shard_path(path, i, len(shards)) for i in range(1, len(shards) + 1)]
+    write_together({name: tensor_writer(shard, header) for name, shard in zip(names, shards, strict=True)})
+    for stale in set(shard_files(path)) - set(names):
+        stale.unlink()
+    return names
+
+
+def network_metadata(kind: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a network file as safetensors stores it: JSON per entry."""
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "network": kind, "config": config, **facts}
+    return {name: json.dumps(value) for name, value in header.items()}
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _shards(tensors: Mapping[str, Tensor], limit: int | None) -> Iterable[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if shard and limit and size + tensor.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def _shard_path(path: Path, index: int, count: int) -> Path:
+    return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}")
+
+
+def shard_files(path: str | os.PathLike) -> list[Path]:
+    """The files that hold the network named by `path`: itself and its shards, in order; empty if there are none."""
+    path = Path(path)
+    own = [path] if path.is_file() else []
+    pattern = re.compile(re.escape(path.stem) + r"-\d{5}-of-\d{5}" + re.escape(path.suffix))
+    siblings = path.parent.iterdir() if path.parent.is_dir() else []
+    return own + sorted(p for p in siblings if pattern.fullmatch(p.name))
+
+
+def network_files(path: str | os.PathLike) -> list[Path]:
+    """Like `shard_files`, but complete: also accepts the path of one shard.
+
+    Raises:
+        CheckpointError: no such file, or a shard is missing.
+    """
+    path = Path(path)
+    match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", path.stem)
+    if match:
+        path = path.with_name(match[1] + path.suffix)
+    files = shard_files(path)
+    if not files:
+        raise CheckpointError(f"There is no file {path} (nor {path.stem}-00001-of-… beside it); check the path.")
+    if files[0] == path:
+        return files[:1]
+    expected = int(files[0].stem.rsplit("-", 1)[1])
+    if len(files) != expected:
+        found = f"{path.parent} holds {len(files)} of the {expected} parts of {path.name}"
+        raise CheckpointError(f"{found}; copy all of them.")
+    return files
+
+
+def read_kind(path: str | os.PathLike) -> str | None:
+    """The kind of network in a file by its metadata or, without these, a few of its keys; None for other files.
+
+    Raises:
+        CheckpointError: missing or damaged file.
+    """
+    with _opened(network_files(path)[0]) as handle:
+        raw = handle.metadata() or {}
+        if _is_own(raw):
+            return json.loads(raw["network"])
+        return kind_by_keys(set(handle.keys()))
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The metadata of a network file, decoded; of a network cut out of the release by other means, the release's.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign file.
+    """
+    file = network_files(path)[0]
+    with _opened(file) as handle:
+        raw = handle.metadata() or {}
+        if not _is_own(raw):
+            return _recognised(handle, file).metadata
+    metadata = {k: json.loads(v) for k, v in raw.items()}
+    if metadata["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format version {metadata['format_version']}, this pack reads {FORMAT_VERSION}: update it."
+        )
+    return metadata
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """All tensors of a network file under their names in the network, its shards joined, in the stored dtype."""
+    tensors: dict[str, Tensor] = {}
+    for file in network_files(path):
+        with _opened(file) as handle:
+            own = _is_own(handle.metadata() or {})
+            keys = {name: name for name in handle.keys()} if own else _recognised(handle, file).keys
+            tensors |= {name: handle.get_tensor(stored) for name, stored in keys.items()}
+    return tensors
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[safe_open]:
+    """The file, open for reading; errors of the library become ones that name it."""
+    try:
+        with safe_open(file, "pt") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        message = f"{file} is not a readable safetensors file ({error}); download or convert it again."
+        raise CheckpointError(message) from error
+
+
+def _is_own(raw: Mapping[str, str]) -> bool:
+    return raw.get("format") == json.dumps(FORMAT)  # other programs' "format" is no JSON
+
+
+def _recognised(handle: safe_open, file: Path) -> Recognised:
+    """What a file without our metadata holds, if it is a network of the release.
+
+    Raises:
+        CheckpointError: anything else, named if it is well known.
+    """
+    shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}
+    try:
+        found = recognise(shapes)
+    except ValueError as error:
+        raise CheckpointError(f"{file} {error}.") from error
+    if found is None:
+        raise CheckpointError(f"{file} was not written by DiffPortrait3D{_way_out(shapes)}")
+    return found
+
+
+def _way_out(names: Iterable[str]) -> str:
+    stranger = describe_stranger(names)
+    if stranger == CONTROLNET:
+        return (
+            ": it has the keys of an ordinary ControlNet; if it is a view ControlNet all the same, load it with the "
+            "host's Load ControlNet Model, which View ControlNet takes, too."
+        )
+    said = f": it is {stranger}" if stranger else f" (its metadata lacks format={FORMAT})"
+    return f"{said}; {way_to_get()}."
+
+
+def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Loads a network for use: float32, on the CPU, in eval mode, gradients off.
+
+    Args:
+        expect: the kind it has to be.
+
+    Returns:
+        (module, metadata)
+
+    Raises:
+        CheckpointError: missing, damaged or foreign file, another kind, or keys that do not fit the config.
+    """
+    metadata = read_metadata(path)
+    kind = metadata["network"]
+    if kind not in NETWORK_KINDS or (expect is not None and kind != expect):
+        raise CheckpointError(f"{path} holds a {kind} network; expected {expect or ' or '.join(NETWORK_KINDS)}.")
+    network_class, config_class = NETWORK_KINDS[kind]
+    module = network_class(config_class.from_dict(metadata["config"]))
+    try:
+        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read_tensors(path).items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"The tensors of {path} do not fit its own config: {error}") from error
+    return module.eval().requires_grad_(False), metadata

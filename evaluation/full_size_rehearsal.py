@@ -1,0 +1,355 @@
+"""Rehearses the use of the authors' checkpoint at full size, with known weights in its place.
+
+    python -m evaluation.full_size_rehearsal WORK_FOLDER [--dtype fp16] [--stage build]
+
+Builds a pickle with all 2937 keys of the release (2871 M deterministic values; 11.5 GB in fp32, 5.7 GB in fp16),
+converts it, loads the results into the real ComfyUI for one guided step of 8 views at 64 pixels, and compares ComfyUI's
+single passes and the ControlNet's residuals with the core's. Every stage is a process of its own; its time and peak
+memory (mapped files included) are printed, and the two limits that the converter and the step have to keep are checked.
+`--model-channels 64 --context-dim 96` rehearses the rehearsal.
+"""
+from __future__ import annotations
+
+import argparse
+import math
+import mmap
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from diffportrait3d.conversion.layout import (
+    CONTROL,
+    METHOD_GROUPS,
+    SCHEDULE,
+    SD15_AUTOENCODER,
+    UNET,
+    VAE,
+    TextEncoderSizes,
+    release_shapes,
+)
+from diffportrait3d.conversion.split import BASE_FILE
+from diffportrait3d.denoiser import Denoiser
+from diffportrait3d.diffusion import Schedule
+from diffportrait3d.networks import AutoencoderKL, UNet, UNetConfig
+from diffportrait3d.weights.files import load_network, save_network
+from evaluation.goldens.data import deterministic_tensor
+
+CHECKPOINT = "rehearsal.th"
+STAGES = ("build", "convert", "host", "host-passes", "core-passes")
+PASSES = ("eps_full", "eps_uncond")
+HOST_PASSES = "host_passes.safetensors"
+METHOD_NETWORKS = ("reference_encoder", "view_controlnet", "view_consistency")
+TOLERANCE = 5e-5
+CONVERSION_LIMIT = 1.3  # of the largest network
+MEMORY_LIMIT = 20e9  # bytes, of a full-size step in ComfyUI
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+REMAP_BYTES = 2**30
+NARROW_AUTOENCODER = replace(SD15_AUTOENCODER, ch=32, num_res_blocks=1)
+VIEWS, PIXELS = 8, 64
+NARROW_BASE = "rehearsal"
+
+
+def is_full_size(config: UNetConfig) -> bool:
+    return config == UNetConfig()
+
+
+def release_weights(config: UNetConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
+    """Shapes of all keys of the release at a width, and the values of those that are no network's (the schedule)."""
+    width = config.context_dim
+    narrow_text = TextEncoderSizes(1000, width, 77, hidden=4 * width, layers=2)
+    text = TextEncoderSizes() if is_full_size(config) else narrow_text
+    groups = release_shapes(config, SD15_AUTOENCODER if is_full_size(config) else NARROW_AUTOENCODER, text)
+    shapes = {name: shape for names in groups.values() for name, shape in names.items()}
+    return shapes, dict(zip(groups[SCHEDULE], schedule_buffers(), strict=True))
+
+
+def schedule_buffers() -> Iterator[Tensor]:
+    """The 13 tensors that latent diffusion keeps of its schedule, in the release's order, float64 [1000]."""
+    betas = Schedule().betas.double()
+    alphas = 1 - betas
+    bar = torch.cumprod(alphas, 0)
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
+    variance = betas * (1 - previous) / (1 - bar)
+    yield from (betas, bar, previous, bar.sqrt(), (1 - bar).sqrt())
+    yield from ((1 - bar).log(), (1 / bar).sqrt(), (1 / bar - 1).sqrt())
+    yield from (variance, variance.clamp(min=1e-20).log())
+    yield from (betas * previous.sqrt() / (1 - bar), (1 - previous) * alphas.sqrt() / (1 - bar))
+    yield torch.zeros_like(betas)
+
+
+def build(path: Path, config: UNetConfig, dtype: torch.dtype) -> None:
+    """Writes the checkpoint as `torch.save` does, a `state_dict` in a zip, with one tensor in memory at a time."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    shapes, schedule = release_weights(config)
+    values = sum(math.prod(shape) for shape in shapes.values())
+    print(f"{path}: {len(shapes)} keys, {values / 1e6:.2f} M values, {values * dtype.itemsize / 1e9:.2f} GB")
+    partial = path.with_suffix(".partial")
+    with FakeTensorMode():
+        outline = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):  # leaves room for the values
+        torch.save({"state_dict": outline}, partial)
+    tensors, filled = _mapped(partial), 0
+    for name, shape in tqdm(shapes.items(), unit="tensor", desc="Building"):
+        if filled > REMAP_BYTES:  # or all pages written so far would count as memory
+            tensors, filled = _mapped(partial), 0
+        tensors[name].copy_(schedule[name] if name in schedule else deterministic_tensor(name, shape))
+        filled += tensors[name].nbytes
+    del tensors
+    os.replace(partial, path)
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """The tensors of a torch file, such that writing to them writes to the file."""
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+
+
+def guided_step(folder: Path, config: UNetConfig) -> None:
+    """The converted files in the real ComfyUI, by the graph that an artist would wire: one step, 8 views, 64 px.
+
+    Raises:
+        SystemExit: the result is not a set of finite latents.
+    """
+    host, _ = boot_with_files(folder, config)
+    start = time.monotonic()
+    latents = host.run_workflow(workflow(is_full_size(config))).values["sampler"][0]["samples"]
+    seconds = time.monotonic() - start
+    shape, mean, std = list(latents.shape), float(latents.mean()), float(latents.std())
+    print(f"workflow: {seconds:.0f} s, views {shape}, mean {mean:.4f}, std {std:.4f}", flush=True)
+    if shape != [VIEWS, 4, PIXELS // 8, PIXELS // 8] or not bool(torch.isfinite(latents).all()):
+        raise SystemExit("The sampler did not return finite latents of the views asked for.")
+
+
+def boot_with_files(folder: Path, config: UNetConfig):
+    """The real ComfyUI with the converted files in its model folders: (host, the pack inside it)."""
+    from tools.embedded import boot
+
+    host = boot(folder / "comfyui")
+    models = Path(host.folder_paths.models_dir)
+    for target in ("diffportrait3d/view_consistency", "diffportrait3d/reference_encoder", "controlnet/view_controlnet"):
+        link(folder / "converted" / f"{Path(target).name}.safetensors", models / f"{target}.safetensors")
+    if is_full_size(config):
+        link(folder / "converted" / BASE_FILE, models / "checkpoints" / BASE_FILE)
+    else:
+        write_narrow_base(folder / "converted" / BASE_FILE, models / "diffportrait3d" / NARROW_BASE, config)
+    return host, host.load_pack()
+
+
+def random_inputs(config: UNetConfig) -> dict[str, Tensor]:
+    """Inputs of one evaluation under the names of the golden data."""
+    generator = torch.Generator().manual_seed(0)
+    side = PIXELS // 8
+    shapes = {"x_noisy": (VIEWS, 4, side, side), "context": (1, 77, config.context_dim)}
+    shapes |= {name: (1, 4, side, side) for name in ("ref_latent", "ref_latent2")}
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    hint = 2 * torch.rand(VIEWS, config.hint_channels, PIXELS, PIXELS, generator=generator) - 1
+    return inputs | {"hint": hint, "t": torch.full((VIEWS,), 601)}
+
+
+def host_passes(folder: Path, config: UNetConfig) -> None:
+    """Stores what ComfyUI gives for `random_inputs` with the converted files: both passes and all residuals.
+
+    At full size the base model and the ControlNet come from the host's own loaders; the hint is what View ControlNet
+    makes of pictures.
+    """
+    from evaluation.goldens.host import SINGLE_PASSES, HostPath
+
+    host, pack = boot_with_files(folder, config)
+    registered, converted = host.nodes.NODE_CLASS_MAPPINGS, folder / "converted"
+    if is_full_size(config):
+        model = registered["CheckpointLoaderSimple"]().load_checkpoint(BASE_FILE)[0]
+        control_net = registered["ControlNetLoader"]().load_controlnet(CONTROL.file_name)[0]
+        control_net = pack.patches.view_controlnet.as_view_controlnet(control_net)
+    else:
+        narrow = Path(host.folder_paths.models_dir) / "diffportrait3d" / NARROW_BASE
+        model = pack.host.loading.load_model(narrow / "unet.safetensors")
+        control_net = pack.patches.view_controlnet.load_view_controlnet(converted / CONTROL.file_name)
+    path, inputs = HostPath.of_files(pack, host.comfy, converted, model, control_net), random_inputs(config)
+    with torch.inference_mode():
+        results = {name: path.predict(inputs, *SINGLE_PASSES[name]).clone() for name in PASSES}
+        results |= _numbered(path.residuals(inputs))
+    save_file(results, folder / HOST_PASSES)
+
+
+def _numbered(residuals: list[Tensor]) -> dict[str, Tensor]:
+    return {f"residual.{index:02d}": residual.contiguous() for index, residual in enumerate(residuals)}
+
+
+def core_passes(folder: Path, config: UNetConfig) -> None:
+    """Computes the same with the core alone and prints how far ComfyUI is from it.
+
+    Raises:
+        SystemExit: farther than TOLERANCE.
+    """
+    converted = folder / "converted"
+    unet = UNet(config)
+    with safe_open(converted / BASE_FILE, "pt") as base:
+        for name, tensor in unet.state_dict().items():
+            tensor.copy_(base.get_tensor(UNET.prefix + name))
+    networks = [load_network(converted / f"{kind}.safetensors", expect=kind)[0] for kind in METHOD_NETWORKS]
+    denoiser = Denoiser(unet.eval().requires_grad_(False), *networks)
+    inputs = random_inputs(config)
+    x, t, context = inputs["x_noisy"], inputs["t"], inputs["context"].repeat(VIEWS, 1, 1)
+    with torch.inference_mode():
+        bank = denoiser.bank(inputs["ref_latent"], t, context)
+        full = denoiser.conditional(x, t, context, bank, inputs["hint"], VIEWS)
+        expected = {"eps_full": full, "eps_uncond": denoiser.unconditional(x, t, context, VIEWS)}
+        expected |= _numbered(denoiser.view_controlnet(x, inputs["hint"], t, context))
+    found = load_file(folder / HOST_PASSES)
+    differences = {name: float((found[name] - value).abs().max()) for name, value in expected.items()}
+    print("ComfyUI against the core, largest differences:")
+    for name, difference in differences.items():
+        print(f"  {name:12} {difference:.2e} (std {float(expected[name].std()):.3f})")
+    if not all(difference <= TOLERANCE for difference in differences.values()):
+        raise SystemExit(f"There are differences above {TOLERANCE}.")
+
+
+def link(source: Path, target: Path) -> None:
+    """The file under a second name, without a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    os.link(source, target)
+
+
+def write_narrow_base(checkpoint: Path, folder: Path, config: UNetConfig) -> None:
+    """A base of another width is loaded by Load Miniature: the host's loaders know SD1.5's heads only."""
+    tensors = load_file(checkpoint)
+    for kind, prefix in (("unet", UNET.prefix), ("autoencoder", VAE.prefix)):
+        network = UNet(config) if kind == "unet" else AutoencoderKL(NARROW_AUTOENCODER)
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        save_network(folder / f"{kind}.safetensors", network, kind)
+
+
+def workflow(full_size: bool) -> dict:
+    """API format. At full size the base model and the ControlNet go through the host's own loaders."""
+    if full_size:
+        base = {
+            "base": node("CheckpointLoaderSimple", ckpt_name=BASE_FILE),
+            "prompt": node("CLIPTextEncode", text="", clip=["base", 1]),
+            "control_net": node("ControlNetLoader", control_net_name=CONTROL.file_name),
+        }
+        vae, prompt = ["base", 2], ["prompt", 0]
+    else:
+        base = {
+            "base": node("DP3D_LoadMiniature", name=NARROW_BASE),
+            "control_net": node("DP3D_LoadViewControlNet", name=CONTROL.file_name),
+        }
+        vae, prompt = ["base", 1], ["base", 2]
+    arc = {"kind": "arc", "yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": 0.0, "pitch_max": 0.0, "roll": 0.0}
+    whole = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    pictures = {"cameras": ["cameras", 0], "resolution": PIXELS}
+    schedule = {"preset": "custom", "steps": 1, "eta": 0.5, "start": "t=999"}
+    return base | {
+        "cameras": node("DP3D_CameraTrajectory", **arc, views=VIEWS, radius=2.7, fov=13.37),
+        "conditions": node("DP3D_RenderCameraConditions", **pictures, subject=0),
+        "proxies": node("DP3D_RenderCameraConditions", **pictures, subject=1),
+        "portrait": node("ImageFromBatch", image=["proxies", 0], batch_index=VIEWS // 2, length=1),
+        "encoder": node("DP3D_LoadReferenceEncoder", name="reference_encoder.safetensors"),
+        "reference": node(
+            "DP3D_ApplyReferenceAttention",
+            **{"model": ["base", 0], "reference_encoder": ["encoder", 0], "vae": vae, "image": ["portrait", 0]},
+            **whole,
+        ),
+        "control": node(
+            "DP3D_ViewControlNet",
+            **{"positive": prompt, "control_net": ["control_net", 0], "image": ["conditions", 0]},
+            **whole,
+        ),
+        "consistency": node("DP3D_LoadViewConsistency", name="view_consistency.safetensors"),
+        "noise": node("DP3D_3DAwareNoise", vae=vae, **pictures, proxies=["proxies", 0], seed=42),
+        "sampler": node(
+            "DP3D_ViewConsistencySampler",
+            **{"model": ["reference", 0], "positive": ["control", 0], "view_consistency": ["consistency", 0]},
+            **{"latent": ["noise", 0], "noise": ["noise", 1], "cfg": 3.0},
+            **schedule,
+        ),
+        "result": node("PreviewAny", source=["sampler", 0]),
+    }
+
+
+def node(class_type: str, /, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def run(stage: str, *command: str) -> int:
+    """Runs a process to its end, prints its time and peak memory, and gives the latter in bytes.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", *command])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(f"[{stage}] {time.monotonic() - start:.0f} s, peak memory {peak / 1e9:.2f} GB\n", flush=True)
+    if process.returncode:
+        raise SystemExit(f"{stage} failed with status {process.returncode}.")
+    return peak
+
+
+def check_conversion(peak: int, config: UNetConfig, dtype: torch.dtype) -> None:
+    """Prints the converter's peak memory as a multiple of the largest network; SystemExit above CONVERSION_LIMIT."""
+    groups = release_shapes(config, SD15_AUTOENCODER, TextEncoderSizes())
+    values = [sum(map(math.prod, groups[group].values())) for group in (*METHOD_GROUPS, UNET)]
+    largest = max(values) * dtype.itemsize
+    print(f"The largest network takes {largest / 1e9:.2f} GB; the converter's peak is {peak / largest:.2f} of it.\n")
+    if is_full_size(config) and peak > CONVERSION_LIMIT * largest:
+        raise SystemExit(f"The converter may take {CONVERSION_LIMIT} of the largest network.")
+
+
+def check_step(peak: int, config: UNetConfig) -> None:
+    """SystemExit if a full-size step in ComfyUI took more than MEMORY_LIMIT."""
+    if is_full_size(config) and peak > MEMORY_LIMIT:
+        raise SystemExit(f"The step may take {MEMORY_LIMIT / 1e9:.0f} GB.")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.full_size_rehearsal", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("folder", type=Path, help="for checkpoint and results: 23 GB in fp32, 11.5 in fp16")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="of the checkpoint")
+    parser.add_argument("--model-channels", type=int, default=UNetConfig.model_channels)
+    parser.add_argument("--context-dim", type=int, default=UNetConfig.context_dim)
+    parser.add_argument("--stage", choices=STAGES, help="only this one (default: all that is not done yet)")
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = parse_arguments()
+    config = UNetConfig(model_channels=given.model_channels, context_dim=given.context_dim)
+    checkpoint = given.folder / CHECKPOINT
+    if given.in_process:
+        if given.stage == "build":
+            build(checkpoint, config, DTYPES[given.dtype])
+        else:
+            stages = {"host": guided_step, "host-passes": host_passes, "core-passes": core_passes}
+            stages[given.stage](given.folder, config)
+        return 0
+    given.folder.mkdir(parents=True, exist_ok=True)
+    for stage in [given.stage] if given.stage else STAGES:
+        if stage == "convert":
+            command = ["diffportrait3d.convert", str(checkpoint), "--out", str(given.folder / "converted"), "--verify"]
+            check_conversion(run(stage, *command), config, DTYPES[given.dtype])
+        elif stage != "build" or given.stage or not checkpoint.exists():
+            peak = run(stage, "evaluation.full_size_rehearsal", *sys.argv[1:], "--stage", stage, "--in-process")
+            if stage == "host":
+                check_step(peak, config)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

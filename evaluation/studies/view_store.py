@@ -1,0 +1,194 @@
+"""Generated views kept on disk by what made them, so that they are generated once and judged as often as one likes.
+
+    STORE/<kind>-<key>/conditions.json          weights, arm, sampling: what the key is made of
+    STORE/<kind>-<key>/<person>-<inputs>.png    the person's views side by side, 8 bits
+
+Commands that ask for the same arm under the same conditions share the file, whatever they call the arm. Every file is
+written whole or not at all; one that cannot be read is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from diffportrait3d.files import write_atomically, write_text
+
+from ..subjects.dataset import Subject
+from ..subjects.variants import Arm, Sampling
+from .system import Miniature
+
+VERSION = 1  # of what generation does with its conditions: another number finds no views of the former
+
+
+@dataclass(frozen=True)
+class StoredViews:
+    """Views [V, 3, H, W] in [0, 1], multiples of 1/255, and the seconds that making them took."""
+
+    images: Tensor
+    seconds: float
+
+
+class ViewStore:
+    """A folder of views of one system under one sampling.
+
+    Args:
+        root: of the store; other systems and samplings may share it.
+    """
+
+    def __init__(self, root: Path, system: Miniature, sampling: Sampling):
+        self.root, self.system, self.sampling = root, system, sampling
+
+    def arm_conditions(self, arm: Arm, views: int) -> dict:
+        """Everything, besides a person's inputs, that the views of an arm depend on."""
+        system, sampling = self.system, arm.sampling(self.sampling)
+        return {
+            "version": VERSION,
+            "weights_sha256": system.hashes_for(arm),
+            "resolution": system.resolution,
+            "linear_end": system.linear_end,
+            "reference_timestep": system.reference_timestep,
+            "views": views,
+            "arm": arm.changes(),
+            "sampling": sampling.facts(),
+        }
+
+    def network_conditions(self, name: str, views: int) -> dict:
+        """The same for views that one network makes."""
+        file = f"{name}.safetensors"
+        return {"version": VERSION, "weights_sha256": {file: self.system.hashes[file]}, "views": views}
+
+    def folder(self, kind: str, conditions: dict) -> Path:
+        """Where views of these conditions lie."""
+        return self.root / f"{kind}-{_digest(conditions)[:12]}"
+
+    def load_or_make(
+        self, kind: str, conditions: dict, name: str, inputs: dict, make: Callable[[], Tensor]
+    ) -> StoredViews:
+        """The views of a person. `inputs`: what the networks are given for it; `make` is called if they are not there.
+
+        kind, name: how folder and file are called.
+        """
+        folder = self.folder(kind, conditions)
+        path = folder / f"{name}-{_digest(inputs)[:12]}.png"
+        if (found := _read(path)) is not None:
+            return found
+        start = time.perf_counter()
+        images = make()
+        seconds = round(time.perf_counter() - start, 3)
+        write_text(folder / "conditions.json", json.dumps(conditions, indent=1, sort_keys=True) + "\n", durable=False)
+        views = StoredViews(_rounded(images), seconds)
+        _write(path, views)
+        return views
+
+
+class SubjectViews:
+    """The views of one subject, each generated when it is first asked for.
+
+    Args:
+        seed: of the subject's noise, the same in every arm.
+    """
+
+    def __init__(self, store: ViewStore, subject: Subject, seed: int):
+        self.store, self.subject, self.seed = store, subject, seed
+
+    @cached_property
+    def proxies(self) -> Tensor:
+        """S's views, [V, 3, H, W] in [0, 1], not rounded: start noise is made of them."""
+        return self.store.system.proxies(self.subject)
+
+    def arm(self, arm: Arm) -> StoredViews:
+        """The views of an arm."""
+        store, subject = self.store, self.subject
+        conditions = store.arm_conditions(arm, len(subject.labels))
+        sampling = arm.sampling(store.sampling)
+
+        def make() -> Tensor:
+            return store.system.generate(arm, subject, self.proxies, self.seed, store.sampling)
+
+        kind = f"{sampling.solver}-{sampling.steps}"
+        return store.load_or_make(kind, conditions, subject.id, arm_inputs(arm, subject, self.seed), make)
+
+    def autoencoder(self) -> StoredViews:
+        """The ground truth through the autoencoder and back: the best the system could do."""
+        store, images = self.store, self.subject.images
+        conditions = store.network_conditions("autoencoder", len(images))
+        inputs = {"images": _tensor_digest(images)}
+        make = lambda: store.system.reconstruct(images)  # noqa: E731
+        return store.load_or_make("autoencoder", conditions, self.subject.id, inputs, make)
+
+    def proxy(self) -> StoredViews:
+        """S alone."""
+        store, subject = self.store, self.subject
+        conditions = store.network_conditions("novel_view", len(subject.labels))
+        inputs = {"labels": _tensor_digest(subject.labels)} | _portrait(subject)
+        return store.load_or_make("proxy", conditions, subject.id, inputs, lambda: self.proxies)
+
+
+def arm_inputs(arm: Arm, subject: Subject, seed: int) -> dict:
+    """Everything that the networks of an arm are given for a subject; a difference in any of it makes other views."""
+    facts = {"seed": seed, "labels": _tensor_digest(subject.labels)} | _portrait(subject)
+    if arm.encoder != "none":
+        pictures = subject.reference if arm.person == "own" else subject.other_reference
+        facts["reference"] = _tensor_digest(pictures[: arm.references])
+    if arm.condition != "none":
+        shown = subject.conditions if arm.condition == "given" else subject.other_conditions
+        facts["conditions"] = _tensor_digest(shown)
+    if arm.start == "truth":
+        facts["truth"] = _tensor_digest(subject.images)
+    return facts
+
+
+def _portrait(subject: Subject) -> dict:
+    """What S is given."""
+    return {
+        "portrait": _tensor_digest(subject.reference[:1]),
+        "portrait_label": _tensor_digest(subject.reference_label[:1]),
+    }
+
+
+def _digest(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _tensor_digest(values: Tensor) -> str:
+    digest = hashlib.sha256(repr(tuple(values.shape)).encode())
+    digest.update(values.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _rounded(images: Tensor) -> Tensor:
+    return (images.clamp(0, 1) * 255).round() / 255
+
+
+def _write(path: Path, views: StoredViews) -> None:
+    count, _, height, width = views.images.shape
+    pixels = (views.images * 255).round().to(torch.uint8).permute(2, 0, 3, 1).reshape(height, count * width, 3)
+    facts = PngImagePlugin.PngInfo()
+    facts.add_text("views", str(count))
+    facts.add_text("seconds", str(views.seconds))
+    strip = Image.fromarray(pixels.numpy())
+    write_atomically(path, lambda file: strip.save(file, format="PNG", pnginfo=facts), durable=False)
+
+
+def _read(path: Path) -> StoredViews | None:
+    """None if there is no such file, or none that is whole."""
+    try:
+        with Image.open(path) as strip:
+            count, seconds = int(strip.text["views"]), float(strip.text["seconds"])
+            pixels = np.asarray(strip.convert("RGB"), dtype=np.float32) / 255  # [H, V * W, 3]
+    except (OSError, SyntaxError, KeyError, ValueError, AttributeError):  # what Pillow raises for damaged files
+        return None
+    height, width, _ = pixels.shape
+    views = torch.from_numpy(pixels).reshape(height, count, width // count, 3).permute(1, 3, 0, 2)
+    return StoredViews(views.contiguous(), seconds)

@@ -1,0 +1,144 @@
+"""Held-out subjects of a dataset, with the exact depth that rendered test splits have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffportrait3d.images import ImageError, NoteLog
+from diffportrait3d.images import read_image as read_user_image
+from training.dataset.images import DataError, read_manifest
+
+IDENTITIES = 100  # people that an evaluation takes if it is not told how many
+_report = NoteLog()
+
+
+@dataclass
+class Subject:
+    """Reference views and V other views. Images [.., 3, H, W] in [0, 1], labels [.., 25] (EG3D)."""
+
+    id: str
+    digest: str  # sha256 of the subject's line in the manifest
+    reference: Tensor  # [R, 3, H, W], the first one is the portrait
+    reference_label: Tensor  # [R, 25]
+    images: Tensor  # [V, 3, H, W], the ground truth
+    conditions: Tensor  # [V, 3, H, W], another identity at the same cameras
+    labels: Tensor  # [V, 25]
+    depth: Tensor | None = None  # [V, H, W] camera z, 0 = background
+    mask: Tensor | None = None  # [V, H, W] bool, foreground
+    other_reference: Tensor | None = None  # [R, 3, H, W], somebody else's portraits
+    other_conditions: Tensor | None = None  # [V, 3, H, W], yet another identity at the same cameras
+
+
+def held_out_lines(root: str | Path, count: int | None) -> list[dict]:
+    """Manifest lines of the first `count` subjects of split test; DataError if there are fewer.
+
+    None: up to IDENTITIES, as many as there are.
+    """
+    test = [s for s in read_manifest(root)[1] if s["split"] == "test"]
+    if not test:
+        raise DataError(f"'{root}' has no subjects in split 'test'; render or import some.")
+    if count is None:
+        return test[:IDENTITIES]
+    if len(test) < count:
+        raise DataError(f"'{root}' has {len(test)} test subjects of {count}; use --identities {len(test)}.")
+    return test[:count]
+
+
+def held_out_subjects(
+    root: str | Path, count: int, views: int, start: int = 0, references: int = 1
+) -> Iterator[Subject]:
+    """Subjects start..count-1 of split test: their first view is the reference, the next `views` are targets, and
+    further references follow these.
+
+    Raises DataError if there are fewer subjects or views, or if a file cannot be read.
+    """
+    for line in held_out_lines(root, count)[start:]:
+        yield load_subject(Path(root), line, views, references)
+
+
+def load_subject(root: Path, line: dict, views: int, references: int = 1, depth: bool = True) -> Subject:
+    """A subject by its line in the manifest; `depth` also reads depth and mask. Raises DataError."""
+    name, needed = line["id"], views + references
+    if len(line["views"]) < needed:
+        possible = len(line["views"]) - references
+        raise DataError(
+            f"Subject {name} in '{root}' has {len(line['views'])} views; {references} references and {views} targets "
+            f"need {needed}. Use --views {possible} or render more."
+        )
+    portrait, *rest = line["views"][:needed]
+    targets, portraits = rest[:views], [portrait, *rest[views:]]
+    exact = {}
+    if depth:
+        pairs = [_read_depth(root / _depth_file(name, view)) for view in targets]
+        exact = {"depth": torch.stack([d for d, _ in pairs]), "mask": torch.stack([m for _, m in pairs])}
+    return Subject(
+        id=name,
+        digest=subject_digest(line),
+        reference=read_pictures(root, portraits, "image"),
+        reference_label=_labels(portraits),
+        images=read_pictures(root, targets, "image"),
+        conditions=read_pictures(root, targets, "condition"),
+        labels=_labels(targets),
+        **exact,
+    )
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """[N, 3, H, W] to [N, 3, size, size] by antialiased bicubic interpolation, rounded to 8 bits as files would be."""
+    if images.shape[-1] != size or images.shape[-2] != size:
+        images = F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return (images.clamp(0, 1) * 255).round() / 255
+
+
+def at_size(subject: Subject, size: int) -> Subject:
+    """The subject as networks of another resolution are given it: its pictures resized, without depth and mask."""
+    names = ("reference", "images", "conditions")
+    pictures = {name: resize(getattr(subject, name), size) for name in names}
+    return replace(subject, **pictures, depth=None, mask=None, other_reference=None, other_conditions=None)
+
+
+def read_pictures(root: Path, views: list[dict], kind: str) -> Tensor:
+    """The pictures that a manifest names under `kind`, [V, 3, H, W] in [0, 1]."""
+    return torch.stack([read_image(root / view[kind]) for view in views])
+
+
+def _labels(views: list[dict]) -> Tensor:
+    return torch.tensor([view["label"] for view in views], dtype=torch.float32)
+
+
+def subject_digest(line: dict) -> str:
+    """sha256 of a manifest line."""
+    return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()
+
+
+def _depth_file(name: str, view: dict) -> str:
+    if "depth" not in view:
+        raise DataError(f"Subject {name} has no depth for view {view['image']}; render the test split again.")
+    return view["depth"]
+
+
+def read_image(path: Path) -> Tensor:
+    """A picture as [3, H, W] in [0, 1]; DataError names the file."""
+    try:
+        pixels = _report(path, read_user_image(path)).as_floats()  # [H, W, 3]
+    except ImageError as error:
+        raise DataError(f"Image '{path}' cannot be read ({error.reason}); make its folder again.") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _read_depth(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        with np.load(path) as file:
+            depth, mask = file["depth"].astype(np.float32), file["mask"].astype(bool)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"Depth '{path}' cannot be read ({error}); render the dataset again, it resumes.") from None
+    return torch.from_numpy(depth), torch.from_numpy(mask)

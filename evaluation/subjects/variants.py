@@ -1,0 +1,197 @@
+"""How views are sampled, and what is changed about the system in each experiment, one thing at a time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+from diffportrait3d.pipeline import ETA, GUIDANCE
+
+from .misalignment import MISALIGNMENTS, SCALE, SHIFT, TURN
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Solver and guidance of a command.
+
+    Attributes:
+        solver: of SOLVERS.
+        steps: evaluations of the networks.
+        guidance: scale over appearance and camera together; 1 is none.
+        eta: DDIM's noise per step; DPM++ 2M adds none.
+        guided: the timesteps, from the first to before the second, at which guidance acts.
+    """
+
+    solver: str = "dpmpp_2m"
+    steps: int = 8
+    guidance: float = GUIDANCE
+    eta: float = ETA
+    guided: tuple[int, int] = (0, 1000)
+
+    def facts(self) -> dict:
+        """What the views depend on: without an eta that the solver does not have, or a limit that is none."""
+        facts = asdict(self)
+        if self.solver != "ddim":
+            del facts["eta"]
+        if self.guided == Sampling.guided:
+            del facts["guided"]
+        return facts
+
+    def __str__(self) -> str:
+        eta = f", eta {self.eta}" if self.solver == "ddim" else ""
+        return f"{self.steps} steps of {self.solver}{eta}, guidance {self.guidance}"
+
+
+SAMPLING_FIELDS = ("guidance", "eta", "guided", "solver")  # of an arm that a sampling has, too
+NOT_INPUTS = ("title", "steps_factor", *SAMPLING_FIELDS)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to generate the views of a subject; the defaults are the full system.
+
+    Attributes:
+        title: how tables and pictures call it.
+        encoder: F_ref as "trained", the "untrained" copy of F that its training began with, or "none".
+        references: how many portraits F_ref reads; S always reads the first one alone.
+        person: whose portraits F_ref reads, the subject's "own" or those of "another" person. S reads the subject's.
+        misaligned: what is done to F_ref's portraits, of "scale", "turn" and "shift" (`.misalignment`).
+        condition: what F_cam is shown: the "given" pictures, the "swapped" ones (somebody else at the same cameras),
+            or "none".
+        view_consistency: "trained", as it ships; one of a pair of modules with positions that the user names, trained
+            alike but on "shuffled" and on "ordered" views; or "none".
+        in_order: the networks are given the views sorted by yaw, as a camera that goes round; else as they come.
+        start: what is diffused to the terminal step for the start noise: S's "proxy" views, the "reference" in every
+            view (the release's fallback), the "truth" (the best there could be); or pure noise, "random" in every
+            view or the "shared" one.
+        strength: what S's views are multiplied by before they are diffused.
+        steps_factor: of the command's number of steps.
+        guidance, eta, guided, solver: None takes the command's.
+    """
+
+    title: str
+    encoder: str = "trained"
+    references: int = 1
+    person: str = "own"
+    misaligned: tuple[str, ...] = ()
+    condition: str = "given"
+    view_consistency: str = "trained"
+    in_order: bool = False
+    start: str = "proxy"
+    strength: float = 1.0
+    steps_factor: float = 1.0
+    guidance: float | None = None
+    eta: float | None = None
+    guided: tuple[int, int] | None = None
+    solver: str | None = None
+
+    def sampling(self, command: Sampling) -> Sampling:
+        """The command's, with what this arm changes about it."""
+        own = {name: getattr(self, name) for name in SAMPLING_FIELDS}
+        own = {name: value for name, value in own.items() if value is not None}
+        return replace(command, steps=max(1, round(command.steps * self.steps_factor)), **own)
+
+    def changes(self) -> dict:
+        """What is not as in the full system, but for title and sampling: a field that is added later changes none."""
+        here, full = asdict(self), asdict(Arm(""))
+        return {name: value for name, value in here.items() if name not in NOT_INPUTS and value != full[name]}
+
+
+# "No reference" and "no camera" keep S's start noise, which carries a trace of both: one part is removed at a time.
+ARMS = {
+    "full": Arm("full system"),
+    "no_reference": Arm("no reference", encoder="none"),
+    "no_camera": Arm("no camera", condition="none"),
+    "no_view_consistency": Arm("no view consistency", view_consistency="none"),
+    "random_noise": Arm("random noise", start="random"),
+}
+
+# In the order of the paper's experiments. Random noise in some pairs: S's start noise carries so much layout that it
+# hides what the other parts do. The miniature's view consistency has no positions, so that order is nothing to it: what
+# shuffling brings shows in a pair of modules that have them.
+ABLATION_ARMS = {
+    "full": ARMS["full"],
+    # appearance reference
+    "no_reference": ARMS["no_reference"],
+    "untrained_reference": Arm("F_ref untrained", encoder="untrained"),
+    "unaligned_reference": Arm("reference unaligned", misaligned=MISALIGNMENTS),
+    "scaled_reference": Arm("reference scaled", misaligned=(SCALE,)),
+    "turned_reference": Arm("reference turned", misaligned=(TURN,)),
+    "shifted_reference": Arm("reference shifted", misaligned=(SHIFT,)),
+    "swapped_reference": Arm("reference of somebody else", person="another"),
+    "two_references": Arm("2 references", references=2),
+    "four_references": Arm("4 references", references=4),
+    # view control
+    "no_camera": ARMS["no_camera"],
+    "swapped_condition": Arm("condition of somebody else", condition="swapped"),
+    # view consistency
+    "no_view_consistency": ARMS["no_view_consistency"],
+    "shuffled_views": Arm("view consistency with positions, shuffled views", view_consistency="shuffled"),
+    "ordered_views": Arm("view consistency with positions, ordered views", view_consistency="ordered"),
+    "shuffled_views_in_order": Arm("shuffled views, sampled in order", view_consistency="shuffled", in_order=True),
+    "ordered_views_in_order": Arm("ordered views, sampled in order", view_consistency="ordered", in_order=True),
+    # start noise
+    "random_noise": ARMS["random_noise"],
+    "shared_noise": Arm("noise shared by the views", start="shared"),
+    "reference_noise": Arm("noise from the reference", start="reference"),
+    "truth_noise": Arm("noise from the ground truth", start="truth"),
+    "random_noise_no_reference": Arm("random noise, no reference", start="random", encoder="none"),
+    "random_noise_no_camera": Arm("random noise, no camera", start="random", condition="none"),
+    "random_noise_no_view_consistency": Arm(
+        "random noise, no view consistency", start="random", view_consistency="none"
+    ),
+    # sampling
+    "guidance_1": Arm("guidance 1", guidance=1.0),
+    "guidance_2": Arm("guidance 2", guidance=2.0),
+    "guidance_5": Arm("guidance 5", guidance=5.0),
+    "guidance_8": Arm("guidance 8", guidance=8.0),
+    "quarter_steps": Arm("a quarter of the steps", steps_factor=0.25),
+    "half_steps": Arm("half of the steps", steps_factor=0.5),
+    "double_steps": Arm("twice the steps", steps_factor=2.0),
+}
+
+# What may spoil faces, one suspect at a time; no claim of the paper's, and not among the arms that run by default.
+EXPERIMENT_ARMS = {
+    "guided_early": Arm("guidance at the noisy half only", guided=(500, 1000)),
+    "guided_late": Arm("guidance at the clean half only", guided=(0, 500)),
+    "ddim_eta_0": Arm("DDIM, eta 0", solver="ddim", eta=0.0),
+    "ddim_eta_half": Arm("DDIM, eta 0.5", solver="ddim", eta=0.5),
+    "ddim_eta_1": Arm("DDIM, eta 1", solver="ddim", eta=1.0),
+    "half_strength": Arm("S's views at half strength", strength=0.5),
+    "double_strength": Arm("S's views at double strength", strength=2.0),
+}
+ALL_ARMS = ABLATION_ARMS | EXPERIMENT_ARMS
+
+# Sets of arms that the command knows by one word; "full" is in each of them.
+GROUPS = {
+    "all": tuple(ABLATION_ARMS),
+    "main": (  # Table 1b, Table 2 and figure 5, figure 8
+        "untrained_reference", "unaligned_reference", "two_references", "four_references", "no_view_consistency",
+        "random_noise", "random_noise_no_view_consistency",
+    ),
+    "faces": (
+        "two_references", "four_references", "no_view_consistency", "truth_noise", "guidance_1", "guidance_2",
+        "guidance_5", "half_steps", "double_steps", *EXPERIMENT_ARMS,
+    ),
+}  # fmt: skip
+
+# View consistency whose weights the user names, in the order of the option, and the arms that need them.
+ORDER_WEIGHTS = ("shuffled", "ordered")
+ORDER_ARMS = tuple(name for name, arm in ABLATION_ARMS.items() if arm.view_consistency in ORDER_WEIGHTS)
+
+# Rows that are looked at together, each group beside the full system.
+THEMES = {
+    "appearance": (
+        "no_reference", "untrained_reference", "unaligned_reference", "scaled_reference", "turned_reference",
+        "shifted_reference", "swapped_reference", "two_references", "four_references", "random_noise_no_reference",
+    ),
+    "camera": ("no_camera", "swapped_condition", "random_noise_no_camera"),
+    "view_consistency": (
+        "no_view_consistency", "shuffled_views", "ordered_views", "shuffled_views_in_order", "ordered_views_in_order",
+        "random_noise", "random_noise_no_view_consistency",
+    ),
+    "start_noise": ("random_noise", "shared_noise", "reference_noise", "truth_noise"),
+    "sampling": (
+        "guidance_1", "guidance_2", "guidance_5", "guidance_8", "quarter_steps", "half_steps", "double_steps",
+    ),
+    "faces": tuple(EXPERIMENT_ARMS),
+}  # fmt: skip

@@ -1,0 +1,59 @@
+"""Means and paired differences of a study's records, as numbers and as tables."""
+
+from __future__ import annotations
+
+from ..judges.faces import FACE_METRICS, INSTALL, OTHERS
+from .bootstrap import Interval, bootstrap_difference, bootstrap_mean
+from .report import cell, markdown_table
+from .results_log import column
+
+Intervals = dict[str, dict[str, Interval]]  # by row and metric
+Metrics = dict[str, tuple[str, int]]  # name -> (column title, digits)
+
+
+def means(records: list[dict], rows, metrics: Metrics) -> Intervals:
+    """Per row and metric, over identities."""
+    return {row: {m: bootstrap_mean(column(records, row, m)) for m in metrics} for row in rows}
+
+
+def differences(records: list[dict], baseline: str, rows, metrics: Metrics) -> Intervals:
+    """Of the baseline minus each other row, paired by identity."""
+    return {
+        row: {m: bootstrap_difference(column(records, baseline, m), column(records, row, m)) for m in metrics}
+        for row in rows
+        if row != baseline
+    }
+
+
+def mean_table(found: Intervals, metrics: Metrics, titles: dict[str, str]) -> str:
+    """A row per row of `found`."""
+    rows = [
+        [titles[row], *(cell(values[m], digits) for m, (_, digits) in metrics.items())] for row, values in found.items()
+    ]
+    return markdown_table(["", *(title for title, _ in metrics.values())], rows)
+
+
+def difference_table(found: Intervals, baseline: str, metrics: Metrics, titles: dict[str, str]) -> str:
+    """A row per row of `found`, with signs."""
+    rows = [
+        [f"{baseline} - {titles[row]}", *(cell(values[m], digits, True) for m, (_, digits) in metrics.items())]
+        for row, values in found.items()
+    ]
+    return markdown_table(["", *(title for title, _ in metrics.values())], rows)
+
+
+def face_table(records: list[dict], titles: dict[str, str], judged: bool) -> str:
+    """What dlib says about every row, with its baselines; without the packages, how to get them."""
+    if not judged:
+        return f"Faces and ID were not judged (--faces; {INSTALL})."
+    titles = titles | {OTHERS: "true views of other people"}
+    return (
+        "Faces by dlib (not ArcFace); ID and distance over views in which a face is found; the right person comes "
+        f"first among {len(records)} by chance in {1 / len(records):.3f} of the views.\n\n"
+        + mean_table(means(records, titles, FACE_METRICS), FACE_METRICS, titles)
+    )
+
+
+def as_dicts(found: Intervals) -> dict[str, dict[str, dict]]:
+    """For JSON."""
+    return {row: {m: interval._asdict() for m, interval in values.items()} for row, values in found.items()}

@@ -1,0 +1,55 @@
+"""A contact sheet of views."""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..diffportrait3d.cameras.labels import camera_angles
+from .images import check_images, check_one_camera_each
+
+CAPTION_HEIGHT = 18
+
+
+def view_grid(images: Tensor, columns: int = 0, gap: int = 4, labels: Tensor | None = None) -> Tensor:
+    """IMAGE [V, H, W, 3] -> IMAGE [1, H', W', 3], row by row on white.
+
+    Args:
+        columns: views per row; 0 chooses about as many as rows.
+        gap: pixels between views.
+        labels: cameras [V, 25]; their yaw and pitch are written below the views.
+
+    Raises:
+        ValueError: no or broken images, or another number of cameras than of images.
+    """
+    check_images(images, "View Grid")
+    if labels is not None:
+        check_one_camera_each(images, labels, "View Grid")
+    captions = [] if labels is None else angle_captions(labels)
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    height, width = images.shape[1] + (CAPTION_HEIGHT if captions else 0), images.shape[2]
+    page = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    for index, image in enumerate(images[..., :3]):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        page[top : top + image.shape[0], left : left + width] = image
+        if captions:
+            page[top + image.shape[0] : top + height, left : left + width] = _caption(captions[index], width)
+    return page[None]
+
+
+def angle_captions(labels: Tensor) -> list[str]:
+    """Yaw and pitch of cameras [V, 25] in whole degrees."""
+    yaws, pitches, _ = camera_angles(labels)
+    return [f"{yaw:+.0f}\u00b0 {pitch:+.0f}\u00b0" for yaw, pitch in zip(yaws.tolist(), pitches.tolist(), strict=True)]
+
+
+def _caption(text: str, width: int) -> Tensor:
+    """Black on white [CAPTION_HEIGHT, width, 3]."""
+    picture = Image.new("RGB", (width, CAPTION_HEIGHT), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((width / 2, CAPTION_HEIGHT / 2), text, "black", ImageFont.load_default(12), anchor="mm")
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)

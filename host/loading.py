@@ -1,0 +1,357 @@
+"""From our weight files to what the host works with: MODEL, VAE, CONTROL_NET and patchers of our own networks.
+
+Weights keep the dtype the host chooses for the device and are cast to the running model's dtype layer by layer
+(`comfy.ops.manual_cast`), so they follow fp16, bf16 and fp8 models and the host's offloading.
+"""
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.cldm.cldm
+import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
+import comfy.model_management as model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.supported_models
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from ..diffportrait3d.networks import AutoencoderConfig, UNetConfig, ViewConsistency, set_norm_groups
+from ..diffportrait3d.weights.files import CheckpointError, load_network, read_metadata, read_tensors
+
+# Hosts without dynamic VRAM have one patcher class only.
+Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+SD15_SIDE = 512  # pixels; what SD1.5's own files, which do not say, were trained at
+
+
+@dataclass
+class HostNetwork:
+    """One of our networks inside the host: its patcher (weights, devices) and what its file says about it."""
+
+    kind: str
+    patcher: Any
+    config: Any
+    metadata: dict[str, Any]
+    path: Path
+
+
+def read_network(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file that must hold a network of `kind`.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign file, or a network of another kind.
+    """
+    metadata = read_metadata(path)
+    if metadata["network"] != kind:
+        raise CheckpointError(
+            f"{path} holds a {_spoken(metadata['network'])}, but a {_spoken(kind)} is needed here; choose another file "
+            "or the loader made for it."
+        )
+    if "format" not in metadata:
+        logging.info("%s says nothing about itself; by its keys it is the %s of the release", path, _spoken(kind))
+    return read_tensors(path), metadata
+
+
+def _spoken(kind: str) -> str:
+    return kind.replace("_", " ").replace("unet", "UNet").replace("controlnet", "ControlNet")
+
+
+def remember_side(module: nn.Module, metadata: dict[str, Any]) -> None:
+    """Keeps what a network's file says of the images it was trained on, for `trained_side`. It lies on the module,
+    because the host copies the objects around it."""
+    if "image_size" in metadata:
+        module.trained_side = int(metadata["image_size"])
+
+
+def trained_side(network) -> int:
+    """Side in pixels of the images that a VAE or CONTROL_NET was trained on; SD1.5's if its file does not say."""
+    for name in ("first_stage_model", "control_model"):
+        side = getattr(getattr(network, name, None), "trained_side", None)
+        if side is not None:
+            return side
+    return SD15_SIDE
+
+
+def host_unet_settings(config: UNetConfig) -> dict[str, Any]:
+    """Arguments of the host's UNetModel and ControlNet classes for one of our configs."""
+    depth = [int(level in config.attention_levels) for level in range(len(config.channel_mult))]
+    blocks = config.num_res_blocks
+    return {
+        "image_size": 32,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "model_channels": config.model_channels,
+        "channel_mult": list(config.channel_mult),
+        "num_res_blocks": [blocks] * len(config.channel_mult),
+        "transformer_depth": [d for d in depth for _ in range(blocks)],
+        "transformer_depth_output": [d for d in depth for _ in range(blocks + 1)],
+        "transformer_depth_middle": 1,
+        "context_dim": config.context_dim,
+        "num_heads": config.num_heads,
+        "num_head_channels": -1,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": False,
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+        "use_checkpoint": False,
+        "adm_in_channels": None,
+        "legacy": False,
+    }
+
+
+def build_model(tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], **kwargs):
+    """A MODEL of any width of the SD1.5 family. Metadata may move the noise schedule (linear_start, linear_end)."""
+    model_config = comfy.supported_models.SD15(host_unet_settings(config))
+    model_config.unet_config["num_heads"] = config.num_heads
+    settings = {name: metadata[name] for name in ("linear_start", "linear_end") if name in metadata}
+    model_config.sampling_settings.update(settings)
+    dtype = _weight_dtype(tensors)
+    model_config.set_inference_dtype(
+        dtype, model_management.unet_manual_cast(dtype, model_management.get_torch_device())
+    )
+    model = model_config.get_model({}, "", device=model_management.unet_offload_device())
+    set_norm_groups(model.diffusion_model, config.norm_groups)
+    patcher = _patcher(model, **kwargs)
+    _load_strictly(model.diffusion_model, tensors, patcher)
+    return patcher
+
+
+def load_model(path: Path | str, autoencoder: Path | str | None = None, disable_dynamic: bool = False):
+    """MODEL from a file of kind `unet`. Previews have the colours of the latents of the file `autoencoder`, if it says
+    which (`latent_rgb`), else SD1.5's."""
+    tensors, metadata = read_network(path, "unet")
+    config = UNetConfig.from_dict(metadata["config"])
+    patcher = build_model(tensors, config, metadata, disable_dynamic=disable_dynamic)
+    if autoencoder is not None:
+        colour_previews(patcher.model.latent_format, read_metadata(autoencoder).get("latent_rgb"))
+    patcher.cached_patcher_init = (load_model, (path, autoencoder))  # how the host makes a second copy for itself
+    return patcher
+
+
+def colour_previews(latent_format, colours: dict[str, Any] | None) -> None:
+    """Lets this one model's latent format show latents as `colours` ({"factors": [C][3], "bias": [3]}) says, in place
+    of what fits SD1.5's: neither its colours nor its small decoder know latents of another autoencoder."""
+    if colours is not None:
+        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias = colours["factors"], colours["bias"]
+        latent_format.taesd_decoder_name = None
+
+
+def load_vae(path: Path | str):
+    """VAE from a file of kind `autoencoder`."""
+    tensors, metadata = read_network(path, "autoencoder")
+    config = AutoencoderConfig.from_dict(metadata["config"])
+    settings = {
+        "double_z": True,
+        "z_channels": config.z_channels,
+        "resolution": 256,
+        "in_channels": config.patch_channels,
+        "out_ch": config.patch_channels,
+        "ch": config.ch,
+        "ch_mult": list(config.ch_mult),
+        "num_res_blocks": config.num_res_blocks,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    vae = comfy.sd.VAE(
+        sd={name: tensor.float() for name, tensor in tensors.items()},
+        config={"params": {"ddconfig": settings, "embed_dim": config.z_channels}},
+    )
+    _check_keys(set(vae.first_stage_model.state_dict()), set(tensors), path)
+    set_norm_groups(vae.first_stage_model, config.norm_groups)
+    remember_side(vae.first_stage_model, metadata)
+    if config.patch_size > 1:
+        _see_patches(vae.first_stage_model, config.patch_size)
+    return vae
+
+
+def _see_patches(autoencoder, size: int) -> None:
+    """Lets this one autoencoder of the host see `size` x `size` pixels as channels, as the miniature's does."""
+    encode, decode = autoencoder.encode, autoencoder.decode
+    autoencoder.encode = lambda images, *args, **kwargs: encode(pixel_unshuffle(images, size), *args, **kwargs)
+    autoencoder.decode = lambda latents, *args, **kwargs: pixel_shuffle(decode(latents, *args, **kwargs), size)
+
+
+def build_reference_encoder(
+    tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], path: Path | str = ""
+) -> HostNetwork:
+    """F_ref: the host's UNet without the output layer."""
+    module = openaimodel.UNetModel(
+        **host_unet_settings(config),
+        dtype=_weight_dtype(tensors),
+        device=model_management.unet_offload_device(),
+        operations=comfy.ops.manual_cast,
+    )
+    module.out = nn.Identity()
+    set_norm_groups(module, config.norm_groups)
+    return _host_network("reference_encoder", module, tensors, config, metadata, path)
+
+
+def build_view_consistency(
+    tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], path: Path | str = ""
+) -> HostNetwork:
+    """The cross-view modules of the core, made of the host's layers."""
+    module = ViewConsistency(config, operations=comfy.ops.manual_cast).to(_weight_dtype(tensors))
+    return _host_network("view_consistency", module, tensors, config, metadata, path)
+
+
+def build_control_model(tensors: dict[str, Tensor], config: UNetConfig) -> nn.Module:
+    """F_cam as the host's ControlNet module."""
+    settings = host_unet_settings(config)
+    del settings["out_channels"]
+    module = comfy.cldm.cldm.ControlNet(
+        **settings,
+        hint_channels=config.hint_channels,
+        dtype=_weight_dtype(tensors),
+        device=model_management.unet_offload_device(),
+        operations=comfy.ops.manual_cast,
+    )
+    set_norm_groups(module, config.norm_groups)
+    _load_strictly(module, tensors, None)
+    return module.eval().requires_grad_(False)
+
+
+def check_control_heads(module: nn.Module) -> None:
+    """Raises ValueError if the host's ControlNet loader has guessed the attention heads of a control model.
+
+    It knows the 8 heads of SD1.5's own widths. To any other network it gives heads of 64 channels, which is right for
+    SD2 and SDXL; one of the SD1.5 kind would run and give wrong residuals.
+    """
+    if getattr(module, "num_heads", -1) == -1:
+        width = getattr(module, "model_channels", None)
+        described = type(module).__name__ if width is None else f"ControlNet of {width} channels"
+        raise ValueError(
+            f"View ControlNet got a {described} with attention heads as in SD2 and SDXL: the host's loader knows those "
+            "of SD1.5 at its full width only; load a view ControlNet with Load View ControlNet."
+        )
+
+
+def load_reference_encoder(path: Path | str) -> HostNetwork:
+    tensors, metadata = read_network(path, "reference_encoder")
+    return build_reference_encoder(tensors, UNetConfig.from_dict(metadata["config"]), metadata, path)
+
+
+def load_view_consistency(path: Path | str) -> HostNetwork:
+    tensors, metadata = read_network(path, "view_consistency")
+    return build_view_consistency(tensors, UNetConfig.from_dict(metadata["config"]), metadata, path)
+
+
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """For a network of torch's own layers: of those the host can neither cast nor leave out single ones, and would
+    leave some where they are if it were short of memory."""
+
+    def load(self, *args, **kwargs) -> None:
+        super().load(*args, **{**kwargs, "full_load": True})
+
+
+def load_novel_view(path: Path | str) -> HostNetwork:
+    """S, in float32 (it is small and its rays want the precision)."""
+    module, metadata = load_network(path, expect="novel_view")
+    patcher = WholePatcher(
+        module, model_management.get_torch_device(), model_management.unet_offload_device()
+    )
+    return HostNetwork("novel_view", patcher, getattr(module, "config", None), metadata, Path(path))
+
+
+def check_same_width(model, network: HostNetwork) -> None:
+    """Raises ValueError, naming the numbers, unless `network` was made for a UNet of `model`'s width."""
+    _check_widths(model.model, host_unet_settings(network.config), _name(network))
+
+
+def check_control_width(model, module: nn.Module) -> None:
+    """Raises ValueError unless the residuals of control model `module` fit the UNet of BaseModel `model`.
+
+    The host logs a residual of another shape and goes on without it.
+    """
+    text = next(layer for name, layer in module.named_modules() if name.endswith("attn2.to_k"))
+    needs = {
+        "model_channels": module.model_channels, "channel_mult": module.channel_mult, "context_dim": text.in_features
+    }
+    _check_widths(model, needs, "The view ControlNet")
+
+
+def _check_widths(model, needs: dict[str, Any], name: str) -> None:
+    """The check itself, between BaseModel `model` and the settings that the network called `name` needs."""
+    has, needs = _widths(model.model_config.unet_config), _widths(needs)
+    if has["model_channels"] is None:
+        raise ValueError(
+            f"{type(model).__name__} is not of the SD1.5 family, but {name} works on an SD1.5 UNet; "
+            "connect an SD1.5 checkpoint or Load Miniature."
+        )
+    differing = [key for key in needs if has[key] != needs[key]]
+    if differing:
+        raise ValueError(
+            f"{name} fits a UNet with {_listed(needs, differing)}, but this MODEL has "
+            f"{_listed(has, differing)}; load the MODEL and the networks of one set together."
+        )
+
+
+def check_vae(vae, node: str) -> None:
+    """Raises ValueError unless `vae` makes latents of the SD1.5 family: pictures of 4 channels."""
+    if vae is None or vae.first_stage_model is None:
+        raise ValueError(f"{node} got no VAE: the checkpoint holds none; take one from Load VAE.")
+    if (vae.latent_channels, vae.latent_dim) != (4, 2):
+        raise ValueError(
+            f"{node} got a VAE with latents of {vae.latent_channels} channels in {vae.latent_dim} dimensions, SD1.5's "
+            "have 4 in 2; connect the VAE of the base model."
+        )
+
+
+def _widths(settings: dict[str, Any]) -> dict[str, Any]:
+    mult = settings.get("channel_mult")
+    return {
+        "model_channels": settings.get("model_channels"),
+        "context_dim": settings.get("context_dim"),
+        "channel_mult": None if mult is None else list(mult),
+    }
+
+
+def _listed(widths: dict[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name} {widths[name]}" for name in names)
+
+
+def _name(network: HostNetwork) -> str:
+    return str(network.path) if network.path.name else f"The {_spoken(network.kind)}"
+
+
+def _host_network(kind, module, tensors, config, metadata, path) -> HostNetwork:
+    patcher = _patcher(module.eval().requires_grad_(False))
+    _load_strictly(module, tensors, patcher)
+    return HostNetwork(kind, patcher, config, metadata, Path(path))
+
+
+def _weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
+    """The dtype in which the host would keep weights like these on its device."""
+    floating = [t for t in tensors.values() if t.is_floating_point()]
+    return model_management.unet_dtype(model_params=sum(t.numel() for t in floating), weight_dtype=floating[0].dtype)
+
+
+def _patcher(module: nn.Module, disable_dynamic: bool = False):
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else Patcher
+    return kind(
+        module,
+        load_device=model_management.get_torch_device(),
+        offload_device=model_management.unet_offload_device(),
+    )
+
+
+def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], patcher) -> None:
+    """load_state_dict that names the first keys in the way; assigns instead of copying where the host wants that."""
+    assign = patcher is not None and getattr(patcher, "is_dynamic", lambda: False)()
+    try:
+        module.load_state_dict(tensors, strict=True, assign=assign)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights do not fit their own config: {str(error)[:500]}") from error
+
+
+def _check_keys(expected: set[str], found: set[str], path: Path | str) -> None:
+    if expected != found:
+        raise CheckpointError(
+            f"{path} does not fit its own config: missing {sorted(expected - found)[:3]}, "
+            f"unknown {sorted(found - expected)[:3]}; download or convert it again."
+        )

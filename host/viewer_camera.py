@@ -1,0 +1,81 @@
+"""The camera of the host's 3D viewer (its LOAD3D_CAMERA: a three.js camera, y up, looking along its own -z)."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..diffportrait3d.cameras.labels import camera_angles, focal_from_fov, join_label, look_at_camera, validate_labels
+from ..diffportrait3d.cameras.rotations import matrix_from_quaternion
+
+ANGLES, EXACT = "angles only", "as it is"
+FRAMINGS = (ANGLES, EXACT)
+_OPENGL_TO_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+
+
+def viewer_camera(info: dict, framing: str) -> Tensor:
+    """Label [25] of a camera_info.
+
+    framing: "angles only" takes the direction and the roll, and stands where EG3D's cameras stand; "as it is" takes
+    position and lens, too, the viewer's world being EG3D's (head at (0, 0, 0.2), 2.7 in front of the camera).
+
+    Raises:
+        ValueError: an incomplete or impossible camera, or an orthographic one "as it is".
+    """
+    if not isinstance(info, dict) or "position" not in info:
+        raise ValueError("The 3D viewer gave no camera; open its viewport once, so that it has one.")
+    position = _vector(info, "position")
+    turn = _rotation(info, position) @ _OPENGL_TO_OPENCV
+    label = join_label(_pose(turn, position), _intrinsics(info if framing == EXACT else None))
+    label = validate_labels(label.float(), "the 3D viewer's camera")[0]
+    if framing == EXACT:
+        return label
+    yaw, pitch, roll = camera_angles(label)
+    return look_at_camera("pivot", yaw, pitch.clamp(-89.9, 89.9), roll)
+
+
+def _vector(info: dict, name: str, axes: str = "xyz") -> Tensor:
+    try:
+        return torch.tensor([float(info[name][axis]) for axis in axes], dtype=torch.float64)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"The 3D viewer's camera has no {name} of {', '.join(axes)}, but {info.get(name)!r}; connect the "
+            "camera_info of Load 3D or Create Camera Info."
+        ) from None
+
+
+def _rotation(info: dict, position: Tensor) -> Tensor:
+    """Camera-to-world rotation [3, 3] with the viewer's axes (x right, y up, z backwards)."""
+    if info.get("quaternion"):
+        quaternion = _vector(info, "quaternion", "wxyz")
+        if quaternion.norm() < 1e-9:
+            raise ValueError("The 3D viewer's camera has a quaternion of length 0, which is no rotation.")
+        return matrix_from_quaternion(quaternion)
+    back = position - _vector(info, "target")
+    if back.norm() < 1e-9:
+        raise ValueError("The 3D viewer's camera stands in its target; move it away.")
+    yaw, pitch = torch.atan2(back[0], back[2]), torch.asin(back[1] / back.norm())
+    level = look_at_camera("pivot", torch.rad2deg(yaw), torch.rad2deg(pitch).clamp(-89.9, 89.9))
+    return level[:16].view(4, 4)[:3, :3].double() @ _OPENGL_TO_OPENCV
+
+
+def _pose(turn: Tensor, position: Tensor) -> Tensor:
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3], pose[:3, 3] = turn, position
+    return pose
+
+
+def _intrinsics(info: dict | None) -> Tensor:
+    """Normalised intrinsics [3, 3] of a square picture with the viewer's vertical field of view."""
+    matrix = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    if info is None:
+        return matrix
+    if info.get("cameraType", "perspective") != "perspective":
+        raise ValueError(f"An {info['cameraType']} camera has no place in space; set it to perspective, or take its "
+                         f"{ANGLES}.")
+    fov = float(info.get("fov") or 0.0)
+    if not 0.0 < fov < 180.0 or not math.isfinite(fov):
+        raise ValueError(f"The 3D viewer's camera has a field of view of {info.get('fov')} degrees; it must have one.")
+    matrix[0, 0] = matrix[1, 1] = focal_from_fov(fov) * float(info.get("zoom") or 1.0)
+    return matrix

@@ -1,0 +1,1 @@
+"""The machinery that all stages share: configuration, loop, optimiser, processes, state, log."""

@@ -1,0 +1,313 @@
+"""What the diffusion stages share: frozen inputs, cached latents, the noise-prediction loss, sampled previews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffportrait3d.choices import check_choice
+from diffportrait3d.denoiser import REFERENCE_TIMESTEPS, Denoiser
+from diffportrait3d.diffusion import Schedule, ddim_sample
+
+from ..dataset.images import Batch, LatentCache, MultiViewDataset, Sampler, fixed_groups, open_splits, pick
+from ..engine.config import StageConfig
+from ..engine.inputs import Files
+from ..engine.stage import Stage
+
+TIMESTEPS = ("uniform", "cubic")
+LOSS_WEIGHTINGS = ("epsilon", "velocity")
+
+
+@dataclass
+class InputsConfig:
+    """Files of the networks that a stage builds on; each stage needs those before it.
+
+    A file of the kind that the stage itself trains is what it starts from, in place of fresh weights. Files of other
+    people's that may be named, too, and what the empty prompt is without ``context``: ``training.engine.inputs``.
+    """
+
+    autoencoder: str | None = None
+    unet: str | None = None
+    reference_encoder: str | None = None
+    view_controlnet: str | None = None
+    view_consistency: str | None = None
+    novel_view: str | None = None
+    context: str | None = None  # CLIP's states of the empty prompt
+
+
+@dataclass
+class DenoisingConfig(StageConfig):
+    """Settings of all diffusion stages."""
+
+    inputs: InputsConfig = field(default_factory=InputsConfig)
+    latents_dir: str | None = None  # where encoded training images are kept; None: the run folder
+    reference_timestep: str = "current"  # what F_ref is given: the step's timestep, or zero
+    timesteps: str = "uniform"  # of training; cubic: mostly noisy ones, where pose and colours are decided
+    loss_weighting: str = "epsilon"  # of training: the paper's; velocity: times 1 / alphas_cumprod, noisier ones count
+    linear_end: float = 0.012  # last beta; used by the base stage, later stages follow the base model's file
+    validation_subjects: int = 8
+    validation_loss_samples: int = 96
+    ddim_steps: int = 25
+    guidance_scale: float = 3.0
+
+
+class NetworkSource(Protocol):
+    """Where networks come from: files (``training.engine.inputs.Files``), or a plan's, which have no weights."""
+
+    weights: bool
+
+    def __call__(self, kind: str) -> tuple[nn.Module, dict[str, Any]]:
+        """The network of a kind and its metadata."""
+
+    def prompt(self, context_dim: int) -> Tensor:
+        """The empty prompt [1, L, context_dim]."""
+
+
+@dataclass
+class Openings:
+    """What a batch opens to the networks besides the noisy views, as far as the stage uses it.
+
+    Attributes:
+        references: clean latents, one per group of targets [B, 4, h, w].
+        hints: camera conditions of the targets [B*V, 3, H, W] in [-1, 1].
+    """
+
+    references: Tensor | None = None
+    hints: Tensor | None = None
+
+
+class DenoisingStage(Stage):
+    """A stage whose loss is the mean squared error of predicted noise.
+
+    Subclasses say what they need by the class attributes, build their networks and batches, and give ``predict``.
+
+    Attributes:
+        uses_references, uses_conditions: what ``predict`` is given.
+        sharing: this many consecutive targets are given the same timestep.
+        denoiser: all networks together; its trained part is ``trainable``.
+    """
+
+    uses_references = False
+    uses_conditions = False
+    sharing = 1
+    denoiser: Denoiser
+
+    def __init__(self, config: DenoisingConfig, device: torch.device):
+        self.prepare(config, device, Files(config.inputs))
+        self.open_data()
+        self.sampler = self.make_sampler()
+
+    def prepare(
+        self, config: DenoisingConfig, device: torch.device, source: NetworkSource, resolution: int | None = None
+    ) -> None:
+        self.check(config)
+        self.config, self.device, self.frozen = config, device, {}
+        self.build_networks(source)
+        self.check_widths()
+        self.autoencoder = source("autoencoder")[0].to(device)  # it encodes the data, and decodes previews
+        self.frozen["autoencoder"] = self.autoencoder
+        self.prompt = source.prompt(self.denoiser.unet.config.context_dim)
+
+    def check(self, config: DenoisingConfig) -> None:
+        """Raises ValueError for a setting that has no such choice."""
+        check_choice("reference_timestep", config.reference_timestep, REFERENCE_TIMESTEPS)
+        check_choice("timesteps", config.timesteps, TIMESTEPS)
+        check_choice("loss_weighting", config.loss_weighting, LOSS_WEIGHTINGS)
+
+    def build_networks(self, source: NetworkSource) -> None:
+        """Set ``trainable``, ``denoiser``, ``schedule`` and the networks in ``frozen``."""
+        raise NotImplementedError
+
+    def check_widths(self) -> None:
+        """Raises ValueError where a network cannot work with F."""
+        width = self.denoiser.unet.config.model_channels
+        for name, network in self.denoiser.named_children():
+            if network.config.model_channels != width:
+                raise ValueError(
+                    f"inputs.{name} is {network.config.model_channels} channels wide, inputs.unet {width}: "
+                    "they belong to different base models."
+                )
+
+    def make_sampler(self) -> Sampler:
+        """The training batches."""
+        raise NotImplementedError
+
+    def context(self, count: int) -> Tensor:
+        """The empty prompt for ``count`` latents [N, L, context_dim]."""
+        return self.prompt.to(self.device).expand(count, -1, -1)
+
+    def open_data(self) -> None:
+        """Both splits, and their latents."""
+        config = self.config
+        store = config.data.store(self.device)
+        self.data, self.validation = open_splits(config.data, self.device)
+        folder = Path(config.latents_dir or config.run_dir)
+        self.latents = LatentCache.build(self.data, self.autoencoder, folder).to(store)
+        self.validation_latents = LatentCache.build(self.validation, self.autoencoder, folder).to(store)
+
+    # ---- training
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        t = self.draw_timesteps(batch.targets.size).to(self.device)
+        return self.losses(self.noise_error(batch, self.data, self.latents, t), t)
+
+    def losses(self, error: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """What is minimised, and the mean square if that is not it, of an error in noise [N, 4, h, w] at t [N].
+
+        The velocity alpha eps - sigma x0 (Salimans & Ho 2022) that belongs to a noise prediction is wrong by
+        1 / alpha times its error: the same optimum at every timestep, but what the image is counts at the noisy ones.
+        """
+        square = error.square().mean()
+        if self.config.loss_weighting == "epsilon":
+            return {"loss": square}
+        abar = self.schedule.alphas_cumprod.to(error.device)[t]  # [N]
+        return {"loss": (error.square() / abar[:, None, None, None]).mean(), "square": square}
+
+    def noise_loss(self, *arguments: Any) -> Tensor:
+        """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1), of what ``noise_error`` takes."""
+        return self.noise_error(*arguments).square().mean()
+
+    def noise_error(
+        self,
+        batch: Batch,
+        data: MultiViewDataset,
+        latents: LatentCache,
+        t: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """eps_theta(x_t, t, ...) - eps of a batch [N, 4, h, w] at t [N]; ``noise`` is drawn if None."""
+        z = latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
+        if noise is None:
+            noise = torch.randn(z.shape).to(self.device)
+        return self.error(z, t, noise, self.openings(batch, data, latents))
+
+    def error(self, z: Tensor, t: Tensor, noise: Tensor, openings: Openings) -> Tensor:
+        """The same, of clean latents z [N, 4, h, w]."""
+        x = self.schedule.q_sample(z, t, noise)
+        return self.predict(x, t, openings).float() - noise
+
+    @property
+    def views(self) -> int:
+        """Targets per reference in a batch."""
+        return self.sharing
+
+    def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
+        count, side = samples * self.views, resolution // 8
+        references = torch.zeros(samples, 4, side, side, device=self.device) if self.uses_references else None
+        hints = torch.zeros(count, 3, resolution, resolution, device=self.device) if self.uses_conditions else None
+        z = torch.zeros(count, 4, side, side, device=self.device)
+        t = torch.zeros(count, dtype=torch.long, device=self.device)
+        return self.losses(self.error(z, t, torch.zeros_like(z), Openings(references, hints)), t)
+
+    def draw_timesteps(self, count: int) -> Tensor:
+        """Timesteps of a batch of ``count`` latents in 0..T-1: int64 [count].
+
+        Uniform, or (1 - u^3) T for uniform u (T2I-Adapter, Mou et al. 2023, section 3.4).
+        """
+        steps, groups = self.schedule.num_timesteps, count // self.sharing
+        if self.config.timesteps == "uniform":
+            t = torch.randint(0, steps, (groups,))
+        else:
+            t = ((1 - torch.rand(groups) ** 3) * steps).long().clamp(max=steps - 1)
+        return t.repeat_interleave(self.sharing)
+
+    def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
+        """Noise predicted for x [N, 4, h, w] at t [N]."""
+        raise NotImplementedError
+
+    def openings(self, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Openings:
+        return Openings(
+            self.reference_latents(batch, latents) if self.uses_references else None,
+            self.hints(batch, data) if self.uses_conditions else None,
+        )
+
+    def reference_latents(self, batch: Batch, latents: LatentCache) -> Tensor:
+        """Clean latents of the batch's references [B, 4, h, w]."""
+        return latents.pick(batch.references, batch.flips, self.device)
+
+    def hints(self, batch: Batch, data: MultiViewDataset) -> Tensor:
+        """Camera conditions of the batch's targets [N, 3, H, W] in [-1, 1]."""
+        return pick(data.conditions, batch.targets.ravel(), batch.target_flips, self.device)
+
+    def references(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
+        """F_ref's token bank for one reference per sample: 16 tensors [B, M, C]. ``t``: [B]."""
+        t_ref = t if self.config.reference_timestep == "current" else torch.zeros_like(t)
+        return self.denoiser.reference_encoder(z_ref, t_ref, self.context(len(z_ref)))
+
+    def bank(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
+        """Tokens of references [B, 4, h, w] for targets at ``t`` [B*V]: 16 tensors, [B, M, C] where the V targets of a
+        reference share its timestep, else [B*V, M, C]."""
+        views = len(t) // len(z_ref)
+        if self.config.reference_timestep == "current" and self.sharing != views:
+            return self.references(z_ref.repeat_interleave(views, 0), t)
+        return self.references(z_ref, t[::views])
+
+    # ---- validation
+
+    def validation_batch(self) -> Batch:
+        """Fixed validation samples with one target each."""
+        batch = fixed_groups(self.validation, self.config.validation_subjects, 1)
+        return Batch(batch.targets[:, 0], batch.references, batch.flips)
+
+    def validation_loss(self, batch: Batch) -> float:
+        """The noise loss on fixed samples, fixed noise, and timesteps spread evenly: comparable over the run."""
+        generator = torch.Generator().manual_seed(1)
+        repeats, total = max(1, self.config.validation_loss_samples // len(batch)), 0.0
+        shape = (len(batch), *self.validation_latents.values.shape[2:])
+        for k in range(repeats):
+            offset = (torch.arange(len(batch)) * repeats + k + 0.5) / (repeats * len(batch))
+            t = (offset * self.schedule.num_timesteps).long().to(self.device)
+            noise = torch.randn(shape, generator=generator).to(self.device)
+            total += float(self.noise_loss(batch, self.validation, self.validation_latents, t, noise))
+        return total / repeats
+
+    def sample(self, eps: Callable[[Tensor, Tensor], Tensor], count: int) -> Tensor:
+        """Images [count, 3, H, W] in about [-1, 1] by DDIM (eta 0.5) with fixed start and step noise."""
+        generator = torch.Generator().manual_seed(2)
+        shape = (count, *self.validation_latents.values.shape[2:])
+
+        def draw(*_) -> Tensor:
+            return torch.randn(shape, generator=generator).to(self.device)
+
+        latents = ddim_sample(eps, draw(), self.schedule, self.config.ddim_steps, 0.5, lambda step, x: draw())
+        return self.decode(latents)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images of latents, a few at a time."""
+        return torch.cat([self.autoencoder.decode(chunk) for chunk in latents.split(8)])
+
+    def pictures(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """References (or None) and targets of a validation batch as images in [-1, 1]."""
+        flat = pick(self.validation.images, batch.targets.ravel(), batch.target_flips)
+        references = None
+        if batch.references is not None:
+            references = pick(self.validation.images, batch.references, batch.flips)
+        return references, flat
+
+
+def guided_views(stage: DenoisingStage, batch: Batch) -> Tensor:
+    """Samples of a batch's targets with guidance, each with its own subject's reference; groups see each other."""
+    grouped = batch.targets.ndim == 2
+    views = batch.targets.shape[1] if grouped else 1
+    count = batch.targets.size
+    context = stage.context(count)
+    z_ref = stage.reference_latents(batch, stage.validation_latents)
+    hints = stage.hints(batch, stage.validation)
+    scale = stage.config.guidance_scale
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        bank = [tokens.repeat_interleave(views, 0) for tokens in stage.references(z_ref, t[: len(z_ref)])]
+        num_views = views if grouped else None
+        return stage.denoiser.guided(x, t, context, bank, hints, num_views, scale)
+
+    return stage.sample(eps, count)
+
+
+def schedule_of(metadata: dict) -> Schedule:
+    """The schedule that a base model was trained with, from its file's metadata (SD1.5's where it names none)."""
+    return Schedule(linear_end=float(metadata.get("linear_end", 0.012)))
