@@ -12,8 +12,9 @@ help: ## show the targets
 setup: ## .venv, the pinned packages, ComfyUI
 	@$(PYTHON) tools/bootstrap.py
 
-test: setup ## ruff and all tests; in WORKERS=2 processes; ARGS="-k name" is passed to pytest
+test: setup ## ruff (rules and format) and all tests; in WORKERS=2 processes; ARGS="-k name" is passed to pytest
 	.venv/bin/ruff check
+	.venv/bin/ruff format --check --quiet
 	.venv/bin/pytest -q -n $(WORKERS) --dist loadfile tests $(ARGS)
 
 demo: setup ## a turntable from a portrait through real ComfyUI; PORTRAIT=file PORT=number

@@ -1,4 +1,5 @@
 """DiffPortrait3D for ComfyUI: consistent novel views of a head from one portrait."""
+
 from .nodes import comfy_entrypoint
 
 WEB_DIRECTORY = "./web"

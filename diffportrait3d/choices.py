@@ -1,4 +1,5 @@
 """Settings that are one of a few words."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

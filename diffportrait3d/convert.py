@@ -5,6 +5,7 @@
 Run it in the folder of this pack, with the Python that runs ComfyUI. A Python that finds no modules in the current
 folder (the portable ComfyUI's) takes the file instead: `python diffportrait3d/convert.py ...`.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """The four networks around the frozen UNet, put together as the method evaluates them."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

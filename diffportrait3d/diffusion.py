@@ -1,4 +1,5 @@
 """Noise schedule, DDIM(eta), DPM-Solver++(2M) and the 3D-aware start noise (paper sections 3.1 and 3.4)."""
+
 from __future__ import annotations
 
 import math

@@ -154,9 +154,7 @@ def _transforms(labels: Tensor, intrinsics: list[Intrinsics], names: list[str], 
     return json.dumps(content, indent=1)
 
 
-def _colmap(
-    labels: Tensor, intrinsics: list[Intrinsics], names: list[str], points: Points
-) -> dict[str, str | bytes]:
+def _colmap(labels: Tensor, intrinsics: list[Intrinsics], names: list[str], points: Points) -> dict[str, str | bytes]:
     """{path: content} of COLMAP's cameras, images and points3D: as text, and in binary for readers that cannot read
     text, such as the fork of pycolmap that gsplat used until 1.5."""
     lenses = list(dict.fromkeys(intrinsics))  # one camera for all views that share it

@@ -72,7 +72,8 @@ def folders_below(root: str | os.PathLike, enter: Callable[[str], bool]) -> Iter
         yield folder, [entry.name for entry in entries if os.path.isfile(entry.path)]
         waiting += [
             (f"{folder}/{entry.name}".lstrip("/"), above | {here})
-            for entry in entries if os.path.isdir(entry.path) and enter(entry.name)
+            for entry in entries
+            if os.path.isdir(entry.path) and enter(entry.name)
         ]
 
 

@@ -150,9 +150,7 @@ class Pipeline:
             if len(images) != len(cameras):
                 raise ValueError(f"{len(images)} {name} for {len(cameras)} cameras; give one per camera.")
         start = self.noised(self.encode(self.fit(proxies)), seed)
-        latents = self.denoise(
-            start, self.encode(portrait), self.fit(camera_images), seed, sampling, progress=progress
-        )
+        latents = self.denoise(start, self.encode(portrait), self.fit(camera_images), seed, sampling, progress=progress)
         return self.decode(latents)
 
     def fit(self, images: Tensor) -> Tensor:

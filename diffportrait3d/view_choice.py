@@ -1,4 +1,5 @@
 """Choosing some of the views of a batch: by their numbers, or by the angles of their cameras."""
+
 from __future__ import annotations
 
 import re
@@ -57,12 +58,14 @@ def views_within(labels: Tensor, yaw: tuple[float, float], pitch: tuple[float, f
         raise ValueError(f"pitch_min {pitch[0]} is larger than pitch_max {pitch[1]}; swap them.")
     angles, slack = camera_angles(labels), 1e-3  # float32 cameras at an end of the range belong to it
     low, high = (angles.yaw >= yaw[0] - slack), (angles.yaw <= yaw[1] + slack)
-    inside = (low & high if yaw[0] <= yaw[1] else low | high)
+    inside = low & high if yaw[0] <= yaw[1] else low | high
     inside &= (angles.pitch >= pitch[0] - slack) & (angles.pitch <= pitch[1] + slack)
     chosen = inside.nonzero().flatten().tolist()
     if not chosen:
-        spans = [f"{name} {found.min():.1f} to {found.max():.1f}" for name, found in
-                 (("yaw", angles.yaw), ("pitch", angles.pitch))]
+        spans = [
+            f"{name} {found.min():.1f} to {found.max():.1f}"
+            for name, found in (("yaw", angles.yaw), ("pitch", angles.pitch))
+        ]
         raise ValueError(
             f"no view lies in yaw {yaw[0]} to {yaw[1]} and pitch {pitch[0]} to {pitch[1]}; "
             f"the cameras have {' and '.join(spans)}."

@@ -1,4 +1,5 @@
 """Grouping many views into overlapping windows that the cross-view attention can hold."""
+
 from __future__ import annotations
 
 import math

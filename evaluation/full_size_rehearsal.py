@@ -8,6 +8,7 @@ single passes and the ControlNet's residuals with the core's. Every stage is a p
 memory (mapped files included) are printed, and the two limits that the converter and the step have to keep are checked.
 `--model-channels 64 --context-dim 96` rehearses the rehearsal.
 """
+
 from __future__ import annotations
 
 import argparse

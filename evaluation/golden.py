@@ -5,6 +5,7 @@
 Prints the largest error of every golden tensor; ends with status 1 if one is outside its tolerance: 5e-5 (absolute)
 for single passes, 1e-3 (of the tensor's largest magnitude) for the DDIM trajectories of the random network.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -72,8 +72,16 @@ class Orbit:
         if grouped:
             node = self.host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
             model = node.execute(
-                model, context_length=self.windows(), context_overlap=0, context_schedule="batched", context_stride=1,
-                closed_loop=False, fuse_method="flat", dim=0, freenoise=False, causal_window_fix=False,
+                model,
+                context_length=self.windows(),
+                context_overlap=0,
+                context_schedule="batched",
+                context_stride=1,
+                closed_loop=False,
+                fuse_method="flat",
+                dim=0,
+                freenoise=False,
+                causal_window_fix=False,
             ).args[0]
         text = [[torch.zeros(1, 1, self.encoder.config.context_dim), {}]]
         positive = self.patches.view_controlnet.apply_view_controlnet(text, self.control_net, conditions)
@@ -82,9 +90,9 @@ class Orbit:
 
         def run() -> Tensor:
             noise, sampler = sampling.ViewNoise(0), sampling.DDIMSampler(0.5)
-            return sampling.sample_views(
-                model, positive, text, noise, {"samples": latents}, sampler, sigmas, 3.0
-            )["samples"]
+            return sampling.sample_views(model, positive, text, noise, {"samples": latents}, sampler, sigmas, 3.0)[
+                "samples"
+            ]
 
         return run
 

@@ -221,8 +221,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backgrounds", nargs="+", choices=("with", "without"), default=["with"])
     for name, text in FILES.items():
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--miniature", type=Path, help="weights folder whose networks judge, too, under names with "
-        "'mini'; without any backbone: weights/miniature")
+    parser.add_argument(
+        "--miniature",
+        type=Path,
+        help="weights folder whose networks judge, too, under names with "
+        "'mini'; without any backbone: weights/miniature",
+    )
     add_faces_option(parser)
     parser.add_argument("--pictures", type=int, default=4, help="identities of every folder in pictures.png")
     parser.add_argument("--device", default="cpu", help="where the backbones run")

@@ -66,10 +66,15 @@ class Sampler:
 
 EULER = Sampler("SamplerCustomAdvanced", 0.0, "euler")
 SAMPLERS = (
-    Sampler("ours", 0.0), Sampler("ours", 0.5), Sampler("ours"),
-    Sampler("SamplerCustomAdvanced", 0.0), Sampler("SamplerCustomAdvanced", 0.5), Sampler("SamplerCustomAdvanced"),
+    Sampler("ours", 0.0),
+    Sampler("ours", 0.5),
+    Sampler("ours"),
+    Sampler("SamplerCustomAdvanced", 0.0),
+    Sampler("SamplerCustomAdvanced", 0.5),
+    Sampler("SamplerCustomAdvanced"),
     Sampler("SamplerCustom", 0.5),
-    EULER, Sampler("SamplerCustomAdvanced", None, "dpmpp_2m"),
+    EULER,
+    Sampler("SamplerCustomAdvanced", None, "dpmpp_2m"),
     Sampler("KSamplerAdvanced", 0.0, "euler"),
 )
 
@@ -88,21 +93,57 @@ class Bench:
         generator = torch.Generator().manual_seed(9)
         self.latent = {"samples": torch.randn(VIEWS, 4, SIDE, SIDE, generator=generator) / LATENT_SCALE}
 
-    def run(self, sampler: Sampler, latent: dict, first: int = 0, last: int = 10000, noise: bool = True,
-            start: str = "t=999", model=None, denoise: float = 1.0) -> Tensor:
+    def run(
+        self,
+        sampler: Sampler,
+        latent: dict,
+        first: int = 0,
+        last: int = 10000,
+        noise: bool = True,
+        start: str = "t=999",
+        model=None,
+        denoise: float = 1.0,
+    ) -> Tensor:
         """Steps `first` to `last` of a row's schedule, noise that is left included [V, 4, h, w]."""
         model, steps = model or self.model, sampler.steps if denoise == 1 else DENOISE_STEPS
         preset = "fast" if sampler.eta is None and denoise == 1 else "custom"
         if sampler.node == "ours":
-            out = self.nodes["DP3D_ViewConsistencySampler"].execute(
-                model, self.prompt, latent, self.sampling.ViewNoise(SEED), 1.0, preset, steps, sampler.eta or 0.0,
-                start, denoise=denoise, start_at_step=first, end_at_step=last, add_noise=noise,
-                return_with_leftover_noise=True,
-            ).args[0]
+            out = (
+                self.nodes["DP3D_ViewConsistencySampler"]
+                .execute(
+                    model,
+                    self.prompt,
+                    latent,
+                    self.sampling.ViewNoise(SEED),
+                    1.0,
+                    preset,
+                    steps,
+                    sampler.eta or 0.0,
+                    start,
+                    denoise=denoise,
+                    start_at_step=first,
+                    end_at_step=last,
+                    add_noise=noise,
+                    return_with_leftover_noise=True,
+                )
+                .args[0]
+            )
         elif sampler.node == "KSamplerAdvanced":
             out = self.nodes[sampler.node]().sample(
-                model, "enable" if noise else "disable", SEED, steps, 1.0, sampler.host, "normal", self.prompt,
-                self.prompt, latent, first, last, "enable", denoise=denoise,
+                model,
+                "enable" if noise else "disable",
+                SEED,
+                steps,
+                1.0,
+                sampler.host,
+                "normal",
+                self.prompt,
+                self.prompt,
+                latent,
+                first,
+                last,
+                "enable",
+                denoise=denoise,
             )[0]
         else:
             chosen, sigmas = self.schedule(sampler, start, round(steps / denoise))
@@ -114,17 +155,21 @@ class Bench:
     def schedule(self, sampler: Sampler, start: str, steps: int) -> tuple:
         """(SAMPLER, SIGMAS) of a row, by View-Consistency Schedule."""
         preset = "fast" if sampler.eta is None and steps == FAST_STEPS else "custom"
-        chosen, sigmas = self.nodes["DP3D_ViewConsistencySchedule"].execute(
-            self.model, preset, steps, sampler.eta or 0.0, start
-        ).args
+        chosen, sigmas = (
+            self.nodes["DP3D_ViewConsistencySchedule"]
+            .execute(self.model, preset, steps, sampler.eta or 0.0, start)
+            .args
+        )
         return self.nodes["KSamplerSelect"].execute(sampler.host).args[0] if sampler.host else chosen, sigmas
 
     def custom(self, node: str, chosen, sigmas: Tensor, latent: dict, noise: bool, model) -> dict:
         """One of the host's two nodes that take SAMPLER and SIGMAS; SamplerCustom draws the host's noise."""
         if node == "SamplerCustom":
-            return self.nodes[node].execute(
-                model, noise, SEED, 1.0, self.prompt, self.prompt, chosen, sigmas, latent
-            ).args[0]
+            return (
+                self.nodes[node]
+                .execute(model, noise, SEED, 1.0, self.prompt, self.prompt, chosen, sigmas, latent)
+                .args[0]
+            )
         guider = self.nodes["CFGGuider"].execute(model, self.prompt, self.prompt, 1.0).args[0]
         drawn = self.sampling.ViewNoise(SEED) if noise else self.nodes["DisableNoise"].execute().args[0]
         return self.nodes[node].execute(drawn, guider, chosen, sigmas, latent).args[0]

@@ -1,4 +1,5 @@
 """The analytic head inside the host: as condition pictures, and against the portrait, to find its camera by eye."""
+
 from __future__ import annotations
 
 from functools import lru_cache

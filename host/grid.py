@@ -1,4 +1,5 @@
 """A contact sheet of views."""
+
 from __future__ import annotations
 
 import math

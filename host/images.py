@@ -1,4 +1,5 @@
 """Batches of views: checks, sizes, and the order in which a turntable shows them."""
+
 from __future__ import annotations
 
 import comfy.utils

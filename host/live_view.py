@@ -2,6 +2,7 @@
 
 `web/reference_view.js` posts the node's values to `PATH` and shows the answer on the node.
 """
+
 from __future__ import annotations
 
 import asyncio

@@ -3,6 +3,7 @@
 Weights keep the dtype the host chooses for the device and are cast to the running model's dtype layer by layer
 (`comfy.ops.manual_cast`), so they follow fp16, bf16 and fp8 models and the host's offloading.
 """
+
 from __future__ import annotations
 
 import logging
@@ -252,9 +253,7 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
 def load_novel_view(path: Path | str) -> HostNetwork:
     """S, in float32 (it is small and its rays want the precision)."""
     module, metadata = load_network(path, expect="novel_view")
-    patcher = WholePatcher(
-        module, model_management.get_torch_device(), model_management.unet_offload_device()
-    )
+    patcher = WholePatcher(module, model_management.get_torch_device(), model_management.unet_offload_device())
     return HostNetwork("novel_view", patcher, getattr(module, "config", None), metadata, Path(path))
 
 
@@ -270,7 +269,9 @@ def check_control_width(model, module: nn.Module) -> None:
     """
     text = next(layer for name, layer in module.named_modules() if name.endswith("attn2.to_k"))
     needs = {
-        "model_channels": module.model_channels, "channel_mult": module.channel_mult, "context_dim": text.in_features
+        "model_channels": module.model_channels,
+        "channel_mult": module.channel_mult,
+        "context_dim": text.in_features,
     }
     _check_widths(model, needs, "The view ControlNet")
 

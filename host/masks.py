@@ -1,5 +1,6 @@
 """Masks of portraits: which way round they are. Load Image gives 1 - alpha, so a cut-out's mask is white where it is
 transparent; nodes that read a mask mean the person by white."""
+
 from __future__ import annotations
 
 import torch

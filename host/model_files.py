@@ -4,6 +4,7 @@ Searched: models/diffportrait3d (and what extra_model_paths.yaml adds under that
 view ControlNets also in models/controlnet. A file is known by its metadata or, if another tool cut it out of the
 release, by its keys; never by its name. Only safetensors files are listed: nothing is unpickled at run time.
 """
+
 from __future__ import annotations
 
 import re

@@ -1,4 +1,5 @@
 """S inside the host: proxy views of a portrait at given cameras (paper section 3.4)."""
+
 from __future__ import annotations
 
 import comfy.model_management as model_management

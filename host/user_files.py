@@ -1,4 +1,5 @@
 """Files of the user's own: found below the host's input and output folders, written below its output folder."""
+
 from __future__ import annotations
 
 import os
@@ -69,8 +70,9 @@ def check_name(name: str | None, names: list[str], what: str) -> bool | str:
     if name is None or name in names:
         return True
     found = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"
-    return (f"there is no {what} {name!r} (found: {found}); put it below {folder_paths.get_input_directory()} and "
-            "press R")
+    return (
+        f"there is no {what} {name!r} (found: {found}); put it below {folder_paths.get_input_directory()} and press R"
+    )
 
 
 def fingerprint(name: str | None, names: list[str]) -> str:
@@ -123,8 +125,10 @@ def new_output(prefix: str, images: Tensor | None, suffix: str = "") -> Path:
         raise ValueError("filename_prefix is empty; give the saved files a name.")
     sized = next((token for token in ("%width%", "%height%") if token in prefix), None)
     if images is None and sized:
-        raise ValueError(f"filename_prefix {prefix!r} has {sized}, but cameras alone have no size in pixels; connect "
-                         f"the views to images, or take {sized} out.")
+        raise ValueError(
+            f"filename_prefix {prefix!r} has {sized}, but cameras alone have no size in pixels; connect "
+            f"the views to images, or take {sized} out."
+        )
     height, width = (0, 0) if images is None else images.shape[1:3]
     prefix = prefix.replace("%batch_num%", "0")
     output = folder_paths.get_output_directory()

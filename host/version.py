@@ -1,4 +1,5 @@
 """The oldest ComfyUI that this pack runs in; checked before anything is imported that older ones may lack."""
+
 from __future__ import annotations
 
 OLDEST = "0.30.0"

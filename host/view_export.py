@@ -1,4 +1,5 @@
 """From the host's IMAGE and MASK to a data set for 3D reconstruction."""
+
 from __future__ import annotations
 
 import logging
@@ -28,7 +29,8 @@ def export_batch(folder: Path, images: Tensor, labels: Tensor, masks: Tensor | N
     if points is not None and len(points.positions) < FEWEST_POINTS:
         logging.warning(
             "Export Views: the cameras see %d of the start points, too few for gsplat to start from; ask for more, or, "
-            "if they do not look at a head at (0, 0, 0.2), start from random points.", len(points.positions)
+            "if they do not look at a head at (0, 0, 0.2), start from random points.",
+            len(points.positions),
         )
     export_views(folder, images, labels, masks, points)
 

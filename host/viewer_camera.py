@@ -1,4 +1,5 @@
 """The camera of the host's 3D viewer (its LOAD3D_CAMERA: a three.js camera, y up, looking along its own -z)."""
+
 from __future__ import annotations
 
 import math
@@ -72,8 +73,9 @@ def _intrinsics(info: dict | None) -> Tensor:
     if info is None:
         return matrix
     if info.get("cameraType", "perspective") != "perspective":
-        raise ValueError(f"An {info['cameraType']} camera has no place in space; set it to perspective, or take its "
-                         f"{ANGLES}.")
+        raise ValueError(
+            f"An {info['cameraType']} camera has no place in space; set it to perspective, or take its {ANGLES}."
+        )
     fov = float(info.get("fov") or 0.0)
     if not 0.0 < fov < 180.0 or not math.isfinite(fov):
         raise ValueError(f"The 3D viewer's camera has a field of view of {info.get('fov')} degrees; it must have one.")

@@ -1,4 +1,5 @@
 """The nodes, one file per family; each lists its own in NODES."""
+
 from __future__ import annotations
 
 from ..host.version import check_host_version

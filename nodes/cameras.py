@@ -1,4 +1,5 @@
 """Cameras: where the views are taken from, and the pictures that tell the view ControlNet."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
@@ -40,25 +41,46 @@ class CameraTrajectory(io.ComfyNode):
                 angle("pitch_min", -10.0, 89.0, "Smallest pitch; negative looks up from below."),
                 angle("pitch_max", 10.0, 89.0, "Largest pitch; positive looks down from above."),
                 io.Float.Input(
-                    "roll", default=0.0, min=-180.0, max=180.0, step=1.0, advanced=True,
+                    "roll",
+                    default=0.0,
+                    min=-180.0,
+                    max=180.0,
+                    step=1.0,
+                    advanced=True,
                     tooltip="Turns the camera about its viewing direction.",
                 ),
                 io.Float.Input(
-                    "radius", default=RADIUS, min=0.5, max=20.0, step=0.05, advanced=True,
+                    "radius",
+                    default=RADIUS,
+                    min=0.5,
+                    max=20.0,
+                    step=0.05,
+                    advanced=True,
                     tooltip="Distance to the head's centre in EG3D's units; the networks were trained at 2.7.",
                 ),
                 io.Float.Input(
-                    "fov", default=FOV, min=1.0, max=120.0, step=0.01, advanced=True,
+                    "fov",
+                    default=FOV,
+                    min=1.0,
+                    max=120.0,
+                    step=0.01,
+                    advanced=True,
                     tooltip="Field of view in degrees; the networks were trained at 13.37.",
                 ),
                 io.String.Input(
-                    "keyframes", default="", multiline=True, optional=True,
+                    "keyframes",
+                    default="",
+                    multiline=True,
+                    optional=True,
                     tooltip=f"For kind keyframes: one pose per line as '{LAYOUT}', angles in degrees. The views are "
                     "spread evenly from the first line to the last, smoothly through those between. What a line "
                     "leaves out is taken from roll, radius and fov. Text after # is ignored.",
                 ),
                 io.Combo.Input(
-                    "around", options=list(CENTRES), optional=True, advanced=True,
+                    "around",
+                    options=list(CENTRES),
+                    optional=True,
+                    advanced=True,
                     tooltip="What the cameras circle. pivot: the head's centre, so that yaw and pitch are the angles "
                     "at which the head is seen. eg3d: the world's origin behind it, as EG3D's own renders do; choose "
                     "it to match condition images that were made with EG3D.",
@@ -102,11 +124,16 @@ class RenderCameraConditions(io.ComfyNode):
                     "say. View ControlNet resizes the pictures to the views."
                 ),
                 io.Int.Input(
-                    "subject", default=0, min=0, max=2**31 - 1, advanced=True,
+                    "subject",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    advanced=True,
                     tooltip="Which invented person; the views should not depend on it.",
                 ),
                 io.ControlNet.Input(
-                    "control_net", optional=True,
+                    "control_net",
+                    optional=True,
                     tooltip="From Load View ControlNet; only looked at: resolution 0 is what it was trained at.",
                 ),
             ],
@@ -133,7 +160,8 @@ class CameraFromViewer(io.ComfyNode):
             inputs=[
                 io.Load3DCamera.Input("camera_info", tooltip="The camera of a 3D node; 0 degrees is the front."),
                 io.Combo.Input(
-                    "framing", options=list(FRAMINGS),
+                    "framing",
+                    options=list(FRAMINGS),
                     tooltip="angles only: yaw, pitch and roll are taken, distance and lens are those the networks were "
                     "trained with. as it is: position and lens are taken, too; the model then has to stand and measure "
                     "as heads do here (centre at 0, 0, 0.2; camera 2.7 away).",
@@ -167,29 +195,56 @@ class ReferenceView(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("portrait", tooltip="The portrait, one picture; a square is cut from its middle."),
-                angle("yaw", 0.0, 180.0, "Positive: the camera stands to the right of the picture, and the face looks "
-                      "to the left of it."),
+                angle(
+                    "yaw",
+                    0.0,
+                    180.0,
+                    "Positive: the camera stands to the right of the picture, and the face looks to the left of it.",
+                ),
                 angle("pitch", 0.0, 89.0, "Positive: seen from above."),
-                angle("roll", 0.0, 180.0, "Positive: the camera is tilted clockwise, the head in the picture "
-                      "counter-clockwise."),
+                angle(
+                    "roll",
+                    0.0,
+                    180.0,
+                    "Positive: the camera is tilted clockwise, the head in the picture counter-clockwise.",
+                ),
                 io.Float.Input(
-                    "distance", default=RADIUS, min=0.5, max=20.0, step=0.05,
+                    "distance",
+                    default=RADIUS,
+                    min=0.5,
+                    max=20.0,
+                    step=0.05,
                     tooltip="Distance to the head's centre in EG3D's units; 2.7 fits portraits cropped the EG3D way.",
                 ),
                 io.Float.Input(
-                    "fov", default=FOV, min=1.0, max=120.0, step=0.01,
+                    "fov",
+                    default=FOV,
+                    min=1.0,
+                    max=120.0,
+                    step=0.01,
                     tooltip="Field of view in degrees; 13.37 fits portraits cropped the EG3D way.",
                 ),
                 io.Combo.Input(
-                    "picture", options=list(LAYOUTS),
+                    "picture",
+                    options=list(LAYOUTS),
                     tooltip="What the node shows: the head over the portrait, the two side by side, or all of it.",
                 ),
                 io.Float.Input(
-                    "opacity", default=0.5, min=0.0, max=1.0, step=0.05, display_mode=io.NumberDisplay.slider,
+                    "opacity",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    display_mode=io.NumberDisplay.slider,
                     tooltip="How much of the drawn head is seen over the portrait.",
                 ),
                 io.Int.Input(
-                    "resolution", default=384, min=64, max=1024, step=64, advanced=True,
+                    "resolution",
+                    default=384,
+                    min=64,
+                    max=1024,
+                    step=64,
+                    advanced=True,
                     tooltip="Height of the picture in pixels.",
                 ),
             ],

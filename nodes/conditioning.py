@@ -1,4 +1,5 @@
 """What acts on the denoiser: the portrait, the cameras, the other views."""
+
 from __future__ import annotations
 
 import logging
@@ -132,8 +133,20 @@ class ApplyReferenceAttention(io.ComfyNode):
     @classmethod
     @in_range
     def execute(
-        cls, model, reference_encoder, vae, image, strength, start_percent, end_percent, mask=None, down_blocks=True,
-        middle_block=True, up_blocks=True, reuse_across_runs=False, mask_white="auto",
+        cls,
+        model,
+        reference_encoder,
+        vae,
+        image,
+        strength,
+        start_percent,
+        end_percent,
+        mask=None,
+        down_blocks=True,
+        middle_block=True,
+        up_blocks=True,
+        reuse_across_runs=False,
+        mask_white="auto",
     ) -> io.NodeOutput:
         references = ReferenceImages(vae, image, mask, mask_white)
         if references.turned:
@@ -172,17 +185,16 @@ class ViewControlNet(io.ComfyNode):
                 io.Float.Input("end_percent", default=1.0, tooltip=END, **PERCENT),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="For the sampler's positive side, not the "
-                "negative.")
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="For the sampler's positive side, not the negative."
+                )
             ],
         )
 
     @classmethod
     @in_range
     def execute(cls, positive, control_net, image, strength, start_percent, end_percent) -> io.NodeOutput:
-        return io.NodeOutput(
-            apply_view_controlnet(positive, control_net, image, strength, start_percent, end_percent)
-        )
+        return io.NodeOutput(apply_view_controlnet(positive, control_net, image, strength, start_percent, end_percent))
 
 
 class ApplyViewConsistency(io.ComfyNode):
@@ -201,15 +213,14 @@ class ApplyViewConsistency(io.ComfyNode):
                 ViewConsistency.Input("view_consistency", tooltip="From Load View Consistency."),
                 *window_inputs(),
             ],
-            outputs=[io.Model.Output(tooltip="The model with cross-view attention; needs at least 2 views in the "
-            "batch.")],
+            outputs=[
+                io.Model.Output(tooltip="The model with cross-view attention; needs at least 2 views in the batch.")
+            ],
         )
 
     @classmethod
     @in_range
-    def execute(
-        cls, model, view_consistency, window_size=0, overlap=OVERLAP, closed_orbit=False
-    ) -> io.NodeOutput:
+    def execute(cls, model, view_consistency, window_size=0, overlap=OVERLAP, closed_orbit=False) -> io.NodeOutput:
         return io.NodeOutput(apply_view_consistency(model, view_consistency, window_size, overlap, closed_orbit))
 
 

@@ -1,4 +1,5 @@
 """Cameras and pictures of the user's own, from files and to files."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -24,8 +25,15 @@ class LoadCameras(io.ComfyNode):
             description="Reads cameras from a file: EG3D's labels, 25 numbers per view (camera-to-world matrix and "
             "intrinsics), nerfstudio's transforms.json, or COLMAP's text files. Views with names come in natural order "
             "of the names, like the pictures of Load Camera Conditions.",
-            search_aliases=["EG3D labels", "dataset.json", "transforms.json", "nerfstudio cameras", "COLMAP cameras",
-                            "camera file", "import cameras"],
+            search_aliases=[
+                "EG3D labels",
+                "dataset.json",
+                "transforms.json",
+                "nerfstudio cameras",
+                "COLMAP cameras",
+                "camera file",
+                "import cameras",
+            ],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -70,17 +78,20 @@ class SaveCameras(io.ComfyNode):
             inputs=[
                 Cameras.Input("cameras", tooltip="The cameras to write."),
                 io.String.Input(
-                    "filename_prefix", default="cameras/views",
+                    "filename_prefix",
+                    default="cameras/views",
                     tooltip="Folder and beginning of the name, below the output folder; a number is appended. "
                     + TOKENS,
                 ),
                 io.Combo.Input(
-                    "format", options=[EG3D, PLAIN, NPY],
+                    "format",
+                    options=[EG3D, PLAIN, NPY],
                     tooltip="EG3D's dataset.json names each view 00000.png, 00001.png and so on; the plain list has "
                     "only the numbers; npy is a float32 array with one row per view.",
                 ),
                 io.Image.Input(
-                    "images", optional=True,
+                    "images",
+                    optional=True,
                     tooltip="The views of these cameras. Only their size is read: %width% and %height% in the name "
                     "stand for it.",
                 ),
@@ -115,7 +126,12 @@ class LoadCameraConditions(io.ComfyNode):
                     + WHERE,
                 ),
                 io.Int.Input(
-                    "width", default=512, min=64, max=2048, step=8, tooltip="Width of the views. Pictures of another "
+                    "width",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="Width of the views. Pictures of another "
                     "size are cropped around their centre to the views' aspect, then resized.",
                 ),
                 io.Int.Input("height", default=512, min=64, max=2048, step=8, tooltip="Height of the views."),
@@ -156,15 +172,21 @@ class ExportViews(io.ComfyNode):
                 io.Image.Input("images", tooltip="The views; an alpha channel is kept in the pictures."),
                 Cameras.Input("cameras", tooltip="The cameras of the views, in the same order."),
                 io.String.Input(
-                    "filename_prefix", default="views/head",
+                    "filename_prefix",
+                    default="views/head",
                     tooltip="Beginning of the folder's name, below the output folder; a number is appended. " + TOKENS,
                 ),
                 io.Mask.Input(
-                    "masks", optional=True,
+                    "masks",
+                    optional=True,
                     tooltip="One mask per view, white where the picture counts (the head). Saved beside the pictures.",
                 ),
                 io.Int.Input(
-                    "start_points", default=5000, min=0, max=30000, advanced=True,
+                    "start_points",
+                    default=5000,
+                    min=0,
+                    max=30000,
+                    advanced=True,
                     tooltip="Points on an invented head, coloured from the views, from which a splat training may "
                     "start. 0: none, for trainers that begin with random ones: nerfstudio as it is, gsplat with "
                     "--init-type random --no-normalize-world-space (its default normalises by the points).",

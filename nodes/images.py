@@ -1,4 +1,5 @@
 """Looking at the result."""
+
 from __future__ import annotations
 
 from fractions import Fraction
@@ -48,11 +49,16 @@ class Turntable(io.ComfyNode):
                 io.Image.Input("images", tooltip="The views in the order of the camera path."),
                 io.Float.Input("fps", default=12.0, min=0.1, max=120.0, step=0.1, tooltip="Views per second."),
                 io.Boolean.Input(
-                    "ping_pong", default=False,
+                    "ping_pong",
+                    default=False,
                     tooltip="Forwards, then backwards: for paths that do not end where they began, such as arc.",
                 ),
                 io.Int.Input(
-                    "loops", default=1, min=1, max=100, advanced=True,
+                    "loops",
+                    default=1,
+                    min=1,
+                    max=100,
+                    advanced=True,
                     tooltip="How many times the path is shown, for players that do not repeat a video.",
                 ),
             ],

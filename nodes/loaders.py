@@ -1,4 +1,5 @@
 """Loaders: one per network, and the miniature's base model."""
+
 from __future__ import annotations
 
 import torch
@@ -71,8 +72,7 @@ class LoadMiniature(io.ComfyNode):
         if path.exists():
             return user_files.load_picture(path)
         return ExecutionBlocker(
-            f"Load Miniature: there is no {path}; put a portrait there, or "
-            "take yours from Load Image."
+            f"Load Miniature: there is no {path}; put a portrait there, or take yours from Load Image."
         )
 
 
@@ -117,9 +117,7 @@ class LoadReferenceEncoder(NetworkLoader):
         "search_aliases": ["appearance reference", "reference unet", "F_ref"],
     }
     NAME_TOOLTIP = "Weights of the reference encoder; they belong to one base model. " + WHERE
-    SOCKET = ReferenceEncoder.Output(
-        display_name="reference encoder", tooltip="For Apply Reference Attention."
-    )
+    SOCKET = ReferenceEncoder.Output(display_name="reference encoder", tooltip="For Apply Reference Attention.")
 
     @classmethod
     def load(cls, path):

@@ -1,4 +1,5 @@
 """What a node is given over its links, checked before it runs: the host checks only what is typed into widgets."""
+
 from __future__ import annotations
 
 import functools
@@ -24,8 +25,10 @@ LINKED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "CONDITIONING": (lambda value: isinstance(value, list) and all(map(_is_prompt, value)), "a CONDITIONING"),
     "CONTROL_NET": (lambda value: hasattr(value, "set_cond_hint"), "a CONTROL_NET, from Load View ControlNet"),
     "NOISE": (lambda value: hasattr(value, "generate_noise"), "a NOISE, from 3D-Aware Noise or RandomNoise"),
-    "DP3D_CAMERAS": (lambda value: isinstance(value, dict) and "labels" in value,
-                     "cameras, from Camera Trajectory or Load Cameras"),
+    "DP3D_CAMERAS": (
+        lambda value: isinstance(value, dict) and "labels" in value,
+        "cameras, from Camera Trajectory or Load Cameras",
+    ),
     **{
         f"DP3D_{kind.upper()}": (lambda value, kind=kind: getattr(value, "kind", None) == kind, f"what {loader} gives")
         for kind, loader in (

@@ -1,4 +1,5 @@
 """The widget for the side of the views, whose default is what the networks were trained at."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io

@@ -1,4 +1,5 @@
 """Start noise that knows the head's layout, and the release's sampler as a preset over the host's own."""
+
 from __future__ import annotations
 
 import comfy.sample
@@ -159,9 +160,26 @@ class ViewConsistencySampler(io.ComfyNode):
     @classmethod
     @in_range
     def execute(
-        cls, model, positive, latent, noise, cfg, preset, steps, eta, start, view_consistency=None, negative=None,
-        window_size=0, overlap=OVERLAP, closed_orbit=False, denoise=1.0, start_at_step=0, end_at_step=10000,
-        add_noise=True, return_with_leftover_noise=False,
+        cls,
+        model,
+        positive,
+        latent,
+        noise,
+        cfg,
+        preset,
+        steps,
+        eta,
+        start,
+        view_consistency=None,
+        negative=None,
+        window_size=0,
+        overlap=OVERLAP,
+        closed_orbit=False,
+        denoise=1.0,
+        start_at_step=0,
+        end_at_step=10000,
+        add_noise=True,
+        return_with_leftover_noise=False,
     ) -> io.NodeOutput:
         if view_consistency is not None:
             model = apply_view_consistency(model, view_consistency, window_size, overlap, closed_orbit)
@@ -175,7 +193,15 @@ class ViewConsistencySampler(io.ComfyNode):
         callback = views_callback(model, len(sigmas) - 1)
         negative = without_control(positive) if negative is None else negative
         views = sample_views(
-            model, positive, negative, noise, {**latent, "samples": samples}, sampler, sigmas, cfg, callback,
+            model,
+            positive,
+            negative,
+            noise,
+            {**latent, "samples": samples},
+            sampler,
+            sigmas,
+            cfg,
+            callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         )
         return io.NodeOutput(views)
@@ -217,8 +243,9 @@ class ThreeDAwareNoise(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The base model's VAE."),
                 Cameras.Input("cameras", optional=True, tooltip="The views to make, e.g. from Camera Trajectory."),
                 NovelView.Input(
-                    "novel_view", optional=True, tooltip="From Load Novel-View Model. Not needed with proxies of your "
-                    "own."
+                    "novel_view",
+                    optional=True,
+                    tooltip="From Load Novel-View Model. Not needed with proxies of your own.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="The portrait, for the novel-view model."),
                 Cameras.Input(
@@ -262,8 +289,17 @@ class ThreeDAwareNoise(io.ComfyNode):
     @classmethod
     @in_range
     def execute(
-        cls, vae, resolution, seed, cameras=None, novel_view=None, image=None, reference_camera=None, proxies=None,
-        mode="paper", model=None,
+        cls,
+        vae,
+        resolution,
+        seed,
+        cameras=None,
+        novel_view=None,
+        image=None,
+        reference_camera=None,
+        proxies=None,
+        mode="paper",
+        model=None,
     ) -> io.NodeOutput:
         side, noise = chosen_resolution(resolution, vae, NODE), ViewNoise(seed, mode)
         if mode == "random":

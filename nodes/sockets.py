@@ -1,4 +1,5 @@
 """The pack's node categories, its own socket types, and what travels through them."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io

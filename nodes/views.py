@@ -1,4 +1,5 @@
 """Some of the views by themselves, and back among the others: to redo one, to reorder, to compare."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -41,17 +42,23 @@ class SelectViews(io.ComfyNode):
                 ),
                 Cameras.Input("cameras", optional=True, tooltip="One camera per view; needed to choose by angle."),
                 io.Combo.Input(
-                    "choose", options=list(CHOICES),
+                    "choose",
+                    options=list(CHOICES),
                     tooltip="numbers: those written below. angles: all views within the ranges of yaw and pitch. "
                     "nearest: the views that look most nearly from yaw and pitch.",
                 ),
                 io.String.Input(
-                    "numbers", default="0",
+                    "numbers",
+                    default="0",
                     tooltip="For numbers: views counted from 0, with ranges, in the order wanted, e.g. 5, 0-2. "
                     "Negative numbers count from the end: -1 is the last view.",
                 ),
-                _degrees("yaw_min", -180.0, 180.0, "For angles: the smallest yaw. Above yaw_max the range goes through "
-                         "the back of the head."),
+                _degrees(
+                    "yaw_min",
+                    -180.0,
+                    180.0,
+                    "For angles: the smallest yaw. Above yaw_max the range goes through the back of the head.",
+                ),
                 _degrees("yaw_max", 180.0, 180.0, "For angles: the largest yaw."),
                 _degrees("pitch_min", -90.0, 90.0, "For angles: the smallest pitch."),
                 _degrees("pitch_max", 90.0, 90.0, "For angles: the largest pitch."),
@@ -59,7 +66,8 @@ class SelectViews(io.ComfyNode):
                 _degrees("pitch", 0.0, 89.0, "For nearest: the pitch looked for."),
                 io.Int.Input("count", default=1, min=1, max=512, tooltip="For nearest: how many views, nearest first."),
                 io.Boolean.Input(
-                    "invert", default=False,
+                    "invert",
+                    default=False,
                     tooltip="Takes the views that were not chosen, in their order: the others, e.g. as further "
                     "portraits for Apply Reference Attention.",
                 ),
@@ -82,8 +90,20 @@ class SelectViews(io.ComfyNode):
     @classmethod
     @in_range
     def execute(
-        cls, choose, numbers, yaw_min, yaw_max, pitch_min, pitch_max, yaw, pitch, count, invert, latent=None,
-        images=None, cameras=None,
+        cls,
+        choose,
+        numbers,
+        yaw_min,
+        yaw_max,
+        pitch_min,
+        pitch_max,
+        yaw,
+        pitch,
+        count,
+        invert,
+        latent=None,
+        images=None,
+        cameras=None,
     ) -> io.NodeOutput:
         total = count_views(SELECT, latent=latent, images=images, cameras=cameras)
         try:
@@ -127,7 +147,8 @@ class JoinViews(io.ComfyNode):
             inputs=[
                 ViewSelection.Input("selection", tooltip="From Select Views: which views are put back where."),
                 io.Latent.Input(
-                    "latent", optional=True,
+                    "latent",
+                    optional=True,
                     tooltip="The selected views, or a whole batch of which the selected ones are taken.",
                 ),
                 io.Latent.Input("latent_rest", optional=True, tooltip=rest),

@@ -3,6 +3,7 @@
 Deep Shrink (PatchModelAddDownscale) and its relatives resize the hidden states behind a block and back again later. The
 host tells nobody: what is to be read or added there has to look at the size at hand.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -28,7 +29,8 @@ def resizing_patches(patches: dict[str, list]) -> dict[str, list]:
     """The block patches of other packs in a UNet call's `patches`, which then do nothing but resize features."""
     return {
         name: [_only_resizing(patch) for patch in patches[name] if not isinstance(patch, RunPatch)]
-        for name in (SKIP, AFTER_SKIP, OUTPUT) if name in patches
+        for name in (SKIP, AFTER_SKIP, OUTPUT)
+        if name in patches
     }
 
 
@@ -53,8 +55,9 @@ def fit_residuals(options: dict) -> None:
     around_unet.setdefault(KEY, [_with_fitted_residuals])
 
 
-def _with_fitted_residuals(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None,
-                           *args, **kwargs):
+def _with_fitted_residuals(
+    executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, *args, **kwargs
+):
     if control is not None:
         fitted = FittedResiduals(control, len(executor.class_obj.input_blocks))
         patches = transformer_options.get("patches", {})

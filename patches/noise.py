@@ -1,4 +1,5 @@
 """The clean half of 3D-aware noise: proxy views as latents. The sampler adds the noise (see `sampling.DDIMSampler`)."""
+
 from __future__ import annotations
 
 import logging
@@ -76,5 +77,6 @@ def warn_of_zero_terminal_snr(model_sampling) -> None:
     if sigma > BURIED:
         logging.warning(
             "3D-aware noise: this model has zero terminal SNR (sigma %.0f at its last timestep), where nothing is left "
-            "of the proxy views; use mode schedule-matched with a start below it, or a model without it.", sigma
+            "of the proxy views; use mode schedule-matched with a start below it, or a model without it.",
+            sigma,
         )

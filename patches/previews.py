@@ -1,4 +1,5 @@
 """Previews while the views are made: a mosaic of the views of all windows; the host shows the first view alone."""
+
 from __future__ import annotations
 
 import math

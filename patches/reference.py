@@ -7,6 +7,7 @@ Its tokens are appended, before to_k and to_v, to the tokens of the positive con
 batch to all conditions, so the others are padded with copies of their own first tokens: a softmax over every
 token repeated equally often is the softmax over the tokens once.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -156,8 +157,9 @@ class StepReading:
         read_again: gives the bank under the patches that resize features in this call.
     """
 
-    def __init__(self, run: ReferenceRun, bank: Bank, positive: list[bool], skipped: set[tuple],
-                 read_again: Callable[[], Bank]):
+    def __init__(
+        self, run: ReferenceRun, bank: Bank, positive: list[bool], skipped: set[tuple], read_again: Callable[[], Bank]
+    ):
         self.run, self.bank, self.positive, self.skipped = run, bank, positive, skipped
         self._read_again: Callable[[], Bank] | None = read_again
 
@@ -175,8 +177,14 @@ class ReferencePatch(RunPatch):
     label = "Reference attention"
 
     def __init__(
-        self, key: str, references: References, strength: float, sigma_range: SigmaRange, blocks: frozenset[str],
-        zero_timestep: bool, reuse: bool,
+        self,
+        key: str,
+        references: References,
+        strength: float,
+        sigma_range: SigmaRange,
+        blocks: frozenset[str],
+        zero_timestep: bool,
+        reuse: bool,
     ):
         super().__init__(key)
         self.references, self.strength = references, strength
@@ -212,8 +220,9 @@ class ReferencePatch(RunPatch):
         shape[0] += references + math.ceil(views * references / 4)
         return executor(model, shape, *args, **kwargs)
 
-    def _around_unet(self, executor, x, timesteps=None, context=None, y=None, control=None,
-                     transformer_options=None, *args, **kwargs):
+    def _around_unet(
+        self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, *args, **kwargs
+    ):
         """Puts the tokens of this step into the call's options, where the attentions find them."""
         run = self.state(transformer_options)
         positive = run.positive_chunks(transformer_options)

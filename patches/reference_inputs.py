@@ -1,4 +1,5 @@
 """Portraits for reference attention: as images or as latents, at the size of the views, with masks."""
+
 from __future__ import annotations
 
 import comfy.utils

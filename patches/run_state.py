@@ -4,6 +4,7 @@ Settings are constant and sit in a `RunPatch`, which is shared by every clone of
 during a run sits in a state object of its own, placed in the run's transformer options and taken out again,
 also after an exception, so that no run can see another one's tensors.
 """
+
 from __future__ import annotations
 
 import logging

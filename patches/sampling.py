@@ -6,6 +6,7 @@ same eta. What the release does differently from stock sampling is here: its tim
 the ends of a whole schedule: a run over a part of it begins and ends as the host's samplers do, so that parts make the
 whole.
 """
+
 from __future__ import annotations
 
 import logging
@@ -67,8 +68,9 @@ def _sigma_table(model_sampling) -> Tensor:
     return table.float().cpu()
 
 
-def chosen_schedule(model, preset: str, steps: int, eta: float, start: str, indices: Sequence[int] | None = None,
-                    denoise: float = 1.0) -> tuple[comfy.samplers.KSAMPLER, Tensor]:
+def chosen_schedule(
+    model, preset: str, steps: int, eta: float, start: str, indices: Sequence[int] | None = None, denoise: float = 1.0
+) -> tuple[comfy.samplers.KSAMPLER, Tensor]:
     """(SAMPLER, SIGMAS) of a preset on a MODEL.
 
     The SIGMAS end at 0, as the host's do, so that every sampler ends without noise there, also around a noise mask. The
@@ -93,10 +95,10 @@ def chosen_schedule(model, preset: str, steps: int, eta: float, start: str, indi
     logging.info("DiffPortrait3D: preset %s, %s of %s", preset, part, solver)
     if preset == FAST:
         sigmas = fast_sigmas(model_sampling, total)
-        return FastSampler(start, sigmas=sigmas, indices=indices), sigmas[-(steps + 1):]
+        return FastSampler(start, sigmas=sigmas, indices=indices), sigmas[-(steps + 1) :]
     sigmas = ddim_sigmas(model_sampling, total)
     sampler = DDIMSampler(eta, start, indices=indices, sigmas=sigmas)
-    return sampler, torch.cat([sigmas[-(steps + 1):-1], sigmas.new_zeros(1)])
+    return sampler, torch.cat([sigmas[-(steps + 1) : -1], sigmas.new_zeros(1)])
 
 
 def _check_levels(levels: int, steps: int, preset: str, denoise: float) -> None:
@@ -254,8 +256,14 @@ class DDIMSampler(ReleaseSampler):
         start, sigmas, indices: as for ReleaseSampler.
     """
 
-    def __init__(self, eta: float, start: str = "t=999", step_noise: StepNoise | None = None, indices=None,
-                 sigmas: Tensor | None = None):
+    def __init__(
+        self,
+        eta: float,
+        start: str = "t=999",
+        step_noise: StepNoise | None = None,
+        indices=None,
+        sigmas: Tensor | None = None,
+    ):
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta must be between 0 and 1, not {eta}")
         super().__init__(start, sigmas, indices)
@@ -269,9 +277,7 @@ class DDIMSampler(ReleaseSampler):
         def noise(sigma, _):
             return draw(self._place(sigma, sigmas), x) if self.eta else torch.zeros_like(x)
 
-        out = sample_euler_ancestral(
-            model, x, sigmas, extra_args, callback, disable, eta=self.eta, noise_sampler=noise
-        )
+        out = sample_euler_ancestral(model, x, sigmas, extra_args, callback, disable, eta=self.eta, noise_sampler=noise)
         if not self._ends_whole(sigmas) or sigmas[-1] == 0:
             return out
         out = out / torch.sqrt(1.0 + sigmas[-1] ** 2)  # back from x_VE
@@ -346,8 +352,18 @@ def check_views(model, positive: list, latent: dict) -> None:
             )
 
 
-def sample_views(model, positive, negative, noise, latent: dict, sampler, sigmas: Tensor, cfg: float, callback=None,
-                 disable_pbar: bool = True) -> dict:
+def sample_views(
+    model,
+    positive,
+    negative,
+    noise,
+    latent: dict,
+    sampler,
+    sigmas: Tensor,
+    cfg: float,
+    callback=None,
+    disable_pbar: bool = True,
+) -> dict:
     """LATENT -> LATENT through the host's CFGGuider, as SamplerCustomAdvanced does it.
 
     Args:
@@ -363,7 +379,13 @@ def sample_views(model, positive, negative, noise, latent: dict, sampler, sigmas
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     samples = guider.sample(
-        noise.generate_noise(latent), latent["samples"], sampler, sigmas, denoise_mask=latent.get("noise_mask"),
-        callback=callback, disable_pbar=disable_pbar, seed=noise.seed,
+        noise.generate_noise(latent),
+        latent["samples"],
+        sampler,
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=callback,
+        disable_pbar=disable_pbar,
+        seed=noise.seed,
     )
     return {**latent, "samples": samples.to(comfy.model_management.intermediate_device())}

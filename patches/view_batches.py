@@ -1,4 +1,5 @@
 """Batches of views in the host's forms (LATENT, IMAGE) and as cameras: some of the views, and whole again."""
+
 from __future__ import annotations
 
 import math

@@ -9,6 +9,7 @@ Where the modules act, and how the host is told, without moving a single state-d
 More views than the modules were trained with are denoised in overlapping windows (`view_windows`), unless the MODEL
 brings context windows of the host, which are respected.
 """
+
 from __future__ import annotations
 
 import logging
@@ -138,8 +139,9 @@ class ViewConsistencyPatch(RunPatch):
                 f"{views}; make the context windows smaller, or take them off and set window_size instead."
             )
 
-    def _around_unet(self, executor, x, timesteps=None, context=None, y=None, control=None,
-                     transformer_options=None, *args, **kwargs):
+    def _around_unet(
+        self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, *args, **kwargs
+    ):
         run = self.state(transformer_options)
         views = chunk_size(x.shape[0], transformer_options)
         self.check_views(views)

@@ -5,6 +5,7 @@ memory management apply. Added are the hint's range [-1, 1], the choice of the r
 call, which the host's class would take from the front of the batch whatever window of views is denoised, and residuals
 at the size of the features where another patch resizes them, where the host would leave them out.
 """
+
 from __future__ import annotations
 
 from pathlib import Path

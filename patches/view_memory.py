@@ -11,6 +11,7 @@ values:
 The notes are in this process only, the latest of them; latents that were changed or loaded in another session count as
 unknown: their views are numbered from 0.
 """
+
 from __future__ import annotations
 
 import hashlib

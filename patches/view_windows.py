@@ -4,6 +4,7 @@ The host calls a context handler around every evaluation of the conditions, what
 is a UNet call of its own with its rows of latents, conditions, masks and hints, so memory does not grow with the
 number of views, and where windows overlap their predictions are averaged.
 """
+
 from __future__ import annotations
 
 import copy

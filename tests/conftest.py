@@ -25,8 +25,9 @@ def pytest_configure(config):
         spec = importlib.util.find_spec(name)
         if spec is None or Path(spec.origin).resolve().parent != ROOT / name:
             found = "nowhere" if spec is None else spec.origin
-            raise pytest.UsageError(f"`{name}` is imported from {found}, not from {ROOT}: run `make setup`"
-                                    " and use .venv/bin/pytest.")
+            raise pytest.UsageError(
+                f"`{name}` is imported from {found}, not from {ROOT}: run `make setup` and use .venv/bin/pytest."
+            )
 
 
 @pytest.fixture(scope="session")

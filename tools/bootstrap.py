@@ -76,8 +76,11 @@ def setup() -> Path:
     if not STAMP.exists() or STAMP.read_text(encoding="utf-8") != wanted:
         # One call, so that torch is chosen together with what needs it and is not replaced afterwards.
         listed = [part for path in files for part in ("-r", path)]
-        pip(f"Installing {torch_spec()} and the packages of the host (once, about a minute)",
-            *torch_spec().split(), *listed)
+        pip(
+            f"Installing {torch_spec()} and the packages of the host (once, about a minute)",
+            *torch_spec().split(),
+            *listed,
+        )
         pip("Installing this project (editable)", "--no-deps", "--no-build-isolation", "-e", PACK)
         part = STAMP.with_suffix(".part")
         part.write_text(wanted, encoding="utf-8")
@@ -87,8 +90,11 @@ def setup() -> Path:
 
 def main() -> int:
     if sys.version_info < (3, 11):
-        print(f"Python {sys.version.split()[0]} is too old for the pinned packages: use 3.11 or newer, e.g."
-              " `make PYTHON=python3.11 setup`.", file=sys.stderr)
+        print(
+            f"Python {sys.version.split()[0]} is too old for the pinned packages: use 3.11 or newer, e.g."
+            " `make PYTHON=python3.11 setup`.",
+            file=sys.stderr,
+        )
         return 1
     try:
         setup()

@@ -1,9 +1,9 @@
 """Headless Chromium over its DevTools protocol: nothing to install but the browser.
 
-    with Browser(url) as browser:
-        browser.evaluate("(a, b) => a + b", 1, 2)  # 3
-        browser.screenshot(Path("page.png"))
-        browser.errors                             # what the page reported since the start
+with Browser(url) as browser:
+    browser.evaluate("(a, b) => a + b", 1, 2)  # 3
+    browser.screenshot(Path("page.png"))
+    browser.errors                             # what the page reported since the start
 """
 
 from __future__ import annotations
@@ -24,10 +24,21 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 START_SECONDS = 60
 STOP_SECONDS = 10
 # A page must not depend on what the internet answers: every name but this machine's is unknown.
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions",
-           "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
-           "--disable-quic", "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-           "--remote-debugging-port=0")
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+    "--hide-scrollbars",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--remote-debugging-port=0",
+)
 
 
 class BrowserError(RuntimeError):
@@ -37,8 +48,10 @@ class BrowserError(RuntimeError):
 def find_browser() -> str:
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        raise BrowserError(f"No browser: none of {', '.join(NAMES)} is on PATH; install Chromium (on Debian: apt-get"
-                           " install chromium).")
+        raise BrowserError(
+            f"No browser: none of {', '.join(NAMES)} is on PATH; install Chromium (on Debian: apt-get"
+            " install chromium)."
+        )
     return found
 
 
@@ -65,8 +78,13 @@ class Browser:
         executable = find_browser()
         self._profile = tempfile.TemporaryDirectory(prefix="diffportrait3d-browser-", ignore_cleanup_errors=True)
         command = [executable, *self._options, f"--user-data-dir={self._profile.name}", "about:blank"]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                         stderr=subprocess.DEVNULL, start_new_session=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self._loop = asyncio.new_event_loop()
         try:
             self._loop.run_until_complete(self._connect())
@@ -187,8 +205,10 @@ class Browser:
         deadline = time.monotonic() + START_SECONDS
         while not (port_file.is_file() and port_file.read_text().count("\n")):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise BrowserError(f"Chromium did not start (exit code {self._process.poll()}): run `{find_browser()}"
-                                   " --headless=new --no-sandbox about:blank` to see why.")
+                raise BrowserError(
+                    f"Chromium did not start (exit code {self._process.poll()}): run `{find_browser()}"
+                    " --headless=new --no-sandbox about:blank` to see why."
+                )
             await asyncio.sleep(0.1)
         self._session = aiohttp.ClientSession(f"http://127.0.0.1:{port_file.read_text().split()[0]}")
         async with self._session.get("/json/list") as response:

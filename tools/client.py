@@ -15,8 +15,9 @@ from tqdm import tqdm
 from tools.server import Server
 
 POLL_SECONDS = 2.0
-_MISSING_FILE = (". Is the file where the node looks? The miniature's lie in weights/miniature/ and are trained by"
-                 " `make miniature`.")
+_MISSING_FILE = (
+    ". Is the file where the node looks? The miniature's lie in weights/miniature/ and are trained by `make miniature`."
+)
 
 
 class RunError(RuntimeError):
@@ -104,8 +105,12 @@ async def _follow(server: Server, socket, prompt: dict, prompt_id: str) -> dict[
             except TimeoutError:
                 server.check_alive()
                 continue
-            if message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED,
-                                aiohttp.WSMsgType.ERROR):
+            if message.type in (
+                aiohttp.WSMsgType.CLOSE,
+                aiohttp.WSMsgType.CLOSING,
+                aiohttp.WSMsgType.CLOSED,
+                aiohttp.WSMsgType.ERROR,
+            ):
                 raise ConnectionError("the server closed the websocket")
             if message.type != aiohttp.WSMsgType.TEXT:
                 continue  # binary messages are preview images
@@ -124,8 +129,10 @@ async def _follow(server: Server, socket, prompt: dict, prompt_id: str) -> dict[
             if kind == "execution_success":
                 return seconds
             if kind == "execution_error":
-                raise RunError(f"{title(prompt, data['node_id'])} failed: {data['exception_message'].strip()}"
-                               f" ({data['exception_type']})")
+                raise RunError(
+                    f"{title(prompt, data['node_id'])} failed: {data['exception_message'].strip()}"
+                    f" ({data['exception_type']})"
+                )
             if kind == "execution_interrupted":
                 raise RunError(f"{title(prompt, data['node_id'])} was interrupted.")
     finally:

@@ -31,8 +31,10 @@ OUTPUTS = PACK / "outputs/demo"
 OWN_PORTRAIT = 3  # Load Miniature's output of that name
 FRAME_MILLISECONDS = 120
 GIF_MAX_BYTES = 2 << 20
-ABOUT_PHOTOGRAPHS = ("Note: the miniature has only ever seen rendered heads. Of a photograph it makes a rendered"
-                     " head that is not the person; real photographs want the weights that the authors released.")
+ABOUT_PHOTOGRAPHS = (
+    "Note: the miniature has only ever seen rendered heads. Of a photograph it makes a rendered"
+    " head that is not the person; real photographs want the weights that the authors released."
+)
 
 
 class DemoError(RuntimeError):
@@ -72,8 +74,10 @@ def portrait_node(prompt: dict) -> str:
 def check_portrait(path: Path) -> Image.Image:
     """The portrait, whatever kind of image file it is, as upright RGB; prints what was decided about it."""
     if not path.exists():
-        raise DemoError(f"There is no portrait {path}. Give one with PORTRAIT=file; the default one comes with the"
-                        " miniature's weights (`make miniature`).")
+        raise DemoError(
+            f"There is no portrait {path}. Give one with PORTRAIT=file; the default one comes with the"
+            " miniature's weights (`make miniature`)."
+        )
     try:
         image = read_image(path)
     except ImageError as error:

@@ -64,7 +64,8 @@ class EmbeddedHost:
         known = set(self.nodes.NODE_CLASS_MAPPINGS)
         with _captured_warnings() as warnings:
             loaded = self.loop.run_until_complete(
-                self.nodes.load_custom_node(str(folder), known, module_parent="custom_nodes"))
+                self.nodes.load_custom_node(str(folder), known, module_parent="custom_nodes")
+            )
         if not loaded:
             raise HostError(f"ComfyUI refused the pack {folder}:\n" + "\n".join(warnings))
         package = str(folder).replace(".", "_x_")  # the host's name for it in sys.modules
@@ -134,8 +135,17 @@ def boot(base_directory: Path, cpu: bool = True) -> EmbeddedHost:
         (base_directory / name).mkdir(parents=True, exist_ok=True)
     cpu_wheels.install()
     _prepare_path(path)
-    _parse_options(["--base-directory", str(base_directory), "--use-pytorch-cross-attention",
-                    "--disable-api-nodes", "--database-url", "sqlite:///:memory:"] + ["--cpu"] * cpu)
+    _parse_options(
+        [
+            "--base-directory",
+            str(base_directory),
+            "--use-pytorch-cross-attention",
+            "--disable-api-nodes",
+            "--database-url",
+            "sqlite:///:memory:",
+        ]
+        + ["--cpu"] * cpu
+    )
 
     # First: in 0.3.64 `nodes` puts comfy/ on sys.path, where comfy/utils.py hides this package.
     importlib.import_module("utils.extra_config")

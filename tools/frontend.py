@@ -246,8 +246,9 @@ def save(frontend: Frontend, name: str, run: int | None, outputs: Path, screensh
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.frontend", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="templates; default: all")
-    parser.add_argument("--run", type=int, metavar="SECONDS", help="run those that run here, for their thumbnails; "
-                        "wait at most")
+    parser.add_argument(
+        "--run", type=int, metavar="SECONDS", help="run those that run here, for their thumbnails; wait at most"
+    )
     parser.add_argument("--screenshots", type=Path, metavar="DIR", help="save pictures of the page here")
     parser.add_argument("--width", type=int, default=1920)
     parser.add_argument("--height", type=int, default=1080)

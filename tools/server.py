@@ -91,17 +91,34 @@ class Server:
     def _start(self, host: Path) -> None:
         pack = link_pack(self.base_directory).name
         cpu = _no_accelerator() if self.cpu is None else self.cpu
-        command = [sys.executable, str(PACK / "tools/run_host.py"), str(host), "--listen", "127.0.0.1",
-                   "--port", str(self.port), "--base-directory", str(self.base_directory),
-                   "--disable-all-custom-nodes", "--whitelist-custom-nodes", pack, "--disable-api-nodes",
-                   "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
-                   "--use-pytorch-cross-attention", *(["--cpu"] if cpu else []), *self.options]
+        command = [
+            sys.executable,
+            str(PACK / "tools/run_host.py"),
+            str(host),
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(self.base_directory),
+            "--disable-all-custom-nodes",
+            "--whitelist-custom-nodes",
+            pack,
+            "--disable-api-nodes",
+            "--disable-auto-launch",
+            "--database-url",
+            "sqlite:///:memory:",
+            "--use-pytorch-cross-attention",
+            *(["--cpu"] if cpu else []),
+            *self.options,
+        ]
         with open(self.base_directory / "server.log", "wb") as log:
             # Its own session, so that Ctrl-C reaches us alone and the server is stopped in order.
             # Threads that spin while they wait make two busy cores several times slower.
             environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUTF8": "1"}
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            start_new_session=True, env=environment)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
+            )
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -112,8 +129,10 @@ class Server:
                     return self._check_pack()
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
-        raise ServerError(f"The ComfyUI server did not answer on {self.url} within {READY_SECONDS} s. Its last"
-                          f" words:\n{self.log_tail()}")
+        raise ServerError(
+            f"The ComfyUI server did not answer on {self.url} within {READY_SECONDS} s. Its last"
+            f" words:\n{self.log_tail()}"
+        )
 
     def _check_pack(self) -> None:
         failure = pack_failure(self.log())
@@ -134,8 +153,10 @@ def _claim_port(port: int | None) -> int:
         try:
             probe.bind(("127.0.0.1", port or 0))
         except OSError as error:
-            raise ServerError(f"Port {port} cannot be used ({error.strerror}): stop what listens there, choose another"
-                              " with PORT=number, or leave PORT out to use a free one.") from None
+            raise ServerError(
+                f"Port {port} cannot be used ({error.strerror}): stop what listens there, choose another"
+                " with PORT=number, or leave PORT out to use a free one."
+            ) from None
         return probe.getsockname()[1]
 
 

@@ -39,8 +39,10 @@ def fit_latent_colours(latents: Tensor, images: Tensor) -> dict[str, list]:
     known = latents.float().movedim(1, -1).reshape(len(cells), -1)  # [N*h*w, C]
     known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
     *factors, bias = torch.linalg.lstsq(known.double(), cells.double()).solution.tolist()
-    return {"factors": [[round(value, 4) for value in row] for row in factors],
-            "bias": [round(value, 4) for value in bias]}
+    return {
+        "factors": [[round(value, 4) for value in row] for row in factors],
+        "bias": [round(value, 4) for value in bias],
+    }
 
 
 def shown_colours(latents: Tensor, colours: dict[str, list]) -> Tensor:

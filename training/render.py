@@ -134,9 +134,7 @@ def _check_folder(out: Path, settings: dict) -> None:
         return
     there = _settings_before(out, path, settings)
     different = [
-        f"{key} {there.get(key)!r} there, {value!r} asked"
-        for key, value in settings.items()
-        if there.get(key) != value
+        f"{key} {there.get(key)!r} there, {value!r} asked" for key, value in settings.items() if there.get(key) != value
     ]
     if different:
         raise ValueError(
@@ -214,22 +212,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the data set; a run that was interrupted continues"
     )
-    parser.add_argument(
-        "--ict", type=Path, help="quantised ICT face model (.npz); without it every person is analytic"
-    )
+    parser.add_argument("--ict", type=Path, help="quantised ICT face model (.npz); without it every person is analytic")
     parser.add_argument(
         "--ict-fraction", type=float, default=0.67, help="share of people from the ICT model (default 0.67)"
     )
-    parser.add_argument(
-        "--resolution", type=int, default=128, help="side of the pictures in pixels, a multiple of 8"
-    )
+    parser.add_argument("--resolution", type=int, default=128, help="side of the pictures in pixels, a multiple of 8")
     for split, count in (("train", 900), ("val", 20), ("test", 100)):
-        parser.add_argument(
-            f"--{split}", type=int, default=count, help=f"number of people in the {split} split"
-        )
-    parser.add_argument(
-        "--views", type=int, default=10, help="views per person; the first one is nearly frontal"
-    )
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"number of people in the {split} split")
+    parser.add_argument("--views", type=int, default=10, help="views per person; the first one is nearly frontal")
     parser.add_argument("--yaw", type=float, default=60.0, help="largest yaw in degrees, to both sides")
     parser.add_argument("--pitch", type=float, default=20.0, help="largest pitch in degrees, up and down")
     parser.add_argument(
@@ -242,9 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="cpu", help="where the light is baked and the views are drawn: cpu (default) or cuda"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="another seed gives other people and other cameras"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other people and other cameras")
     return parser
 
 

@@ -43,9 +43,7 @@ def write_labels(path: str | os.PathLike, labels: Tensor, names: list[str] | Non
             content = {"labels": [[name, row] for name, row in zip(names, rows, strict=True)]}
         write_text(path, json.dumps(content, indent=1))
     else:
-        raise ValueError(
-            f"{path}: camera labels are written as .json or .npy, not {path.suffix or 'without a suffix'}"
-        )
+        raise ValueError(f"{path}: camera labels are written as .json or .npy, not {path.suffix or 'without a suffix'}")
 
 
 def read_labels(path: str | os.PathLike) -> Tensor:

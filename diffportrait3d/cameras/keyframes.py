@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 LAYOUT = "yaw pitch [roll] [distance] [fov]"
-_LIMITS = {"yaw": (-720.0, 720.0), "pitch": (-89.0, 89.0), "roll": (-720.0, 720.0), "distance": (0.1, 100.0),
-           "fov": (1.0, 120.0)}
+_LIMITS = {
+    "yaw": (-720.0, 720.0),
+    "pitch": (-89.0, 89.0),
+    "roll": (-720.0, 720.0),
+    "distance": (0.1, 100.0),
+    "fov": (1.0, 120.0),
+}
 
 
 class Keyframe(NamedTuple):
@@ -79,6 +84,8 @@ def _monotone_cubic(knots: Tensor, places: Tensor) -> Tensor:
     t = (places - left)[:, None]
     # cubic Hermite basis: value and slope at the left knot, value and slope at the right one
     return (
-        (1 + 2 * t) * (1 - t) ** 2 * knots[left] + t * (1 - t) ** 2 * slopes[left]
-        + t**2 * (3 - 2 * t) * knots[left + 1] + t**2 * (t - 1) * slopes[left + 1]
+        (1 + 2 * t) * (1 - t) ** 2 * knots[left]
+        + t * (1 - t) ** 2 * slopes[left]
+        + t**2 * (3 - 2 * t) * knots[left + 1]
+        + t**2 * (t - 1) * slopes[left + 1]
     )

@@ -211,9 +211,7 @@ def _broadcast(*values) -> list[Tensor]:
 
 def _check_pitch(pitch: Tensor) -> None:
     if (pitch.abs() >= 90).any():
-        raise ValueError(
-            f"pitch must lie strictly between -90 and 90 degrees, got {pitch.flatten().tolist()}"
-        )
+        raise ValueError(f"pitch must lie strictly between -90 and 90 degrees, got {pitch.flatten().tolist()}")
 
 
 def _direction(yaw: Tensor, pitch: Tensor) -> Tensor:

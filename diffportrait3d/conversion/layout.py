@@ -3,6 +3,7 @@
 Nothing is listed by hand that follows from our networks: the expected keys are the state dicts of the network classes
 at the width found in the file, under the prefixes of the release (2937 keys, 2871 M values at SD1.5's width).
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,5 @@
 """What the converter tells its user: a table per network and the findings in sentences."""
+
 from __future__ import annotations
 
 import torch

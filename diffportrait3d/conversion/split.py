@@ -1,4 +1,5 @@
 """Splits the authors' checkpoint into the files this pack loads; one tensor in memory at a time."""
+
 from __future__ import annotations
 
 import json

@@ -3,6 +3,7 @@
 Nothing depends on a wrapper's name. Of the mappings in a file, and of the prefixes in each, those are taken that make
 the most keys begin as those of known networks do.
 """
+
 from __future__ import annotations
 
 import re

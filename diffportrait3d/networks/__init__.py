@@ -1,4 +1,5 @@
 """The networks of the method, one definition each, in plain torch with the names of the LDM checkpoints."""
+
 from .autoencoder import LATENT_SCALE, AutoencoderKL
 from .config import AutoencoderConfig, NetworkConfig, UNetConfig
 from .gradient_checkpointing import set_checkpointing

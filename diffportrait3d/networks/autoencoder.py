@@ -1,4 +1,5 @@
 """The KL autoencoder of latent diffusion, of any width: SD1.5's own VAE, or the miniature's."""
+
 from __future__ import annotations
 
 import torch

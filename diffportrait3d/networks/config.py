@@ -1,4 +1,5 @@
 """Sizes of the Stable Diffusion 1.5 family and of the networks that copy its topology."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields

@@ -3,6 +3,7 @@
 Module names follow the LDM checkpoints, so state dicts of SD1.5, ControlNet and the authors' release load unchanged.
 `operations` is the namespace the leaf layers come from: `torch.nn`, or a host's own casting layers.
 """
+
 from __future__ import annotations
 
 import math

@@ -64,13 +64,10 @@ class NovelViewConfig(NetworkConfig):
             )
         if self.render_size % 4 or self.volume_size % 4:
             raise ValueError(
-                f"render_size and volume_size must be multiples of 4, "
-                f"got {self.render_size} and {self.volume_size}"
+                f"render_size and volume_size must be multiples of 4, got {self.render_size} and {self.volume_size}"
             )
         if self.feature_channels < 4:
-            raise ValueError(
-                f"feature_channels must be at least 4 (colour and one more), got {self.feature_channels}"
-            )
+            raise ValueError(f"feature_channels must be at least 4 (colour and one more), got {self.feature_channels}")
 
     @classmethod
     def cpu(cls) -> NovelViewConfig:
@@ -263,9 +260,7 @@ class ImageDecoder(nn.Module):
             layers += [nn.Upsample(scale_factor=2), ResidualBlock(width, narrow)]
             width = narrow
         self.fine = nn.Sequential(*layers)
-        self.out = nn.Sequential(
-            _norm(width), nn.SiLU(), nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2)
-        )
+        self.out = nn.Sequential(_norm(width), nn.SiLU(), nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
         nn.init.zeros_(self.out[2].weight)
         nn.init.zeros_(self.out[2].bias)
 

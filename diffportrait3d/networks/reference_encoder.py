@@ -1,4 +1,5 @@
 """The appearance reference module F_ref (paper section 3.2)."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

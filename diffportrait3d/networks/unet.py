@@ -3,6 +3,7 @@
 Openings: reference tokens in every self-attention (paper eq. 4-5), ControlNet residuals on the skip connections
 (section 3.3), and attention across views after the blocks (section 3.4). With none of them it is the plain UNet.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ The layout is the authors' release: AnimateDiff's vanilla temporal transformer w
 module after every input block but the first (Downsamples included), one in the middle block, and one after every
 output block, two in series where the block ends in an Upsample.
 """
+
 from __future__ import annotations
 
 import math
@@ -100,9 +101,7 @@ class ViewConsistency(nn.Module):
             return ViewAttentionModule(channels, config.num_heads, config.max_views, operations)
 
         upsampled = config.upsample_blocks()
-        self.input_blocks_motion_module = nn.ModuleList(
-            nn.ModuleList([module(c)]) for c in config.input_channels()[1:]
-        )
+        self.input_blocks_motion_module = nn.ModuleList(nn.ModuleList([module(c)]) for c in config.input_channels()[1:])
         self.middle_block_motion_module = nn.ModuleList([module(config.input_channels()[-1])])
         self.output_blocks_motion_module = nn.ModuleList(
             nn.ModuleList(module(c) for _ in range(2 if i in upsampled else 1))

@@ -1,4 +1,5 @@
 """The view control module F_cam (paper section 3.3): a ControlNet v1 whose hint is somebody else's portrait."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

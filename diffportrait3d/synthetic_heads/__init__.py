@@ -25,9 +25,7 @@ __all__ = [
 ]
 
 
-def portrait_scene(
-    seed: int, provider: str | IctHeads = "analytic", device: torch.device | str = "cpu"
-) -> Scene:
+def portrait_scene(seed: int, provider: str | IctHeads = "analytic", device: torch.device | str = "cpu") -> Scene:
     """The person that `seed` stands for: shape, expression, hair, clothes, light and background, the same on
     every call.
 
@@ -46,9 +44,7 @@ def portrait_scene(
     return build_scene(surfaces, look.light, look.background, device)
 
 
-def render_condition_images(
-    labels: Tensor, resolution: int, subject: int = 0, supersample: int = 2
-) -> Tensor:
+def render_condition_images(labels: Tensor, resolution: int, subject: int = 0, supersample: int = 2) -> Tensor:
     """Pictures [V, 3, H, W] in [0, 1] of analytic person `subject` from cameras [V, 25]: what the view
     ControlNet is shown.
 

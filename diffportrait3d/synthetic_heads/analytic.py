@@ -179,9 +179,7 @@ def _relief(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
         ey + 2.2 - y, 0, 1.6
     )
     d = d + 0.75 * gauss(ax - shape.nose_width, 0.48) * gauss(y - (base + 0.75), 0.48)
-    d = d - 0.30 * gauss(ax - shape.nose_width - 0.75, 0.35) * gauss(
-        y - (base + 0.5), 0.9
-    )  # fold beside the wings
+    d = d - 0.30 * gauss(ax - shape.nose_width - 0.75, 0.35) * gauss(y - (base + 0.5), 0.9)  # fold beside the wings
     d = d + shape.cheek * gauss(ax - 4.3, 1.6) * gauss(y - (ey - 3.0), 1.4)
     d = (
         d
@@ -303,10 +301,7 @@ def _landmarks(skin: Tensor, eyes: Tensor, radius: float, shape: Shape) -> Tenso
         (x * u, y + h + gap * (abs(x) < 1))
         for x, y, h in zip((-1, -0.66, -0.3, 0, 0.3, 0.66, 1), line, top, strict=True)
     ]
-    outer += [
-        (x * u, y - h - gap)
-        for x, y, h in zip((0.66, 0.3, 0, -0.3, -0.66), line[5:0:-1], bottom, strict=True)
-    ]
+    outer += [(x * u, y - h - gap) for x, y, h in zip((0.66, 0.3, 0, -0.3, -0.66), line[5:0:-1], bottom, strict=True)]
     inside = (
         [(-0.88 * u, line[0])]
         + [(x * u, y + gap + 0.03) for x, y in zip((-0.35, 0, 0.35), line[2:5], strict=True)]

@@ -85,9 +85,7 @@ class _Skull:
         radius = offset.norm(dim=1)
         theta = torch.linspace(0, 180, rows)[:, None].expand(rows, columns)
         azimuth = (torch.arange(columns) * (360 / columns) - 180).expand(rows, columns)
-        near = torch.cdist(spherical(theta, azimuth).view(-1, 3), offset / radius[:, None]).topk(
-            4, largest=False
-        )
+        near = torch.cdist(spherical(theta, azimuth).view(-1, 3), offset / radius[:, None]).topk(4, largest=False)
         weight = 1 / (near.values + 0.02)
         table = ((radius[near.indices] * weight).sum(1) / weight.sum(1)).view(rows, columns)
         self.table = _blur(torch.cat([table, table[:, :1]], 1), columns)
@@ -189,15 +187,12 @@ def _hang(point: Tensor, centre: Tensor, theta: Tensor, az: Tensor, look: Look, 
     length = 7.5 + 3.5 * look.hair_length if look.hair_style == "bob" else 13 + 6 * look.hair_length
     out = (point - centre) * point.new_tensor([1.0, 0.0, 1.0])
     back = smooth(az.abs(), 90, 150)[..., None]
-    wave = 0.05 * clump(
-        torch.cat([out * 0.25, below * length * 0.35], -1)[..., [0, 2, 3]].reshape(-1, 3)
-    ).view(*theta.shape, 1)
+    wave = 0.05 * clump(torch.cat([out * 0.25, below * length * 0.35], -1)[..., [0, 2, 3]].reshape(-1, 3)).view(
+        *theta.shape, 1
+    )
     turn_in = 0.30 * below**3 if look.hair_style == "bob" else 0.10 * below**2
     scale = (
-        1
-        + (0.10 * torch.sin(math.pi * below.clamp(max=1) * 0.8) + wave) * (below > 0)
-        - turn_in
-        - 0.22 * back * below
+        1 + (0.10 * torch.sin(math.pi * below.clamp(max=1) * 0.8) + wave) * (below > 0) - turn_in - 0.22 * back * below
     )
     return (
         centre
@@ -227,9 +222,7 @@ def _bun(mesh: HeadMesh, look: Look, clump: Noise) -> Surface:
         torch.arange(columns) * (2 * math.pi / columns),
         indexing="ij",
     )
-    ball = torch.stack([torch.sin(t) * torch.sin(a), torch.cos(t), torch.sin(t) * torch.cos(a)], -1).reshape(
-        -1, 3
-    )
+    ball = torch.stack([torch.sin(t) * torch.sin(a), torch.cos(t), torch.sin(t) * torch.cos(a)], -1).reshape(-1, 3)
     tilt = math.radians(20 + 35 * abs(look.parting) / 4.5)
     away = torch.tensor([0.0, math.cos(tilt), -math.sin(tilt)])
     centre = skull_centre(mesh)

@@ -69,9 +69,7 @@ class IctHeads:
         drawn &= (material != names.index("M_Teeth")) | (self.mean[quads][..., 2].amin(1) > _FRONT_TEETH)
         self.triangles, triangle_material = _split_quads(quads[drawn], material[drawn])
         self.part = self._parts(triangle_material, names)
-        self._eyes = [
-            quads[material == names.index(f"M_Sclera{side}")].unique() for side in ("Right", "Left")
-        ]
+        self._eyes = [quads[material == names.index(f"M_Sclera{side}")].unique() for side in ("Right", "Left")]
         self.skull, self._ear = self._skull()
 
     def head(self, generator: torch.Generator) -> HeadMesh:
@@ -89,9 +87,7 @@ class IctHeads:
                 raise ValueError(f"unknown expression {name!r}; known: {', '.join(self.expression_names)}")
             weights[self.expression_names.index(name)] = value
         posed = rest + (weights @ self.expression).view(-1, 3) * scale
-        low, high = (
-            torch.stack([getattr(rest[eye], end)(0) for eye in self._eyes]) for end in ("amin", "amax")
-        )
+        low, high = (torch.stack([getattr(rest[eye], end)(0) for eye in self._eyes]) for end in ("amin", "amax"))
         eye_radius = float((high - low)[:, :2].mean()) / 2
         eyes = torch.cat([(low + high)[:, :2] / 2, low[:, 2:] + eye_radius], 1)
         ears = torch.stack([rest[ear].mean(0) for ear in self._ear])
@@ -141,9 +137,7 @@ class IctHeads:
         p, skin = self.mean, torch.zeros(len(self.mean), dtype=torch.bool)
         skin[self.triangles.unique()] = True
         skin &= self.part == SKIN
-        ear_box = (
-            (p[:, 0].abs() > 7.0) & (p[:, 1] > -3.5) & (p[:, 1] < 7.5) & (p[:, 2] > -4.0) & (p[:, 2] < 4.2)
-        )
+        ear_box = (p[:, 0].abs() > 7.0) & (p[:, 1] > -3.5) & (p[:, 1] < 7.5) & (p[:, 2] > -4.0) & (p[:, 2] < 4.2)
         ears = [torch.nonzero(skin & ear_box & (p[:, 0] * side > 0)).squeeze(1) for side in (-1, 1)]
         return torch.nonzero(skin & ~ear_box & (p[:, 1] > -9)).squeeze(1), ears
 
@@ -175,9 +169,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     if missing:
         raise ValueError(f"{path}: not a quantised ICT model, arrays missing: {', '.join(missing)}")
     if arrays["I"].shape[1:] != arrays["V"].shape or arrays["E"].shape[1:] != arrays["V"].shape:
-        raise ValueError(
-            f"{path}: identity and expression modes do not match the {len(arrays['V'])} vertices"
-        )
+        raise ValueError(f"{path}: identity and expression modes do not match the {len(arrays['V'])} vertices")
     return arrays
 
 

@@ -158,16 +158,12 @@ def sample_look(generator: torch.Generator) -> Look:
     dice = Dice(generator)
     tone = dice.uniform(0, len(SKIN_TONES) - 1.001)
     low = int(tone)
-    skin = (torch.lerp(SKIN_TONES[low], SKIN_TONES[low + 1], tone - low) * dice.colour_jitter(0.03)).clamp(
-        0.08, 0.97
-    )
+    skin = (torch.lerp(SKIN_TONES[low], SKIN_TONES[low + 1], tone - low) * dice.colour_jitter(0.03)).clamp(0.08, 0.97)
     hair, brow = _hair_colour(dice, tone)
     bearded = dice.uniform() < 0.5
     style = dice.choice(
         HAIR_STYLES,
-        [1.4, 1.0, 4.0, 3.0, 2.0, 0.9, 0.5, 0.6, 0.1]
-        if bearded
-        else [0.15, 0.4, 1.8, 2.0, 1.6, 0.9, 2.6, 4.0, 1.6],
+        [1.4, 1.0, 4.0, 3.0, 2.0, 0.9, 0.5, 0.6, 0.1] if bearded else [0.15, 0.4, 1.8, 2.0, 1.6, 0.9, 2.6, 4.0, 1.6],
     )
     beard = dice.choice(BEARDS, [3.0, 2.6, 0.8, 1.0, 2.2]) if bearded else "none"
     makeup = 0.0 if bearded else dice.uniform(0, 0.9)
@@ -224,12 +220,8 @@ def paint_head(mesh: HeadMesh, look: Look, generator: torch.Generator) -> Surfac
     p, marks = mesh.rest, mesh.landmarks
     front = smooth(p[:, 2], 3.0, 6.0)
     albedo = look.skin * (1 + 0.035 * Noise(generator, 0.5)(p)[:, None] * torch.tensor([0.6, 1.0, 1.1]))
-    albedo = albedo * (
-        1 + _blush(p, marks, front)[:, None] * torch.tensor([0.03, -0.085, -0.07]) * (0.3 + look.blush)
-    )
-    spots = (
-        smooth(Noise(generator, 4.0)(p), 0.5, 0.8) * gauss((p - marks[29]).norm(dim=1), 4.0) * look.freckles
-    )
+    albedo = albedo * (1 + _blush(p, marks, front)[:, None] * torch.tensor([0.03, -0.085, -0.07]) * (0.3 + look.blush))
+    spots = smooth(Noise(generator, 4.0)(p), 0.5, 0.8) * gauss((p - marks[29]).norm(dim=1), 4.0) * look.freckles
     albedo = albedo * (1 - 0.3 * spots[:, None] * torch.tensor([0.6, 1.0, 1.2]))
     albedo = albedo * (1 - _eye_rings(p, mesh)[:, None] * torch.tensor([0.10, 0.17, 0.15]) * (0.5 + look.age))
     lips = _lips(p, marks)
@@ -310,9 +302,7 @@ def _iris_weights(tone: float) -> list[float]:
 
 def _sample_light(dice: Dice) -> Light:
     yaw, pitch = math.radians(dice.uniform(-65, 65)), math.radians(dice.uniform(12, 55))
-    direction = torch.tensor(
-        [math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)]
-    )
+    direction = torch.tensor([math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)])
     warm = dice.normal(0.06)
     key = torch.tensor([1 + warm, 1.0, 1 - warm]) * dice.uniform(0.55, 0.95)
     sky = torch.tensor([1 - 0.6 * warm, 1.0, 1 + 0.8 * warm]) * dice.uniform(0.50, 0.72)
@@ -325,9 +315,7 @@ def _sample_background(dice: Dice) -> Background:
     first = torch.lerp(grey, hue, dice.uniform(0.05, 0.40))
     other = torch.lerp(first, torch.rand(3, generator=dice.generator), dice.uniform(0.12, 0.5))
     noise = Noise(dice.generator, dice.choice((2.0, 4.0, 7.0)), octaves=2)
-    return Background(
-        torch.stack([first, other, first * dice.uniform(0.5, 1.0)]), noise, dice.choice((0.6, 1.5, 4.0))
-    )
+    return Background(torch.stack([first, other, first * dice.uniform(0.5, 1.0)]), noise, dice.choice((0.6, 1.5, 4.0)))
 
 
 def _mix(base: Tensor, colour: Tensor, amount: Tensor) -> Tensor:
@@ -344,9 +332,7 @@ def _blush(p: Tensor, marks: Tensor, front: Tensor) -> Tensor:
 
 
 def _eye_rings(p: Tensor, mesh: HeadMesh) -> Tensor:
-    reach = [
-        (p - eye - p.new_tensor([0.0, -0.5, 1.2])) * p.new_tensor([0.75, 1.15, 1.0]) for eye in mesh.eyes
-    ]
+    reach = [(p - eye - p.new_tensor([0.0, -0.5, 1.2])) * p.new_tensor([0.75, 1.15, 1.0]) for eye in mesh.eyes]
     return sum(gauss(offset.norm(dim=1), 1.05) for offset in reach).clamp(max=1)
 
 
@@ -367,9 +353,7 @@ def _brows(p: Tensor, marks: Tensor, width: float) -> Tensor:
 
 def _lashes(p: Tensor, marks: Tensor) -> Tensor:
     upper = torch.minimum(polyline_distance(p, marks[36:40]), polyline_distance(p, marks[42:46]))
-    lower = torch.minimum(
-        polyline_distance(p, marks[[36, 41, 40, 39]]), polyline_distance(p, marks[[42, 47, 46, 45]])
-    )
+    lower = torch.minimum(polyline_distance(p, marks[[36, 41, 40, 39]]), polyline_distance(p, marks[[42, 47, 46, 45]]))
     return torch.maximum(gauss(upper, 0.13), 0.35 * gauss(lower, 0.10))
 
 

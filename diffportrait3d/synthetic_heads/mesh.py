@@ -123,9 +123,7 @@ class Noise:
         scale = torch.tensor([2.0**k for k in range(octaves)]).repeat_interleave(waves) * frequency
         self.wave = torch.randn(octaves * waves, 3, generator=generator) * scale[:, None]
         self.phase = torch.rand(octaves * waves, generator=generator) * 2 * math.pi
-        self.weight = torch.tensor([gain**k for k in range(octaves)]).repeat_interleave(waves) / math.sqrt(
-            waves
-        )
+        self.weight = torch.tensor([gain**k for k in range(octaves)]).repeat_interleave(waves) / math.sqrt(waves)
 
     def to(self, device: torch.device | str) -> Noise:
         """A copy on another device."""

@@ -48,9 +48,7 @@ def rasterise(
     """
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"points must be [V, 3] (x, y, depth), got {tuple(points.shape)}")
-    x, y, z = (
-        points.index_select(0, triangles.flatten()).view(-1, 3, 3).permute(2, 0, 1).contiguous()
-    )  # [T, 3] each
+    x, y, z = points.index_select(0, triangles.flatten()).view(-1, 3, 3).permute(2, 0, 1).contiguous()  # [T, 3] each
     area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
     drawn = (z.amin(1) > NEAR) & (area != 0)
     if two_sided is not None:
@@ -140,6 +138,4 @@ def _resolve(nearest: Tensor, plane: Tensor, z: Tensor, used: Tensor, height: in
     barycentric[pixel] = weight
     depth = z.new_zeros(height * width)
     depth[pixel] = depth_here
-    return Fragments(
-        triangle.view(height, width), barycentric.view(height, width, 3), depth.view(height, width)
-    )
+    return Fragments(triangle.view(height, width), barycentric.view(height, width, 3), depth.view(height, width))

@@ -102,16 +102,12 @@ def build_scene(
     return Scene(vertices, normals, albedo * irradiance, specular, triangles, two_sided, light, background)
 
 
-def bake_light(
-    vertices: Tensor, normals: Tensor, triangles: Tensor, light: Light, directions: int = 32
-) -> Tensor:
+def bake_light(vertices: Tensor, normals: Tensor, triangles: Tensor, light: Light, directions: int = 32) -> Tensor:
     """Diffuse irradiance [V, 3]: the sky over `directions` directions and the key light, both with
     visibility."""
     sky = fibonacci_sphere(directions).to(vertices)
     corners = vertices[triangles]
-    long = (corners - corners.roll(1, 1)).square().sum(-1).amax(
-        1
-    ) > 0.008**2  # fill the gaps between sparse vertices
+    long = (corners - corners.roll(1, 1)).square().sum(-1).amax(1) > 0.008**2  # fill the gaps between sparse vertices
     occluders = torch.cat([vertices, corners[long].mean(1)])
     total = torch.zeros_like(vertices)
     for way in sky:
@@ -177,8 +173,7 @@ def _around(direction: Tensor, spread: float) -> list[Tensor]:
     u = _across(direction)
     v = torch.linalg.cross(direction, u)
     return [
-        normalize(direction + spread * (a * u + b * v), dim=0)
-        for a, b in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+        normalize(direction + spread * (a * u + b * v), dim=0) for a, b in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
     ]
 
 

@@ -1,4 +1,5 @@
 """One safetensors file (or a few shards) per network, self-describing through its metadata."""
+
 from __future__ import annotations
 
 import json

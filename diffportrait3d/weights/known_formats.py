@@ -1,4 +1,5 @@
 """Names for files that people take for this method's."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable

@@ -3,6 +3,7 @@
 The converter writes these facts into every file. `recognise` finds them for a network that somebody has cut out of the
 checkpoint with another tool, so that it runs as it was trained or not at all.
 """
+
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping

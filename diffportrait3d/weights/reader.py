@@ -1,4 +1,5 @@
 """Reads tensors one at a time out of checkpoints that may be larger than memory, without running anything in them."""
+
 from __future__ import annotations
 
 import hashlib
@@ -148,8 +149,7 @@ class SafetensorsSource(Source):
             raise _damaged(self.path, error) from error
         self.metadata = self._handle.metadata() or {}
         return {
-            name: Entry(tuple(s.get_shape()), DTYPES.get(s.get_dtype(), s.get_dtype()))
-            for name, s in slices.items()
+            name: Entry(tuple(s.get_shape()), DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()
         }
 
     def _tensor(self, stored_name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 `safetensors.torch.save_file` wants all tensors of a file in memory at once and reports a full disk in words of its own.
 """
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """The core's answers to the golden inputs."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable

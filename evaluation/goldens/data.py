@@ -6,6 +6,7 @@ copy of inputs, outputs and samples of the intermediate tensors (`tests/data/gol
 
     python -m evaluation.goldens.data --pack DIRECTORY      # rebuilds the packed copy
 """
+
 from __future__ import annotations
 
 import argparse

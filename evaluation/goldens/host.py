@@ -3,6 +3,7 @@
 Nothing is called that a workflow does not call: every number comes out of a guider's `sample`. Importing this module
 imports no ComfyUI; `host_outputs` wants a booted one (see `tools.embedded`).
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping

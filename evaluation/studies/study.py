@@ -233,9 +233,7 @@ def test_data(options: argparse.Namespace, resolution: int) -> Path:
     options.identities = options.identities or IDENTITIES
     kind, views = "ict" if options.ict else "analytic", options.views + REFERENCES
     folder = options.cache / f"{kind}-{resolution}px-{views}views-yaw{YAW:.0f}-pitch{PITCH:.0f}"
-    settings = render.dataset_settings(
-        resolution, views, YAW, PITCH, 0.67 if options.ict else 0.0, CONDITION_PEOPLE, 0
-    )
+    settings = render.dataset_settings(resolution, views, YAW, PITCH, 0.67 if options.ict else 0.0, CONDITION_PEOPLE, 0)
     counts = {"train": 0, "val": 0, "test": options.identities}
     render.render_dataset(folder, settings, counts, options.ict, workers=options.workers)
     return folder

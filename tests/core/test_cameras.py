@@ -11,9 +11,7 @@ from diffportrait3d.cameras import labels as cameras
 def test_frontal_camera_looks_at_the_pivot_from_the_front():
     pose, intrinsics = cameras.split_label(cameras.orbit_camera(0, 0))
     torch.testing.assert_close(pose[:3, 3], torch.tensor([0.0, 0.0, 2.9]))  # pivot 0.2 + radius 2.7
-    torch.testing.assert_close(
-        pose[:3, :3], torch.diag(torch.tensor([1.0, -1.0, -1.0]))
-    )  # OpenCV: y down, z forward
+    torch.testing.assert_close(pose[:3, :3], torch.diag(torch.tensor([1.0, -1.0, -1.0])))  # OpenCV: y down, z forward
     torch.testing.assert_close(intrinsics, torch.tensor([[4.2647, 0, 0.5], [0, 4.2647, 0.5], [0, 0, 1]]))
 
 
@@ -34,9 +32,7 @@ def test_signs_of_yaw_and_pitch():
 
 def test_angles_invert_orbit():
     generator = torch.Generator().manual_seed(0)
-    yaw, pitch, roll = (torch.rand(3, 50, generator=generator) * 2 - 1) * torch.tensor(
-        [[175.0], [85.0], [170.0]]
-    )
+    yaw, pitch, roll = (torch.rand(3, 50, generator=generator) * 2 - 1) * torch.tensor([[175.0], [85.0], [170.0]])
     labels = cameras.orbit_camera(yaw, pitch, roll, radius=torch.linspace(1, 4, 50))
     assert labels.shape == (50, 25) and labels.dtype == torch.float32
     found = cameras.camera_angles(labels)
@@ -57,9 +53,7 @@ def test_projection_of_known_points():
     label = cameras.orbit_camera(0, 0)
     seen = cameras.project(torch.tensor([[0.0, 0.0, 0.2], [0.1, 0.2, 0.9]]), label, 512)
     torch.testing.assert_close(seen[0], torch.tensor([256.0, 256.0, 2.7]))
-    torch.testing.assert_close(
-        seen[1], torch.tensor([256 + 4.2647 * 512 * 0.1 / 2, 256 - 4.2647 * 512 * 0.2 / 2, 2.0])
-    )
+    torch.testing.assert_close(seen[1], torch.tensor([256 + 4.2647 * 512 * 0.1 / 2, 256 - 4.2647 * 512 * 0.2 / 2, 2.0]))
     oblong = cameras.project(torch.tensor([[0.1, 0.2, 0.9]]), label, (256, 512))[0]
     torch.testing.assert_close(oblong[1], seen[1, 1] / 2)
 

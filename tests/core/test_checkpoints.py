@@ -1,4 +1,5 @@
 """Network files: round trip, shards, atomicity, and errors that say what to do."""
+
 from __future__ import annotations
 
 import pytest

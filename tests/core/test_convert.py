@@ -1,4 +1,5 @@
 """The converter: the release's layout, every container it may come in, and one clear error for everything else."""
+
 from __future__ import annotations
 
 import hashlib

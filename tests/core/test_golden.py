@@ -1,4 +1,5 @@
 """The core gives the authors' numbers: every golden output, and the intermediate tensors in running order."""
+
 from __future__ import annotations
 
 import pytest

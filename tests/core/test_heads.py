@@ -88,15 +88,11 @@ def test_equal_depths_fall_to_the_first_triangle_and_culling_drops_backs():
     assert rasterise(points, twice, 8, 8).triangle.max() == 0
     culled = rasterise(points, twice, 8, 8, two_sided=torch.tensor([False, False]))
     assert culled.triangle.max() == 1 and (culled.triangle == 0).sum() == 0
-    assert (
-        rasterise(points * torch.tensor([1, 1, -1.0]), twice, 8, 8).triangle == -1
-    ).all()  # behind the camera
+    assert (rasterise(points * torch.tensor([1, 1, -1.0]), twice, 8, 8).triangle == -1).all()  # behind the camera
 
 
 def test_normals_of_a_closed_grid_point_outwards():
-    theta, phi = torch.meshgrid(
-        torch.linspace(0.1, 3.0, 20), torch.arange(30) * (2 * torch.pi / 30), indexing="ij"
-    )
+    theta, phi = torch.meshgrid(torch.linspace(0.1, 3.0, 20), torch.arange(30) * (2 * torch.pi / 30), indexing="ij")
     ball = torch.stack([theta.sin() * phi.sin(), theta.cos(), theta.sin() * phi.cos()], -1).reshape(-1, 3)
     assert ((vertex_normals(ball, grid_triangles(20, 30)) * ball).sum(1) > 0.8).all()
 
@@ -157,11 +153,7 @@ def test_views_agree_where_they_see_the_same_point(scenes, provider):
     here = views.image[0][:, row, column][:, inside][:, shown]
     error = (here - views.image[1][:, y[shown], x[shown]]).abs().mean(0)
     assert error.median() < 0.02 and error.mean() < 0.05
-    shuffled = (
-        (here - here[:, torch.randperm(here.shape[1], generator=torch.Generator().manual_seed(0))])
-        .abs()
-        .mean(0)
-    )
+    shuffled = (here - here[:, torch.randperm(here.shape[1], generator=torch.Generator().manual_seed(0))]).abs().mean(0)
     assert error.mean() < shuffled.mean() / 3
 
 
@@ -184,8 +176,7 @@ def test_many_people_are_well_formed():
     for seed in range(100, 105):
         scene = heads.portrait_scene(seed)
         assert all(
-            torch.isfinite(value).all()
-            for value in (scene.vertices, scene.normals, scene.radiance, scene.specular)
+            torch.isfinite(value).all() for value in (scene.vertices, scene.normals, scene.radiance, scene.specular)
         )
         assert scene.triangles.min() >= 0 and scene.triangles.max() < len(scene.vertices)
         assert 0.05 < float(scene.radiance.mean()) < 1.0

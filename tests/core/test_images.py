@@ -41,8 +41,9 @@ GREY16 = np.full((4, 6), HALF, np.uint16)
 DEEP = {
     "grey PNG": lambda p: save(p / "a.png", GREY16),
     "grey TIFF": lambda p: save(p / "a.tif", GREY16),
-    "grey TIFF of Motorola's byte order": lambda p: save(p / "a.tif", Image.frombytes(
-        "I;16B", (6, 4), GREY16.astype(">u2").tobytes())),
+    "grey TIFF of Motorola's byte order": lambda p: save(
+        p / "a.tif", Image.frombytes("I;16B", (6, 4), GREY16.astype(">u2").tobytes())
+    ),
     "grey JPEG 2000": lambda p: save(p / "a.jp2", GREY16, irreversible=False),
     "PGM": lambda p: _written(p / "a.pgm", b"P5 6 4 65535\n" + GREY16.astype(">u2").tobytes()),
     "PGM of 10 bits": lambda p: _written(p / "a.pgm", b"P5 6 4 1023\n" + np.full((4, 6), 512, ">u2").tobytes()),
@@ -138,14 +139,18 @@ def _palette() -> Image.Image:
 GREY_KEY = np.where(np.arange(6) < 3, HALF, 100)[None].repeat(4, 0).astype(np.uint16)
 CLEAR = {
     "RGBA": (lambda p: save(p / "a.png", half_clear("RGBA", (255, 0, 255, 0), (0, 0, 254, 255))), (0, 0, 254)),
-    "WebP": (lambda p: save(p / "a.webp", half_clear("RGBA", (255, 0, 255, 0), (0, 0, 254, 255)), lossless=True,
-                            exact=True), (0, 0, 254)),
+    "WebP": (
+        lambda p: save(p / "a.webp", half_clear("RGBA", (255, 0, 255, 0), (0, 0, 254, 255)), lossless=True, exact=True),
+        (0, 0, 254),
+    ),
     "LA": (lambda p: save(p / "a.png", half_clear("LA", (0, 0), (51, 255))), (51, 51, 51)),
     "palette": (lambda p: save(p / "a.png", _palette(), transparency=0), (0, 0, 254)),
     "palette with alphas": (lambda p: save(p / "a.png", _palette(), transparency=b"\x00\xff"), (0, 0, 254)),
     "GIF": (lambda p: save(p / "a.gif", _palette(), transparency=0), (0, 0, 254)),
-    "colour key": (lambda p: save(p / "a.png", half_clear("RGB", (255, 0, 255), (0, 0, 254)),
-                                  transparency=(255, 0, 255)), (0, 0, 254)),
+    "colour key": (
+        lambda p: save(p / "a.png", half_clear("RGB", (255, 0, 255), (0, 0, 254)), transparency=(255, 0, 255)),
+        (0, 0, 254),
+    ),
     "grey key of 16 bits": (lambda p: save(p / "a.png", GREY_KEY, transparency=HALF), (0, 0, 0)),
 }
 
@@ -178,9 +183,16 @@ def test_orientation_is_obeyed(tmp_path, suffix, orientation):
     upright = np.zeros((32, 48, 3), np.uint8)
     upright[:16, :24] = (250, 0, 0)
     upright[16:, 24:] = (0, 250, 0)
-    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
-              5: upright.transpose(1, 0, 2), 6: np.rot90(upright), 7: np.rot90(upright, 2).transpose(1, 0, 2),
-              8: np.rot90(upright, -1)}[orientation]
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"exif": exif, "lossless": True} if suffix == "webp" else {"exif": exif}
@@ -203,7 +215,8 @@ def test_orientation_of_sixteen_bits_and_of_transparency(tmp_path):
 def test_a_damaged_exif_block_is_no_reason_to_refuse(tmp_path):
     image = read_image(save(tmp_path / "a.png", Image.new("RGB", (6, 4), (9, 9, 9)), exif=b"nothing of the kind"))
     assert image.pixels.shape == (4, 6, 3) and image.notes == (
-        "its EXIF block cannot be read, so the image is taken as upright",)
+        "its EXIF block cannot be read, so the image is taken as upright",
+    )
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])

@@ -1,4 +1,5 @@
 """What golden data cannot show: initial states, gradients, any number of views, errors."""
+
 from __future__ import annotations
 
 import pytest

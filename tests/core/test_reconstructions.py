@@ -133,11 +133,13 @@ def test_points_land_where_colmap_and_nerfstudio_put_them(exported, labels):
     assert read_rows(exported / "sparse/0").names == ["b 1.png", "a.png"]
     points = torch.rand(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
     w, x, y, z = np.array([0.2, -0.4, 0.8, 0.1]) / np.linalg.norm([0.2, -0.4, 0.8, 0.1])
-    turn = np.array([  # COLMAP's documentation
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ])
+    turn = np.array(
+        [  # COLMAP's documentation
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
     for label, rotation, move in ((second, turn, [0.3, -0.2, 2.5]), (first, np.eye(3), [0.5, 0, 3])):
         u, v, depth = (points.numpy() @ rotation.T + move).T
         wanted = np.stack([500 * u / depth + 330, 500 * v / depth + 250, depth], 1)

@@ -1,4 +1,5 @@
 """The release's networks without metadata: told by keys and shapes, with the release's conventions, or refused."""
+
 from __future__ import annotations
 
 import pytest
@@ -61,8 +62,9 @@ def test_the_prefix_may_be_gone(shapes, kind):
 
 
 def test_the_positional_table_has_the_length_it_has(shapes):
-    longer = {name: (1, 64, shape[2]) if name.endswith(".pe") else shape for name, shape in
-              shapes["view_consistency"].items()}
+    longer = {
+        name: (1, 64, shape[2]) if name.endswith(".pe") else shape for name, shape in shapes["view_consistency"].items()
+    }
     assert recognise(longer).config.max_views == 64
 
 
@@ -74,12 +76,24 @@ def test_the_whole_checkpoint_is_for_the_converter(shapes):
     assert kind_by_keys(set(together)) is None
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"control_model.middle_block.1.proj_in.weight": None}, "but 1 are missing, middle_block.1.proj_in.weight first"),
-    ({"control_model.text_blip.weight": (3,)}, "but 1 are unknown, text_blip.weight first"),
-    ({"control_model.middle_block.1.proj_in.weight": (1280, 1280)}, "but 1 have another shape, middle_block.1.proj_in"),
-    ({"control_model.input_blocks.0.0.weight": (64, 4, 3, 3)}, "64 channels wide, but no metadata: the number of its"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"control_model.middle_block.1.proj_in.weight": None},
+            "but 1 are missing, middle_block.1.proj_in.weight first",
+        ),
+        ({"control_model.text_blip.weight": (3,)}, "but 1 are unknown, text_blip.weight first"),
+        (
+            {"control_model.middle_block.1.proj_in.weight": (1280, 1280)},
+            "but 1 have another shape, middle_block.1.proj_in",
+        ),
+        (
+            {"control_model.input_blocks.0.0.weight": (64, 4, 3, 3)},
+            "64 channels wide, but no metadata: the number of its",
+        ),
+    ],
+)
 def test_deviations_are_named(shapes, change, message):
     changed = {name: shape for name, shape in (shapes["reference_encoder"] | change).items() if shape is not None}
     with pytest.raises(ValueError, match=message):
@@ -110,14 +124,17 @@ def test_view_consistency_beside_its_unet(narrow_release, tmp_path):
     assert load_network(tmp_path / "both.safetensors")[1]["network"] == "view_consistency"
 
 
-@pytest.mark.parametrize(("names", "message"), [
-    (["lora_unet_x.lora_down.weight"], "it is a LoRA; convert the authors' checkpoint"),
-    (["conditioner.embedders.0.x"], "it is an SDXL checkpoint"),
-    (["zero_convs.0.0.weight"], "keys of an ordinary ControlNet; .* Load ControlNet Model"),
-    (["control_model.zero_convs.0.0.weight"], "keys of an ordinary ControlNet"),
-    (["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"], "it is an AnimateDiff motion module"),
-    (["x"], "its metadata lacks format=diffportrait3d"),
-])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["lora_unet_x.lora_down.weight"], "it is a LoRA; convert the authors' checkpoint"),
+        (["conditioner.embedders.0.x"], "it is an SDXL checkpoint"),
+        (["zero_convs.0.0.weight"], "keys of an ordinary ControlNet; .* Load ControlNet Model"),
+        (["control_model.zero_convs.0.0.weight"], "keys of an ordinary ControlNet"),
+        (["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"], "it is an AnimateDiff motion module"),
+        (["x"], "its metadata lacks format=diffportrait3d"),
+    ],
+)
 def test_other_files_are_named(tmp_path, names, message):
     path = tmp_path / "foreign.safetensors"
     save_file({name: torch.zeros(2, 2) for name in names}, path)

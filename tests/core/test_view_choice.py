@@ -1,4 +1,5 @@
 """Choosing views by number and by angle."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,26 +8,40 @@ from diffportrait3d.cameras.labels import orbit_camera, trajectory
 from diffportrait3d.view_choice import left_over, nearest_views, parse_numbers, views_within
 
 
-@pytest.mark.parametrize(("text", "numbers"), [
-    ("0", [0]), ("5, 0-2", [5, 0, 1, 2]), ("7-5", [7, 6, 5]), ("-1", [7]), ("-3--1", [5, 6, 7]), ("2;4\n6", [2, 4, 6]),
-    ("1 - 3,-1", [1, 2, 3, 7]), ("0-7", list(range(8))), (" 3 ", [3]), ("3 -1", [3, 2, 1]),
-])
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("0", [0]),
+        ("5, 0-2", [5, 0, 1, 2]),
+        ("7-5", [7, 6, 5]),
+        ("-1", [7]),
+        ("-3--1", [5, 6, 7]),
+        ("2;4\n6", [2, 4, 6]),
+        ("1 - 3,-1", [1, 2, 3, 7]),
+        ("0-7", list(range(8))),
+        (" 3 ", [3]),
+        ("3 -1", [3, 2, 1]),
+    ],
+)
 def test_numbers(text, numbers):
     assert parse_numbers(text, 8) == numbers
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "numbers is empty; write the numbers of the views as 0, 2, 5-7"),
-    (" ,, ", "numbers is empty"),
-    ("8", "there is no view 8; the 8 views are 0 to 7"),
-    ("-9", "there is no view -9"),
-    ("2-9", "there is no view 9"),
-    ("1, 0-2", "names view 1 more than once"),
-    ("two", "'two' is no number of a view"),
-    ("1.5", "'1.5' is no number of a view"),
-    ("3-", "'3-' is no number of a view"),
-    ("1:3", "'1:3' is no number of a view"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "numbers is empty; write the numbers of the views as 0, 2, 5-7"),
+        (" ,, ", "numbers is empty"),
+        ("8", "there is no view 8; the 8 views are 0 to 7"),
+        ("-9", "there is no view -9"),
+        ("2-9", "there is no view 9"),
+        ("1, 0-2", "names view 1 more than once"),
+        ("two", "'two' is no number of a view"),
+        ("1.5", "'1.5' is no number of a view"),
+        ("3-", "'3-' is no number of a view"),
+        ("1:3", "'1:3' is no number of a view"),
+    ],
+)
 def test_numbers_that_are_none(text, message):
     with pytest.raises(ValueError, match=message):
         parse_numbers(text, 8)

@@ -1,4 +1,5 @@
 """Windows of views: nothing dropped, neighbours together, another grid at every step."""
+
 from __future__ import annotations
 
 import pytest

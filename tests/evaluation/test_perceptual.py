@@ -77,9 +77,7 @@ def test_lpips_is_the_library_s(backbones, monkeypatch, net, name):
     images, truth = pictures()
     ours = perceptual.load_lpips(net, backbones[name].path)(images * 2 - 1, truth * 2 - 1).reshape(-1)
     monkeypatch.setattr(lpips, "_get_tv_model_features", lambda *_: deepcopy(backbones[name].features))
-    theirs = learned_perceptual_image_patch_similarity(
-        images, truth, net_type=net, normalize=True, reduction="none"
-    )
+    theirs = learned_perceptual_image_patch_similarity(images, truth, net_type=net, normalize=True, reduction="none")
     assert ours.tolist() == pytest.approx(theirs.tolist(), **CLOSE) and (ours > 1e-3).all()
 
 

@@ -49,8 +49,16 @@ def write_networks():
         about = {name: value for name, value in metadata.items() if name == "image_size"}
         autoencoder = AutoencoderKL(AutoencoderConfig(ch=32))
         save_network(folder / "autoencoder.safetensors", autoencoder, "autoencoder", **about)
-        small = NovelViewConfig(image_size=32, render_size=8, base_channels=32, feature_channels=8, volume_size=4,
-                                volume_channels=8, prior_channels=4, samples_per_ray=4)
+        small = NovelViewConfig(
+            image_size=32,
+            render_size=8,
+            base_channels=32,
+            feature_channels=8,
+            volume_size=4,
+            volume_channels=8,
+            prior_channels=4,
+            samples_per_ray=4,
+        )
         save_network(folder / "novel_view.safetensors", NovelViewModel(small), "novel_view")
 
     return write
@@ -86,8 +94,9 @@ def assert_clean(host):
             "weights": {name: tensor.detach().clone() for name, tensor in inner.state_dict().items()},
             "modules": [(name, type(module), id(module)) for name, module in inner.named_modules()],
             "forwards": [name for name, module in inner.named_modules() if "forward" in vars(module)],
-            "hooks": [name for name, module in inner.named_modules()
-                      if module._forward_hooks or module._forward_pre_hooks],
+            "hooks": [
+                name for name, module in inner.named_modules() if module._forward_hooks or module._forward_pre_hooks
+            ],
             "options": _outline(model.model_options),
             "patches": sorted(model.patches),
             "object patches": sorted(model.object_patches),

@@ -1,4 +1,5 @@
 """A server that has refused or failed prompts of every kind goes on as a fresh one would, bit for bit."""
+
 from __future__ import annotations
 
 import asyncio
@@ -48,10 +49,13 @@ BAD = {
     "empty mask": (wired(REFERENCE, "mask", "SolidMask", value=0.0, width=64, height=64), "mask 1 of 1 is empty"),
     "wrong batch, seen in the first step": (
         wired(CAMERAS, "image", "ImageFromBatch", image="old", batch_index=0, length=2),
-        "2 condition images for 3 views"),
+        "2 condition images for 3 views",
+    ),
     "infinite latent": (too_large, "latent contains NaN or infinity"),
     "another family's noise schedule": (
-        wired(SAMPLER, "model", "ModelSamplingSD3", model="old", shift=3.0), "need SD1.5's discrete noise schedule"),
+        wired(SAMPLER, "model", "ModelSamplingSD3", model="old", shift=3.0),
+        "need SD1.5's discrete noise schedule",
+    ),
     "one view": (change(PATH, views=1), "at least 2 views in one batch"),
 }
 

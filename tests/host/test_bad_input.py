@@ -1,5 +1,6 @@
 """Every node with every kind of input that it must refuse, run by the real host: the error names the node, the input or
 value, and a way out."""
+
 from __future__ import annotations
 
 import shutil
@@ -17,10 +18,24 @@ from evaluation.goldens.host import NARROW_CONFIG, HostPath, host_path
 
 VIEWS, SIDE = 3, 64
 NAN = float("nan")
-FLUX = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 8, "context_in_dim": 8,
-        "hidden_size": 24, "mlp_ratio": 1.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 1,
-        "axes_dim": [8, 8, 8], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": False,
-        "txt_ids_dims": []}
+FLUX = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 8,
+    "context_in_dim": 8,
+    "hidden_size": 24,
+    "mlp_ratio": 1.0,
+    "num_heads": 1,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [8, 8, 8],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": False,
+    "txt_ids_dims": [],
+}
 
 
 class Given:
@@ -84,26 +99,54 @@ def values(host, pack, path, files, stock_autoencoder):
     centre = {"target_x": 0.0, "target_y": 0.0, "target_z": 0.0}
     viewer = host.nodes.NODE_CLASS_MAPPINGS["CreateCameraInfo"].execute(mode, **centre, roll=0.0, fov=35.0).args[0]
     Given.values = {
-        "model": path.model, "flux": flux(comfy), "encoder": path.encoder, "views": path.views,
+        "model": path.model,
+        "flux": flux(comfy),
+        "encoder": path.encoder,
+        "views": path.views,
         "other width": loading.build_model(NETWORKS["unet"](other).state_dict(), config, {}),
-        "control": path.control_net, "adapter": comfy.controlnet.T2IAdapter(None, 3, 8, "nearest-exact"),
+        "control": path.control_net,
+        "adapter": comfy.controlnet.T2IAdapter(None, 3, 8, "nearest-exact"),
         "S": loading.load_novel_view(files / "novel_view.safetensors"),
-        "vae": comfy.sd.VAE(sd=stock_autoencoder()), "empty vae": comfy.sd.VAE(sd={}),
+        "vae": comfy.sd.VAE(sd=stock_autoencoder()),
+        "empty vae": comfy.sd.VAE(sd={}),
         "vae of 16": comfy.sd.VAE(sd=stock_autoencoder(16)),  # as Flux and SD3 have it
-        "image": image, "nan image": image * NAN, "images": images, "two": images[:2], "none": images[:0],
-        "nan": images * NAN, "empty mask": masks[:1] * 0, "nan mask": masks[:1] * NAN, "masks": masks,
-        "two masks": masks[:2], "one black mask": one_black, "small masks": masks[:, ::2, ::2],
-        "cameras": {"labels": labels}, "camera": {"labels": labels[:1]}, "nan cameras": {"labels": labels * NAN},
-        "latent": {"samples": latent}, "one view": {"samples": latent[:1]}, "no view": {"samples": latent[:0]},
-        "nan latent": {"samples": latent + NAN}, "flux latent": {"samples": torch.ones(VIEWS, 16, 8, 8)},
-        "noise": path.patches.sampling.ViewNoise(0), "prompt": prompt, "no prompt": [],
+        "image": image,
+        "nan image": image * NAN,
+        "images": images,
+        "two": images[:2],
+        "none": images[:0],
+        "nan": images * NAN,
+        "empty mask": masks[:1] * 0,
+        "nan mask": masks[:1] * NAN,
+        "masks": masks,
+        "two masks": masks[:2],
+        "one black mask": one_black,
+        "small masks": masks[:, ::2, ::2],
+        "cameras": {"labels": labels},
+        "camera": {"labels": labels[:1]},
+        "nan cameras": {"labels": labels * NAN},
+        "latent": {"samples": latent},
+        "one view": {"samples": latent[:1]},
+        "no view": {"samples": latent[:0]},
+        "nan latent": {"samples": latent + NAN},
+        "flux latent": {"samples": torch.ones(VIEWS, 16, 8, 8)},
+        "noise": path.patches.sampling.ViewNoise(0),
+        "prompt": prompt,
+        "no prompt": [],
         "sdxl prompt": [[torch.ones(1, 7, 48), {}]],
         "2 conditions": control.apply_view_controlnet(prompt, path.control_net, images[:2]),
         "other control": control.apply_view_controlnet(prompt, other_control, images),
         "first of three": path.patches.view_batches.Selection((0,), VIEWS),
-        "narrow view": {"samples": latent[:1, ..., :4]}, "two views": {"samples": latent[:2]},
+        "narrow view": {"samples": latent[:1, ..., :4]},
+        "two views": {"samples": latent[:2]},
         "with alpha": torch.cat([images, images[..., :1]], -1),
-        "viewer": viewer, "nothing": None, "0": 0, "-1": -1, "32": 32, "NaN": NAN, "100": 100,
+        "viewer": viewer,
+        "nothing": None,
+        "0": 0,
+        "-1": -1,
+        "32": 32,
+        "NaN": NAN,
+        "100": 100,
     }
     host.nodes.NODE_CLASS_MAPPINGS["Given"] = Given
     yield
@@ -114,8 +157,11 @@ def values(host, pack, path, files, stock_autoencoder):
 def defaults(host, node_id: str) -> dict:
     """The widgets of a node as the editor sets them."""
     inputs = host.nodes.NODE_CLASS_MAPPINGS[node_id].define_schema().inputs
-    found = {each.id: each.default if each.default is not None else (getattr(each, "options", None) or [None])[0]
-             for each in inputs if hasattr(each, "default") and not each.optional}
+    found = {
+        each.id: each.default if each.default is not None else (getattr(each, "options", None) or [None])[0]
+        for each in inputs
+        if hasattr(each, "default") and not each.optional
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -127,7 +173,11 @@ GOOD = {
     "DP3D_LoadViewConsistency": {"name": "narrow/view_consistency.safetensors"},
     "DP3D_LoadNovelView": {"name": "narrow/novel_view.safetensors"},
     "DP3D_ApplyReferenceAttention": {
-        "model": "=model", "reference_encoder": "=encoder", "vae": "=vae", "image": "=image"},
+        "model": "=model",
+        "reference_encoder": "=encoder",
+        "vae": "=vae",
+        "image": "=image",
+    },
     "DP3D_ViewControlNet": {"positive": "=prompt", "control_net": "=control", "image": "=images"},
     "DP3D_ApplyViewConsistency": {"model": "=model", "view_consistency": "=views"},
     "DP3D_CameraTrajectory": {},
@@ -135,11 +185,22 @@ GOOD = {
     "DP3D_CameraFromViewer": {"camera_info": "=viewer"},
     "DP3D_ReferenceView": {"portrait": "=image", "resolution": SIDE},
     "DP3D_ViewConsistencySampler": {
-        "model": "=model", "positive": "=prompt", "latent": "=latent", "noise": "=noise", "view_consistency": "=views",
-        "preset": "custom", "steps": 1},
+        "model": "=model",
+        "positive": "=prompt",
+        "latent": "=latent",
+        "noise": "=noise",
+        "view_consistency": "=views",
+        "preset": "custom",
+        "steps": 1,
+    },
     "DP3D_ViewConsistencySchedule": {"model": "=model"},
     "DP3D_3DAwareNoise": {
-        "vae": "=vae", "cameras": "=cameras", "novel_view": "=S", "image": "=image", "resolution": SIDE},
+        "vae": "=vae",
+        "cameras": "=cameras",
+        "novel_view": "=S",
+        "image": "=image",
+        "resolution": SIDE,
+    },
     "DP3D_ViewGrid": {"images": "=images", "cameras": "=cameras"},
     "DP3D_Turntable": {"images": "=images"},
     "DP3D_LoadCameras": {"file": "bad_input/path.npy"},
@@ -150,8 +211,10 @@ GOOD = {
     "DP3D_JoinViews": {"selection": "=first of three", "latent": "=one view", "latent_rest": "=latent"},
 }
 FILES = {
-    "DP3D_LoadReferenceEncoder": "reference encoder", "DP3D_LoadViewControlNet": "view controlnet",
-    "DP3D_LoadViewConsistency": "view consistency", "DP3D_LoadNovelView": "novel view",
+    "DP3D_LoadReferenceEncoder": "reference encoder",
+    "DP3D_LoadViewControlNet": "view controlnet",
+    "DP3D_LoadViewConsistency": "view consistency",
+    "DP3D_LoadNovelView": "novel view",
 }
 OTHER_FAMILY = "Flux is not of the SD1.5 family, .* connect an SD1.5 checkpoint"
 OTHER_WIDTH = "fits a UNet with context_dim 32, but this MODEL has context_dim 48; load .* of one set together"
@@ -161,10 +224,14 @@ BROKEN, EMPTY = "contains NaN or infinity; check the node it comes from", "is an
 BAD = [
     ("DP3D_LoadMiniature", {"name": "gone"}, "there is no unet 'gone' .found: .*narrow.* Searched: "),
     *((node, {"name": "gone"}, f"there is no {kind} 'gone' .found: .* Searched: ") for node, kind in FILES.items()),
-    *((node, {"name": "narrow/unet.safetensors"}, f"is no {kind}: the file holds a unet; choose one of .*narrow/")
-      for node, kind in FILES.items()),
-    *((node, {"name": "narrow/damaged.safetensors"}, f"is no {kind}: .*not a readable safetensors")
-      for node, kind in FILES.items()),
+    *(
+        (node, {"name": "narrow/unet.safetensors"}, f"is no {kind}: the file holds a unet; choose one of .*narrow/")
+        for node, kind in FILES.items()
+    ),
+    *(
+        (node, {"name": "narrow/damaged.safetensors"}, f"is no {kind}: .*not a readable safetensors")
+        for node, kind in FILES.items()
+    ),
     ("DP3D_ApplyReferenceAttention", {"model": "=flux"}, OTHER_FAMILY),
     ("DP3D_ApplyReferenceAttention", {"model": "=other width"}, OTHER_WIDTH),
     ("DP3D_ApplyReferenceAttention", {"vae": "=nothing"}, f"Reference attention {NO_VAE}"),
@@ -176,8 +243,11 @@ BAD = [
     ("DP3D_ApplyReferenceAttention", {"mask": "=nan mask"}, "mask contains NaN"),
     ("DP3D_ApplyReferenceAttention", {"mask": "=two masks"}, "2 reference masks for 1 references; give one for"),
     ("DP3D_ApplyReferenceAttention", {"strength": "=NaN"}, "strength must lie between 0.0 and 1.0, got nan"),
-    ("DP3D_ApplyReferenceAttention", {"start_percent": 0.6, "end_percent": 0.5},
-     "start_percent 0.6 and end_percent 0.5"),
+    (
+        "DP3D_ApplyReferenceAttention",
+        {"start_percent": 0.6, "end_percent": 0.5},
+        "start_percent 0.6 and end_percent 0.5",
+    ),
     ("DP3D_ViewControlNet", {"positive": "=no prompt"}, "positive holds no prompt; connect an encoded text"),
     ("DP3D_ViewControlNet", {"control_net": "=adapter"}, "not T2IAdapter"),
     ("DP3D_ViewControlNet", {"image": "=none"}, f"View ControlNet: image {EMPTY}"),
@@ -197,8 +267,11 @@ BAD = [
     ("DP3D_CameraTrajectory", {"kind": "keyframes"}, "no keyframes; write one per line as"),
     ("DP3D_CameraTrajectory", {"kind": "keyframes", "keyframes": "0 left"}, "line 1: pitch 'left' is not a number"),
     ("DP3D_RenderCameraConditions", {"resolution": "=-1"}, "resolution must lie between 0 and 2048, got -1"),
-    ("DP3D_RenderCameraConditions", {"resolution": 32},
-     "Render Camera Conditions: resolution must be 0 .the networks' own. or lie between 64 and 2048, got 32"),
+    (
+        "DP3D_RenderCameraConditions",
+        {"resolution": 32},
+        "Render Camera Conditions: resolution must be 0 .the networks' own. or lie between 64 and 2048, got 32",
+    ),
     ("DP3D_CameraFromViewer", {"camera_info": "=nothing"}, "gave no camera; open its viewport once"),
     ("DP3D_ReferenceView", {"portrait": "=none"}, f"Reference View: portrait {EMPTY}"),
     ("DP3D_ReferenceView", {"portrait": "=nan image"}, f"Reference View: portrait {BROKEN}"),
@@ -207,8 +280,11 @@ BAD = [
     ("DP3D_ViewConsistencySampler", {"model": "=flux"}, OTHER_FAMILY),
     ("DP3D_ViewConsistencySampler", {"model": "=other width"}, OTHER_WIDTH),
     ("DP3D_ViewConsistencySampler", {"positive": "=no prompt"}, "positive holds no prompt; connect an encoded text"),
-    ("DP3D_ViewConsistencySampler", {"positive": "=sdxl prompt"},
-     "positive has 48 numbers per token, .* reads 32; encode"),
+    (
+        "DP3D_ViewConsistencySampler",
+        {"positive": "=sdxl prompt"},
+        "positive has 48 numbers per token, .* reads 32; encode",
+    ),
     ("DP3D_ViewConsistencySampler", {"positive": "=2 conditions"}, "2 condition images for 3 views; give one per view"),
     ("DP3D_ViewConsistencySampler", {"positive": "=other control"}, "ControlNet fits a UNet with context_dim 48, but"),
     ("DP3D_ViewConsistencySampler", {"latent": "=no view"}, r"shape \(0, 4, 8, 8\), .* connect 3D-Aware Noise"),
@@ -216,14 +292,23 @@ BAD = [
     ("DP3D_ViewConsistencySampler", {"latent": "=flux latent"}, r"shape \(3, 16, 8, 8\), .* connect 3D-Aware Noise"),
     ("DP3D_ViewConsistencySampler", {"latent": "=nan latent"}, f"latent {BROKEN}"),
     ("DP3D_ViewConsistencySampler", {"steps": 0}, "Value 0 smaller than min of 1.*steps"),
-    ("DP3D_ViewConsistencySampler", {"steps": "=0"},
-     "View-Consistency Sampler: steps must lie between 1 and 1000, got 0"),
+    (
+        "DP3D_ViewConsistencySampler",
+        {"steps": "=0"},
+        "View-Consistency Sampler: steps must lie between 1 and 1000, got 0",
+    ),
     ("DP3D_ViewConsistencySampler", {"cfg": "=NaN"}, "View-Consistency Sampler: cfg must lie between 0.0 and 30.0"),
     ("DP3D_ViewConsistencySampler", {"window_size": 7}, "more than the 6 views .* choose 2 to 6, or 0"),
-    ("DP3D_ViewConsistencySchedule", {"model": "=flux"},
-     "need SD1.5's discrete noise schedule, .* use a stock scheduler"),
-    ("DP3D_ViewConsistencySchedule", {"steps": "=0"},
-     "View-Consistency Schedule: steps must lie between 1 and 1000, got 0"),
+    (
+        "DP3D_ViewConsistencySchedule",
+        {"model": "=flux"},
+        "need SD1.5's discrete noise schedule, .* use a stock scheduler",
+    ),
+    (
+        "DP3D_ViewConsistencySchedule",
+        {"steps": "=0"},
+        "View-Consistency Schedule: steps must lie between 1 and 1000, got 0",
+    ),
     ("DP3D_3DAwareNoise", {"vae": "=nothing"}, f"3D-Aware Noise {NO_VAE}"),
     ("DP3D_3DAwareNoise", {"vae": "=vae of 16"}, f"3D-Aware Noise got {OTHER_VAE}"),
     ("DP3D_3DAwareNoise", {"image": "=none"}, f"3D-Aware Noise: image {EMPTY}"),
@@ -236,8 +321,11 @@ BAD = [
     ("DP3D_3DAwareNoise", {"proxies": "=none", "novel_view": None, "cameras": None}, f"Noise: proxies {EMPTY}"),
     ("DP3D_3DAwareNoise", {"novel_view": None}, "3D-Aware Noise lacks novel_view; connect"),
     ("DP3D_3DAwareNoise", {"mode": "random", "cameras": None}, "3D-Aware Noise lacks cameras; connect them"),
-    ("DP3D_3DAwareNoise", {"resolution": "=32"},
-     "3D-Aware Noise: resolution must be 0 .the networks' own. or lie between 64 and 2048, got 32"),
+    (
+        "DP3D_3DAwareNoise",
+        {"resolution": "=32"},
+        "3D-Aware Noise: resolution must be 0 .the networks' own. or lie between 64 and 2048, got 32",
+    ),
     ("DP3D_ViewGrid", {"images": "=none"}, f"View Grid: images {EMPTY}"),
     ("DP3D_ViewGrid", {"images": "=nan"}, f"View Grid: images {BROKEN}"),
     ("DP3D_ViewGrid", {"images": "=two"}, "View Grid got 2 images and 3 cameras; give one camera per image"),
@@ -259,8 +347,11 @@ BAD = [
     ("DP3D_ExportViews", {"masks": "=nan mask"}, f"Export Views: masks {BROKEN}"),
     ("DP3D_ExportViews", {"masks": "=one black mask"}, "the mask of view 1 is empty; .* invert it"),
     ("DP3D_ExportViews", {"masks": "=small masks"}, "masks of shape .* give one mask per image, of its size"),
-    ("DP3D_SelectViews", {"latent": None, "images": None, "cameras": None},
-     "Select Views: nothing is connected; connect latent, images, cameras"),
+    (
+        "DP3D_SelectViews",
+        {"latent": None, "images": None, "cameras": None},
+        "Select Views: nothing is connected; connect latent, images, cameras",
+    ),
     ("DP3D_SelectViews", {"images": "=two"}, "latent has 3, images has 2, cameras has 3 views; connect batches of the"),
     ("DP3D_SelectViews", {"latent": "=no view", "images": None, "cameras": None}, "latent hold no views; connect at"),
     ("DP3D_SelectViews", {"numbers": ""}, "Select Views: numbers is empty; write the numbers of the views as 0, 2, 5"),

@@ -1,4 +1,5 @@
 """Cameras and condition pictures as files, through the host's input and output folders."""
+
 from __future__ import annotations
 
 import json
@@ -37,11 +38,24 @@ def run(host, node_type: str, **inputs):
 @pytest.mark.parametrize("file_format", ["json, EG3D's dataset.json", "json, plain list", "npy"])
 def test_saved_cameras_are_loaded_again(host, folders, file_format):
     prompt = {
-        "path": {"class_type": "DP3D_CameraTrajectory", "inputs": {
-            "kind": "orbit", "views": 12, "yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": -10.0, "pitch_max": 10.0,
-            "roll": 0.0, "radius": 2.7, "fov": 13.37}},
-        "save": {"class_type": "DP3D_SaveCameras", "inputs": {
-            "cameras": ["path", 0], "filename_prefix": "takes/one", "format": file_format}},
+        "path": {
+            "class_type": "DP3D_CameraTrajectory",
+            "inputs": {
+                "kind": "orbit",
+                "views": 12,
+                "yaw_min": -45.0,
+                "yaw_max": 45.0,
+                "pitch_min": -10.0,
+                "pitch_max": 10.0,
+                "roll": 0.0,
+                "radius": 2.7,
+                "fov": 13.37,
+            },
+        },
+        "save": {
+            "class_type": "DP3D_SaveCameras",
+            "inputs": {"cameras": ["path", 0], "filename_prefix": "takes/one", "format": file_format},
+        },
     }
     values = host.run_workflow(prompt).values
     second = host.run_workflow(prompt).values["save"][0]
@@ -161,18 +175,38 @@ def export(host, images: torch.Tensor, labels: torch.Tensor, **extras) -> Path:
 
 def test_views_are_exported_below_the_output_folder(host, folders):
     prompt = {
-        "path": {"class_type": "DP3D_CameraTrajectory", "inputs": {
-            "kind": "arc", "views": 3, "yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": 0.0, "pitch_max": 0.0,
-            "roll": 0.0, "radius": 2.7, "fov": 13.37}},
-        "views": {"class_type": "DP3D_RenderCameraConditions", "inputs": {
-            "cameras": ["path", 0], "resolution": 64, "subject": 1}},
+        "path": {
+            "class_type": "DP3D_CameraTrajectory",
+            "inputs": {
+                "kind": "arc",
+                "views": 3,
+                "yaw_min": -45.0,
+                "yaw_max": 45.0,
+                "pitch_min": 0.0,
+                "pitch_max": 0.0,
+                "roll": 0.0,
+                "radius": 2.7,
+                "fov": 13.37,
+            },
+        },
+        "views": {
+            "class_type": "DP3D_RenderCameraConditions",
+            "inputs": {"cameras": ["path", 0], "resolution": 64, "subject": 1},
+        },
         "masks": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 64, "height": 64}},
         "three": {"class_type": "RepeatImageBatch", "inputs": {"image": ["as image", 0], "amount": 3}},
         "as image": {"class_type": "MaskToImage", "inputs": {"mask": ["masks", 0]}},
         "as masks": {"class_type": "ImageToMask", "inputs": {"image": ["three", 0], "channel": "red"}},
-        "export": {"class_type": "DP3D_ExportViews", "inputs": {
-            "images": ["views", 0], "cameras": ["path", 0], "masks": ["as masks", 0],
-            "filename_prefix": "sets/head", "start_points": 500}},
+        "export": {
+            "class_type": "DP3D_ExportViews",
+            "inputs": {
+                "images": ["views", 0],
+                "cameras": ["path", 0],
+                "masks": ["as masks", 0],
+                "filename_prefix": "sets/head",
+                "start_points": 500,
+            },
+        },
     }
     folder = Path(host.run_workflow(prompt).values["export"][0])
     assert folder == folders[1] / "sets" / "head_00001"
@@ -208,14 +242,39 @@ def test_prefixes_are_filled_in_as_by_save_image(host, folders, monkeypatch):
     prefix = "%year%/%month%-%day%_%hour%%minute%%second%/%width%x%height%_%batch_num%"
     prompt = {
         "images": {"class_type": "EmptyImage", "inputs": {"width": 24, "height": 16, "batch_size": 2, "color": 0}},
-        "path": {"class_type": "DP3D_CameraTrajectory", "inputs": {
-            "kind": "arc", "views": 2, "yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": 0.0, "pitch_max": 0.0,
-            "roll": 0.0, "radius": 2.7, "fov": 13.37}},
+        "path": {
+            "class_type": "DP3D_CameraTrajectory",
+            "inputs": {
+                "kind": "arc",
+                "views": 2,
+                "yaw_min": -45.0,
+                "yaw_max": 45.0,
+                "pitch_min": 0.0,
+                "pitch_max": 0.0,
+                "roll": 0.0,
+                "radius": 2.7,
+                "fov": 13.37,
+            },
+        },
         "host": {"class_type": "SaveImage", "inputs": {"images": ["images", 0], "filename_prefix": f"host/{prefix}"}},
-        "views": {"class_type": "DP3D_ExportViews", "inputs": {
-            "images": ["images", 0], "cameras": ["path", 0], "filename_prefix": f"views/{prefix}", "start_points": 0}},
-        "cameras": {"class_type": "DP3D_SaveCameras", "inputs": {
-            "cameras": ["path", 0], "images": ["images", 0], "filename_prefix": f"cameras/{prefix}", "format": "npy"}},
+        "views": {
+            "class_type": "DP3D_ExportViews",
+            "inputs": {
+                "images": ["images", 0],
+                "cameras": ["path", 0],
+                "filename_prefix": f"views/{prefix}",
+                "start_points": 0,
+            },
+        },
+        "cameras": {
+            "class_type": "DP3D_SaveCameras",
+            "inputs": {
+                "cameras": ["path", 0],
+                "images": ["images", 0],
+                "filename_prefix": f"cameras/{prefix}",
+                "format": "npy",
+            },
+        },
     }
     result = host.run_workflow(prompt)
     saved = result.outputs["host"]["images"][0]
@@ -279,10 +338,13 @@ def test_links_in_a_circle_end(host, folders, tmp_path):
         options = host.nodes.NODE_CLASS_MAPPINGS[node_id].define_schema().inputs[0].options
         return sorted(name for name in options if name.endswith(end))
 
-    assert names("DP3D_LoadCameras", "path.npy") == [
-        "a/other/path.npy", "a/path.npy", "b/other/path.npy", "b/path.npy"]
+    assert names("DP3D_LoadCameras", "path.npy") == ["a/other/path.npy", "a/path.npy", "b/other/path.npy", "b/path.npy"]
     assert names("DP3D_LoadCameraConditions", "renders") == [
-        "a/other/renders", "a/renders", "b/other/renders", "b/renders"]
+        "a/other/renders",
+        "a/renders",
+        "b/other/renders",
+        "b/renders",
+    ]
 
 
 def test_linked_networks_in_a_circle(host, pack, folders, tmp_path, write_networks):

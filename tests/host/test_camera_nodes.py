@@ -1,4 +1,5 @@
 """Cameras through the host: paths, files, the viewer's camera, the reference view by hand, export."""
+
 from __future__ import annotations
 
 import asyncio
@@ -25,8 +26,16 @@ def nodes(host, pack):
 
 def path_of(nodes, kind="arc", views=4, **changes) -> torch.Tensor:
     """Labels [views, 25] of Camera Trajectory with its defaults."""
-    inputs = {"yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": -10.0, "pitch_max": 10.0, "roll": 0.0, "radius": 2.7,
-              "fov": 13.37, **changes}
+    inputs = {
+        "yaw_min": -45.0,
+        "yaw_max": 45.0,
+        "pitch_min": -10.0,
+        "pitch_max": 10.0,
+        "roll": 0.0,
+        "radius": 2.7,
+        "fov": 13.37,
+        **changes,
+    }
     return nodes["DP3D_CameraTrajectory"].execute(kind, views, **inputs).args[0]["labels"]
 
 
@@ -93,13 +102,16 @@ def test_the_viewer_s_camera_as_it_is(host, nodes):
     torch.testing.assert_close(taken_over(nodes, info, "as it is")[0], wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"cameraType": "orthographic"}, "orthographic camera"),
-    ({"fov": 0}, "field of view of 0"),
-    ({"position": {"x": float("nan"), "y": 0, "z": 1}}, "contains NaN"),
-    ({"quaternion": {"x": 0, "y": 0, "z": 0, "w": 0}}, "quaternion of length 0"),
-    ({"quaternion": None, "position": {"x": 0, "y": 0, "z": 0}}, "stands in its target"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"cameraType": "orthographic"}, "orthographic camera"),
+        ({"fov": 0}, "field of view of 0"),
+        ({"position": {"x": float("nan"), "y": 0, "z": 1}}, "contains NaN"),
+        ({"quaternion": {"x": 0, "y": 0, "z": 0, "w": 0}}, "quaternion of length 0"),
+        ({"quaternion": None, "position": {"x": 0, "y": 0, "z": 0}}, "stands in its target"),
+    ],
+)
 def test_impossible_viewer_cameras(host, nodes, change, message):
     info = viewer_camera(host, {"mode": "orbit", "yaw": 0.0, "pitch": 0.0, "distance": 3.0})
     with pytest.raises(ValueError, match=message):
@@ -112,8 +124,17 @@ def test_no_viewer_camera(nodes):
 
 
 def reference_view(nodes, portrait, **changes):
-    inputs = {"yaw": 20.0, "pitch": -5.0, "roll": 3.0, "distance": 2.7, "fov": 13.37, "picture": "blended",
-              "opacity": 1.0, "resolution": 64, **changes}
+    inputs = {
+        "yaw": 20.0,
+        "pitch": -5.0,
+        "roll": 3.0,
+        "distance": 2.7,
+        "fov": 13.37,
+        "picture": "blended",
+        "opacity": 1.0,
+        "resolution": 64,
+        **changes,
+    }
     return nodes["DP3D_ReferenceView"].execute(portrait, **inputs).args
 
 
@@ -144,9 +165,20 @@ def test_reference_view_refuses_what_is_not_one_portrait(nodes):
 def test_reference_view_shows_its_picture_on_the_node(host, run_workflow, nodes):
     prompt = {
         "portrait": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
-        "view": {"class_type": "DP3D_ReferenceView", "inputs": {
-            "portrait": ["portrait", 0], "yaw": 20.0, "pitch": 0.0, "roll": 0.0, "distance": 2.7, "fov": 13.37,
-            "picture": "side by side", "opacity": 0.5, "resolution": 64}},
+        "view": {
+            "class_type": "DP3D_ReferenceView",
+            "inputs": {
+                "portrait": ["portrait", 0],
+                "yaw": 20.0,
+                "pitch": 0.0,
+                "roll": 0.0,
+                "distance": 2.7,
+                "fov": 13.37,
+                "picture": "side by side",
+                "opacity": 0.5,
+                "resolution": 64,
+            },
+        },
     }
     result = run_workflow(prompt)
     (shown,) = result.outputs["view"]["images"]
@@ -170,8 +202,17 @@ def test_the_live_picture_is_the_node_s(host, nodes):
     pixels = np.random.default_rng(0).integers(0, 255, (80, 64, 3), dtype=np.uint8)
     path = Path(host.folder_paths.get_input_directory()) / "live.png"
     Image.fromarray(pixels).save(path)
-    values = {"yaw": -15.0, "pitch": 5.0, "roll": 2.0, "distance": 2.5, "fov": 15.0, "picture": "all three",
-              "opacity": 0.5, "resolution": 64, "portrait": "live.png"}
+    values = {
+        "yaw": -15.0,
+        "pitch": 5.0,
+        "roll": 2.0,
+        "distance": 2.5,
+        "fov": 15.0,
+        "picture": "all three",
+        "opacity": 0.5,
+        "resolution": 64,
+        "portrait": "live.png",
+    }
     status, kind, body = ask_for_the_live_picture(host, values)
     assert (status, kind) == (200, "image/png")
     portrait = torch.from_numpy(pixels / np.float32(255))[None]
@@ -209,10 +250,14 @@ def test_turntable_video(host, run_workflow, nodes):
 def test_turntable_is_saved_by_the_host(host, run_workflow, nodes):
     prompt = {
         "views": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 65, "batch_size": 4, "color": 255}},
-        "video": {"class_type": "DP3D_Turntable", "inputs": {
-            "images": ["views", 0], "fps": 8.0, "ping_pong": True, "loops": 1}},
-        "save": {"class_type": "SaveVideo", "inputs": {
-            "video": ["video", 0], "filename_prefix": "turntable", "format": "mp4", "codec": "auto"}},
+        "video": {
+            "class_type": "DP3D_Turntable",
+            "inputs": {"images": ["views", 0], "fps": 8.0, "ping_pong": True, "loops": 1},
+        },
+        "save": {
+            "class_type": "SaveVideo",
+            "inputs": {"video": ["video", 0], "filename_prefix": "turntable", "format": "mp4", "codec": "auto"},
+        },
     }
     (saved,) = run_workflow(prompt).outputs["save"]["images"]
     video = host.nodes.NODE_CLASS_MAPPINGS["LoadVideo"].execute(f"{saved['filename']} [output]").args[0]
@@ -221,8 +266,17 @@ def test_turntable_is_saved_by_the_host(host, run_workflow, nodes):
 
 def test_the_live_picture_of_the_miniature_s_portrait(host, nodes):
     """Behind Load Miniature lies no file of the user's: the folder's own portrait, and a folder that there is."""
-    values = {"yaw": 0.0, "pitch": 0.0, "roll": 0.0, "distance": 2.7, "fov": 13.37, "picture": "blended",
-              "opacity": 0.5, "resolution": 64, "portrait": None}
+    values = {
+        "yaw": 0.0,
+        "pitch": 0.0,
+        "roll": 0.0,
+        "distance": 2.7,
+        "fov": 13.37,
+        "picture": "blended",
+        "opacity": 0.5,
+        "resolution": 64,
+        "portrait": None,
+    }
     status, kind, body = ask_for_the_live_picture(host, values | {"miniature": "miniature"})
     assert (status, kind) == (200, "image/png")
     assert body != ask_for_the_live_picture(host, values)[2], "not the grey picture"

@@ -1,4 +1,5 @@
 """Our patches together with what people put around them, in the real host; docs/composition.md lists the rows."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -45,8 +46,17 @@ def run(path, model, texts=None, side=8, cfg=3.0, sampler="ddim", steps=STEPS, v
     torch.manual_seed(0)  # ToMe and HyperTile draw from the global generator
     with torch.inference_mode():
         return path.comfy.sample.sample(
-            model, noise, steps, cfg, sampler, "normal", *(texts or prompts(path, side)), torch.zeros_like(noise),
-            disable_pbar=True, seed=1, callback=callback,
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            "normal",
+            *(texts or prompts(path, side)),
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=1,
+            callback=callback,
         )
 
 
@@ -246,10 +256,14 @@ def test_other_controlnets_before_and_after(host, path):
     assert min(difference(views, alone), difference(views, run(path, model, stock(text, negative)))) > 1e-4
 
 
-@pytest.mark.parametrize("option, dtype, tolerance", [
-    ("fp16_unet", torch.float16, 0.02), ("bf16_unet", torch.bfloat16, 0.1),
-    ("fp8_e4m3fn_unet", torch.float8_e4m3fn, 0.6),
-])
+@pytest.mark.parametrize(
+    "option, dtype, tolerance",
+    [
+        ("fp16_unet", torch.float16, 0.02),
+        ("bf16_unet", torch.bfloat16, 0.1),
+        ("fp8_e4m3fn_unet", torch.float8_e4m3fn, 0.6),
+    ],
+)
 def test_weights_of_other_dtypes(path, by_ourselves, monkeypatch, option, dtype, tolerance):
     """As with the host's options --fp16-unet, --bf16-unet and --fp8_e4m3fn-unet."""
     monkeypatch.setattr(path.comfy.model_management.args, option, True)
@@ -277,8 +291,10 @@ def test_torch_compile_is_skipped_with_one_warning(host, path, by_ourselves, cap
     """Before and after our nodes: the run is as without it."""
     compiled = node("TorchCompileModel", "inductor")
     with assert_clean(path.model):
-        for compose in (lambda model: compiled(host, path, ours(path, model)),
-                        lambda model: ours(path, compiled(host, path, model))):
+        for compose in (
+            lambda model: compiled(host, path, ours(path, model)),
+            lambda model: ours(path, compiled(host, path, model)),
+        ):
             caplog.clear()
             model = compose(path.model)
             assert torch.equal(run(path, model), by_ourselves(8))

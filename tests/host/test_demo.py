@@ -87,15 +87,29 @@ def test_shipped_workflow_with_the_shipped_miniature(server):
     assert len({view.tobytes() for view in views}) == VIEWS
 
 
-@pytest.mark.parametrize(("workflow", "message"), [
-    (_changed(**{"2": {"class_type": "NoSuchNode", "inputs": {}}}), "NoSuchNode"),
-    (_changed(**{"4": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}),
-     "refused SaveImage: Required input is missing: images"),
-    (_changed(**{"5": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "absent.safetensors"},
-                       "_meta": {"title": "Base model"}},
-                 "6": {"class_type": "PreviewAny", "inputs": {"source": ["5", 0]}}}),
-     "refused Base model: Value not in list: .*absent.safetensors.*make miniature"),
-])
+@pytest.mark.parametrize(
+    ("workflow", "message"),
+    [
+        (_changed(**{"2": {"class_type": "NoSuchNode", "inputs": {}}}), "NoSuchNode"),
+        (
+            _changed(**{"4": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}),
+            "refused SaveImage: Required input is missing: images",
+        ),
+        (
+            _changed(
+                **{
+                    "5": {
+                        "class_type": "CheckpointLoaderSimple",
+                        "inputs": {"ckpt_name": "absent.safetensors"},
+                        "_meta": {"title": "Base model"},
+                    },
+                    "6": {"class_type": "PreviewAny", "inputs": {"source": ["5", 0]}},
+                }
+            ),
+            "refused Base model: Value not in list: .*absent.safetensors.*make miniature",
+        ),
+    ],
+)
 def test_refused_workflow_is_one_sentence(server, portrait, workflow, message):
     with pytest.raises(RunError, match=message) as caught:
         asyncio.run(run_workflow(server, workflow, {"1": portrait}))
@@ -130,8 +144,16 @@ def test_server_that_cannot_start_shows_its_last_words():
 
 def _demo(tmp_path, *arguments, workflow=WORKFLOW):
     (tmp_path / "workflow.json").write_text(json.dumps(workflow))
-    return [sys.executable, "-m", "tools.demo", "--workflow", str(tmp_path / "workflow.json"),
-            "--outputs", str(tmp_path / "outputs"), *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "tools.demo",
+        "--workflow",
+        str(tmp_path / "workflow.json"),
+        "--outputs",
+        str(tmp_path / "outputs"),
+        *arguments,
+    ]
 
 
 def test_command_writes_everything_and_stops_the_server(tmp_path, portrait):
@@ -199,10 +221,13 @@ def test_port_in_use_is_one_sentence(tmp_path, portrait, capsys):
             Server(port).__enter__()
 
 
-@pytest.mark.parametrize(("portrait_file", "content", "message"), [
-    ("absent.png", None, "There is no portrait"),
-    ("text.png", b"text", "not a readable image"),
-])
+@pytest.mark.parametrize(
+    ("portrait_file", "content", "message"),
+    [
+        ("absent.png", None, "There is no portrait"),
+        ("text.png", b"text", "not a readable image"),
+    ],
+)
 def test_bad_portrait_stops_before_the_server(tmp_path, portrait_file, content, message, capsys):
     path = tmp_path / portrait_file
     if content is not None:
@@ -213,10 +238,16 @@ def test_bad_portrait_stops_before_the_server(tmp_path, portrait_file, content, 
     assert "Starting ComfyUI" not in printed.out
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (None, "There is no workflow"), ("{", "is not JSON"), ('{"nodes": []}', "not in API format"),
-    ("{}", "not in API format"), ('{"1": {"class_type": "SaveImage", "inputs": {}}}', "0 LoadImage nodes"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "There is no workflow"),
+        ("{", "is not JSON"),
+        ('{"nodes": []}', "not in API format"),
+        ("{}", "not in API format"),
+        ('{"1": {"class_type": "SaveImage", "inputs": {}}}', "0 LoadImage nodes"),
+    ],
+)
 def test_bad_workflow_is_refused(tmp_path, text, message):
     path = tmp_path / "workflow.json"
     if text is not None:
@@ -260,6 +291,7 @@ def test_failed_results_leave_nothing(tmp_path):
 
 def test_dead_server_is_an_error_not_a_hang(server, portrait):
     """Last in this file: it ends the server that the other tests share."""
+
     async def submit_and_kill():
         running = asyncio.create_task(run_workflow(server, WORKFLOW, {"1": portrait}))
         await asyncio.sleep(0)

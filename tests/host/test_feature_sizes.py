@@ -1,4 +1,5 @@
 """Patches that resize features in the middle of the UNet, during a part of a run or all of it, beside ours."""
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -46,8 +47,17 @@ def run(path, model, size=(8, 8), positive=None, sampler="ddim", views=VIEWS):
     torch.manual_seed(0)  # HyperTile and ToMe draw from the global generator
     with torch.inference_mode():
         return path.comfy.sample.sample(
-            model, noise, STEPS, 3.0, sampler, "normal", positive or prompt(4), prompt(5), torch.zeros_like(noise),
-            disable_pbar=True, seed=1,
+            model,
+            noise,
+            STEPS,
+            3.0,
+            sampler,
+            "normal",
+            positive or prompt(4),
+            prompt(5),
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=1,
         )
 
 
@@ -118,7 +128,9 @@ def test_encoder_runs_under_the_patch(host, path, read, part, encoder):
 
         with torch.inference_mode():
             path.encoder.patcher.model(
-                latents, sampling.timestep(sigma[None]) * (encoder == "current"), context=prompt(4)[0][0],
+                latents,
+                sampling.timestep(sigma[None]) * (encoder == "current"),
+                context=prompt(4)[0][0],
                 transformer_options={"patches": {**patches, "attn1_patch": [write]}, "sigmas": sigma[None]},
             )
         for number, tokens in zip(readings.tolist(), expected, strict=True):
@@ -206,8 +218,11 @@ def test_with_view_consistency_and_cameras(host, path, caplog, monkeypatch, asse
     if split:
         monkeypatch.setattr(path.model.model, "memory_required", lambda *args, **kwargs: 1e30)
     with assert_clean(path.model):
-        model = shrink(host, path.patches.view_consistency.apply_view_consistency(
-            read_portrait(path, path.model), path.views), end=0.5)
+        model = shrink(
+            host,
+            path.patches.view_consistency.apply_view_consistency(read_portrait(path, path.model), path.views),
+            end=0.5,
+        )
         views = run(path, model, positive=cameras(path))
         assert torch.equal(run(path, model, positive=cameras(path)), views)
         assert not warnings(caplog)
@@ -251,7 +266,8 @@ def test_residuals_of_the_cameras_are_added_at_the_size_of_the_features(host, pa
     run(path, model, size, after)
     images = torch.rand(VIEWS, 64, 64, 3, generator=torch.Generator().manual_seed(8))
     before = path.patches.view_controlnet.apply_view_controlnet(
-        apply(prompt(4), stock, hint, 1.0)[0], path.control_net, images)
+        apply(prompt(4), stock, hint, 1.0)[0], path.control_net, images
+    )
     run(path, model, size, before)
     assert len(added) >= 2 * 13 * STEPS and all(added)
     assert not warnings(caplog)

@@ -44,11 +44,14 @@ def open_template(page: Browser, name: str) -> None:
     title = frontend.layout(name)["title"]
     if page.evaluate("() => window.app.graph.nodes.length > 0"):  # the greeting is gone: by the side bar
         page.click("() => [...document.querySelectorAll('button')].find((b) => /^Tem/.test(b.innerText.trim()))")
-    page.click("(pack) => [...document.querySelectorAll('nav *, [role=dialog] *')]"
-               ".find((part) => !part.children.length && part.innerText === pack)", PACK_NAME)
+    page.click(
+        "(pack) => [...document.querySelectorAll('nav *, [role=dialog] *')]"
+        ".find((part) => !part.children.length && part.innerText === pack)",
+        PACK_NAME,
+    )
     page.wait_for("(title) => document.body.innerText.includes(title)", title)
     page.errors.clear()
-    page.click("(title) => document.querySelector(`[data-testid=\"template-workflow-${title}\"]`)", title)
+    page.click('(title) => document.querySelector(`[data-testid="template-workflow-${title}"]`)', title)
     page.wait_for("(title) => window.app.extensionManager.workflow.activeWorkflow?.filename.startsWith(title)", title)
     page.wait_for("() => window.app.graph.nodes.length > 1 && !document.querySelector('[data-testid=dialog-overlay]')")
 
@@ -69,10 +72,13 @@ def shown(page: Browser) -> dict:
 
 def only_few_views(page: Browser) -> None:
     """The one thing changed, so that the test does not take minutes."""
-    page.evaluate("""(views) => {
+    page.evaluate(
+        """(views) => {
         const widgets = window.app.graph.nodes.flatMap((node) => node.widgets ?? []);
         widgets.find(({ name }) => name === 'views').value = views;
-    }""", VIEWS)
+    }""",
+        VIEWS,
+    )
 
 
 def history(server: Server) -> list[dict]:
@@ -88,10 +94,14 @@ def press_run(page: Browser, server: Server) -> dict:
         window.app.api.addEventListener('b_preview_with_metadata', () => { window.previews += 1; });
     }""")
     page.click("() => document.querySelector('[data-testid=queue-button]')")
-    finished = page.wait_for("""async (before) => {
+    finished = page.wait_for(
+        """async (before) => {
         const runs = Object.values(await (await fetch('/history')).json());
         return runs.length > before && runs.at(-1).status;
-    }""", before, seconds=SECONDS)
+    }""",
+        before,
+        seconds=SECONDS,
+    )
     assert finished["status_str"] == "success", finished["messages"]
     return history(server)[-1]["outputs"]
 
@@ -118,8 +128,9 @@ def test_runs_as_it_opens(server, page, name):
     live = page.evaluate("() => window.previews")
     if name != "many_views_to_3d":  # there, Reference View draws while its numbers change
         assert live == 0, "previews are off by default, and no node has room kept for them"
-    [file] = [entry for output in outputs.values() for entry in output.get("images", ())
-              if entry["filename"].endswith(".mp4")]
+    [file] = [
+        entry for output in outputs.values() for entry in output.get("images", ()) if entry["filename"].endswith(".mp4")
+    ]
     frames = frames_of(server.base_directory / "output" / file["subfolder"] / file["filename"])
     if name == "many_views_to_3d":
         return  # a closed orbit goes round, not back

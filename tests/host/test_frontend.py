@@ -52,10 +52,14 @@ def fetch(server, path: str):
 
 
 def set_widgets(editor, node_id: str, **values) -> None:
-    editor.evaluate("""(id, values) => {
+    editor.evaluate(
+        """(id, values) => {
         const { widgets } = window.app.graph.getNodeById(Number(id));
         for (const name in values) widgets.find((widget) => widget.name === name).value = values[name];
-    }""", node_id, values)
+    }""",
+        node_id,
+        values,
+    )
 
 
 def outlined(editor) -> list[str]:
@@ -71,8 +75,10 @@ def flat(prompt: dict) -> dict:
     def value(given):
         return [own[given[0]], given[1]] if isinstance(given, list) else given
 
-    return {own[node_id]: {**node, "inputs": {name: value(given) for name, given in node["inputs"].items()}}
-            for node_id, node in prompt.items()}
+    return {
+        own[node_id]: {**node, "inputs": {name: value(given) for name, given in node["inputs"].items()}}
+        for node_id, node in prompt.items()
+    }
 
 
 @pytest.mark.parametrize("name", frontend.names())
@@ -130,10 +136,13 @@ def test_blueprint_is_in_the_library_and_can_be_added(editor):
     editor.type(file.stem)
     editor.click("(name) => [...document.querySelectorAll('span')].find((s) => s.innerText === name)", file.stem)
     editor.click_at(1000, 400)
-    inputs, inside = editor.wait_for("""() => {
+    inputs, inside = editor.wait_for(
+        """() => {
         const node = window.app.graph.nodes[0];
         return node && [node.inputs.map(({ label, name }) => label ?? name), node.subgraph.nodes.map(({ id }) => id)];
-    }""", seconds=10)
+    }""",
+        seconds=10,
+    )
     assert {"model", "vae", "portrait", "cameras", "prompt", "seed", "preset"} <= set(inputs)
     assert len(inside) == len(frontend.prompt("six_nodes")) - 3, "all but the loader, the cameras and the saving"
     editor.click("() => [...document.querySelectorAll('button')].find((b) => b.innerText.trim() === 'Nodes')")
@@ -185,8 +194,11 @@ def test_names_of_saved_files_are_filled_in(editor):
         const { output } = await window.app.graphToPrompt();
         return [node, save].map(({ id }) => output[id].inputs.filename_prefix);
     }""")
-    kind = next(node["inputs"]["kind"] for node in frontend.prompts()["many_views_to_3d"].values()
-                if node["class_type"] == "DP3D_CameraTrajectory")
+    kind = next(
+        node["inputs"]["kind"]
+        for node in frontend.prompts()["many_views_to_3d"].values()
+        if node["class_type"] == "DP3D_CameraTrajectory"
+    )
     assert queued == [f"{datetime.now().year}/{kind}_%width%"] * 2
 
 
@@ -194,14 +206,17 @@ def test_reference_view_follows_its_numbers(editor):
     """A picture on the node as soon as it is loaded, and a new one when a number changes, without a run."""
     editor.open(frontend.template("many_views_to_3d"))
     assert shown_pictures(editor, REFERENCE_VIEW) == 1
-    seen = editor.evaluate("""(id) => new Promise((resolve) => {
+    seen = editor.evaluate(
+        """(id) => new Promise((resolve) => {
         const { api, graph } = window.app;
         const drawn = ({ detail }) => resolve({ id: String(detail.nodeId), bytes: detail.blob.size });
         api.addEventListener('b_preview_with_metadata', drawn, { once: true });
         const yaw = graph.getNodeById(Number(id)).widgets.find((widget) => widget.name === 'yaw');
         yaw.value = 20;
         yaw.callback(20);
-    })""", REFERENCE_VIEW)
+    })""",
+        REFERENCE_VIEW,
+    )
     assert seen["id"] == REFERENCE_VIEW and seen["bytes"] > 1000
 
 
@@ -211,7 +226,8 @@ def test_late_picture_is_not_shown_in_another_graph(editor):
     assert shown_pictures(editor, REFERENCE_VIEW) == 1
     other = json.loads(frontend.template("with_another_controlnet").read_text(encoding="utf-8"))
     assert {str(node["id"]): node["type"] for node in other["nodes"]}[REFERENCE_VIEW] == "ControlNetLoader"
-    shown = editor.evaluate("""async (id, other) => {
+    shown = editor.evaluate(
+        """async (id, other) => {
         const { app } = window;
         let answers = 0;
         const count = new PerformanceObserver((list) => {
@@ -224,13 +240,17 @@ def test_late_picture_is_not_shown_in_another_graph(editor):
         await new Promise((resolve) => setTimeout(resolve, 500));
         app.canvas.draw(true, true);
         return app.graph.getNodeById(Number(id)).imgs?.length ?? 0;
-    }""", REFERENCE_VIEW, other)
+    }""",
+        REFERENCE_VIEW,
+        other,
+    )
     assert shown == 0
 
 
 def schedule_widgets(editor, node_id: str, preset: str | None = None) -> list:
     """[steps, eta, whether they are greyed] of a node, after a choice of `preset` as a person makes it."""
-    return editor.evaluate("""(id, preset) => {
+    return editor.evaluate(
+        """(id, preset) => {
         const widget = (name) => window.app.graph.getNodeById(Number(id)).widgets.find((each) => each.name === name);
         if (preset) {
             widget('preset').value = preset;
@@ -238,7 +258,10 @@ def schedule_widgets(editor, node_id: str, preset: str | None = None) -> list:
         }
         const numbers = [widget('steps'), widget('eta')];
         return [...numbers.map(({ value }) => value), numbers.every(({ disabled }) => disabled)];
-    }""", node_id, preset)
+    }""",
+        node_id,
+        preset,
+    )
 
 
 def test_presets_show_what_they_take(editor):
@@ -286,8 +309,11 @@ def test_node_info_shows_the_help_page(editor):
     editor.evaluate("(id) => window.app.canvas.selectNode(window.app.graph.getNodeById(Number(id)))", SAMPLER)
     editor.wait_for("() => Boolean(document.querySelector('[data-testid=info-button]'))", seconds=10)
     editor.evaluate("() => document.querySelector('[data-testid=info-button]').click()")
-    shown = editor.wait_for("() => document.querySelector('.node-help-content table') && "
-                            "document.querySelector('.node-help-content').innerText", seconds=20)
+    shown = editor.wait_for(
+        "() => document.querySelector('.node-help-content table') && "
+        "document.querySelector('.node-help-content').innerText",
+        seconds=20,
+    )
     assert "View-Consistency Sampler" in shown and "Errors and ways out" in shown and "window_size" in shown
 
 

@@ -70,8 +70,11 @@ class _Failing:
 def test_pack_loads_from_a_folder_with_a_hyphen(host, pack):
     assert pack.__name__.endswith("ComfyUI-DiffPortrait3D")
     module = "custom_nodes.ComfyUI-DiffPortrait3D"
-    ours = {name: cls for name, cls in host.nodes.NODE_CLASS_MAPPINGS.items()
-            if getattr(cls, "RELATIVE_PYTHON_MODULE", None) == module}
+    ours = {
+        name: cls
+        for name, cls in host.nodes.NODE_CLASS_MAPPINGS.items()
+        if getattr(cls, "RELATIVE_PYTHON_MODULE", None) == module
+    }
     assert ours, "the pack loaded but brought no node"
     for name, cls in ours.items():
         assert cls.__module__.startswith(pack.__name__), f"{name} comes from {cls.__module__}"
@@ -85,11 +88,14 @@ def test_pack_runs_its_own_core_and_hides_nothing(pack, repository):
     assert not any(Path(entry or ".").resolve() == repository for entry in sys.path)
 
 
-@pytest.mark.parametrize("code", [
-    "raise LookupError('no such thing')",
-    "def comfy_entrypoint(): raise LookupError('no such thing')",
-    "# neither nodes nor an entrypoint",
-])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise LookupError('no such thing')",
+        "def comfy_entrypoint(): raise LookupError('no such thing')",
+        "# neither nodes nor an entrypoint",
+    ],
+)
 def test_refused_pack_shows_the_hosts_words(host, tmp_path, code):
     """In-process as an error; from the server's log as the one line that `make demo` prints."""
     source, name = tmp_path / "source", f"{PACK_NAME}-{tmp_path.name}"

@@ -1,5 +1,6 @@
 """Values that come over links, which the host does not check: names, numbers, objects, images; and null or text that an
 API graph has in place of a link."""
+
 from __future__ import annotations
 
 import copy
@@ -43,13 +44,21 @@ def values(host, pack, write_networks, stock_autoencoder):
     np.save(inputs / "path.npy", trajectory("arc", VIEWS).numpy())
     images = torch.rand(VIEWS, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0))
     Given.values = {
-        "model": path.model, "encoder": path.encoder, "views": path.views, "control": path.control_net,
+        "model": path.model,
+        "encoder": path.encoder,
+        "views": path.views,
+        "control": path.control_net,
         "vae": host.comfy.sd.VAE(sd=stock_autoencoder()),
         "S": path.patches.loading.load_novel_view(networks / "novel_view.safetensors"),
-        "images": images, "image": images[:1], "cameras": {"labels": trajectory("arc", VIEWS)},
-        "latent": {"samples": torch.zeros(VIEWS, 4, 8, 8)}, "noise": path.patches.sampling.ViewNoise(0),
-        "prompt": [[torch.ones(1, 7, 32), {}]], "masks": images[..., 0],
-        "mask": images[:1, ..., 0], "camera": {"labels": trajectory("arc", 1)},
+        "images": images,
+        "image": images[:1],
+        "cameras": {"labels": trajectory("arc", VIEWS)},
+        "latent": {"samples": torch.zeros(VIEWS, 4, 8, 8)},
+        "noise": path.patches.sampling.ViewNoise(0),
+        "prompt": [[torch.ones(1, 7, 32), {}]],
+        "masks": images[..., 0],
+        "mask": images[:1, ..., 0],
+        "camera": {"labels": trajectory("arc", 1)},
     }
     host.nodes.NODE_CLASS_MAPPINGS["Given"] = Given
     yield
@@ -70,17 +79,35 @@ NAMES = {  # node: its list, a name in it, what the list is of
 }
 # Every link of every node, and what `Given` gives it.
 LINKS = {
-    "DP3D_ApplyReferenceAttention": {"model": "model", "reference_encoder": "encoder", "vae": "vae", "image": "image",
-                                     "mask": "mask"},
+    "DP3D_ApplyReferenceAttention": {
+        "model": "model",
+        "reference_encoder": "encoder",
+        "vae": "vae",
+        "image": "image",
+        "mask": "mask",
+    },
     "DP3D_ViewControlNet": {"positive": "prompt", "control_net": "control", "image": "images"},
     "DP3D_ApplyViewConsistency": {"model": "model", "view_consistency": "views"},
     "DP3D_RenderCameraConditions": {"cameras": "cameras", "control_net": "control"},
     "DP3D_ReferenceView": {"portrait": "image"},
-    "DP3D_ViewConsistencySampler": {"model": "model", "positive": "prompt", "latent": "latent", "noise": "noise",
-                                    "view_consistency": "views", "negative": "prompt"},
+    "DP3D_ViewConsistencySampler": {
+        "model": "model",
+        "positive": "prompt",
+        "latent": "latent",
+        "noise": "noise",
+        "view_consistency": "views",
+        "negative": "prompt",
+    },
     "DP3D_ViewConsistencySchedule": {"model": "model"},
-    "DP3D_3DAwareNoise": {"vae": "vae", "cameras": "cameras", "novel_view": "S", "image": "image",
-                          "reference_camera": "camera", "proxies": "images", "model": "model"},
+    "DP3D_3DAwareNoise": {
+        "vae": "vae",
+        "cameras": "cameras",
+        "novel_view": "S",
+        "image": "image",
+        "reference_camera": "camera",
+        "proxies": "images",
+        "model": "model",
+    },
     "DP3D_ViewGrid": {"images": "images", "cameras": "cameras"},
     "DP3D_Turntable": {"images": "images"},
     "DP3D_SaveCameras": {"cameras": "cameras", "images": "images"},
@@ -98,8 +125,11 @@ def graph(host, node_id: str, **inputs) -> dict:
     given = {name: value for name, value in LINKS.get(node_id, {}).items() if value and name not in inputs}
     if node_id == "DP3D_3DAwareNoise" and "proxies" not in inputs:
         del given["proxies"]
-    widgets = {each.id: each.default if getattr(each, "default", None) is not None else each.options[0]
-               for each in schema(host, node_id).inputs if each.get_io_type() in SOCKETS and not each.optional}
+    widgets = {
+        each.id: each.default if getattr(each, "default", None) is not None else each.options[0]
+        for each in schema(host, node_id).inputs
+        if each.get_io_type() in SOCKETS and not each.optional
+    }
     small = {"resolution": SIDE, "width": SIDE, "height": SIDE, "start_points": 0}
     widgets |= {name: value for name, value in small.items() if name in widgets}
     prompt = {f"given {name}": {"class_type": "Given", "inputs": {"name": value}} for name, value in given.items()}
@@ -118,8 +148,9 @@ def linked(host, node_id: str, name: str, value, **inputs) -> dict:
 
 def test_every_node_with_a_list_of_files_is_here(pack):
     families = [node for family in pack.nodes.FAMILIES for node in family.NODES]
-    assert set(NAMES) == {node.define_schema().node_id for node in families
-                          if "kwargs" not in node.validate_inputs.__code__.co_varnames}
+    assert set(NAMES) == {
+        node.define_schema().node_id for node in families if "kwargs" not in node.validate_inputs.__code__.co_varnames
+    }
 
 
 @pytest.mark.parametrize("node_id", NAMES)
@@ -140,8 +171,10 @@ def test_file_names_come_through_a_switch(host, run_workflow):
     prompt = graph(host, "DP3D_LoadCameras", file=["switch", 0])
     prompt["first"] = {"class_type": "PrimitiveString", "inputs": {"value": "gone.npy"}}
     prompt["second"] = {"class_type": "PrimitiveString", "inputs": {"value": "linked/path.npy"}}
-    prompt["switch"] = {"class_type": "ComfySwitchNode", "inputs": {
-        "switch": True, "on_false": ["first", 0], "on_true": ["second", 0]}}
+    prompt["switch"] = {
+        "class_type": "ComfySwitchNode",
+        "inputs": {"switch": True, "on_false": ["first", 0], "on_true": ["second", 0]},
+    }
     assert run_workflow(prompt).values["node"][1] == VIEWS
     prompt["switch"]["inputs"]["switch"] = False
     with pytest.raises(RuntimeError, match="Load Cameras: there is no camera file 'gone.npy'"):
@@ -151,8 +184,11 @@ def test_file_names_come_through_a_switch(host, run_workflow):
 @pytest.mark.parametrize("node_id", ["DP3D_LoadCameras", "DP3D_LoadViewControlNet"])
 def test_a_changed_file_behind_a_link_is_read_again(host, run_workflow, node_id):
     name, good, _ = NAMES[node_id]
-    folder = Path(host.folder_paths.get_input_directory() if node_id == "DP3D_LoadCameras"
-                  else f"{host.folder_paths.models_dir}/diffportrait3d")
+    folder = Path(
+        host.folder_paths.get_input_directory()
+        if node_id == "DP3D_LoadCameras"
+        else f"{host.folder_paths.models_dir}/diffportrait3d"
+    )
     prompt, executor = linked(host, node_id, name, good), host.new_executor()
 
     def executed() -> bool:
@@ -168,16 +204,24 @@ def test_a_changed_file_behind_a_link_is_read_again(host, run_workflow, node_id)
     assert executed()
 
 
-@pytest.mark.parametrize(("node_id", "name", "value", "message"), [
-    ("DP3D_SaveCameras", "format", "csv", "Save Cameras: format must be one of json, EG3D's .*, got the text 'csv'"),
-    ("DP3D_CameraTrajectory", "kind", 3, "Camera Trajectory: kind must be one of arc, .*, got the value 3"),
-    ("DP3D_CameraTrajectory", "views", "many", "views must be a number, got the text 'many'"),
-    ("DP3D_CameraTrajectory", "views", 2.5, "views must be a whole number, got 2.5"),
-    ("DP3D_CameraTrajectory", "fov", [13], "fov must be a number, got an object of type list"),
-    ("DP3D_SaveCameras", "filename_prefix", 5, "filename_prefix must be a text, got the value 5"),
-    ("DP3D_Turntable", "ping_pong", "yes", "ping_pong must be on or off, got the text 'yes'"),
-    ("DP3D_3DAwareNoise", "mode", "loud", "3D-Aware Noise: mode must be one of paper, .*, got the text 'loud'"),
-])
+@pytest.mark.parametrize(
+    ("node_id", "name", "value", "message"),
+    [
+        (
+            "DP3D_SaveCameras",
+            "format",
+            "csv",
+            "Save Cameras: format must be one of json, EG3D's .*, got the text 'csv'",
+        ),
+        ("DP3D_CameraTrajectory", "kind", 3, "Camera Trajectory: kind must be one of arc, .*, got the value 3"),
+        ("DP3D_CameraTrajectory", "views", "many", "views must be a number, got the text 'many'"),
+        ("DP3D_CameraTrajectory", "views", 2.5, "views must be a whole number, got 2.5"),
+        ("DP3D_CameraTrajectory", "fov", [13], "fov must be a number, got an object of type list"),
+        ("DP3D_SaveCameras", "filename_prefix", 5, "filename_prefix must be a text, got the value 5"),
+        ("DP3D_Turntable", "ping_pong", "yes", "ping_pong must be on or off, got the text 'yes'"),
+        ("DP3D_3DAwareNoise", "mode", "loud", "3D-Aware Noise: mode must be one of paper, .*, got the text 'loud'"),
+    ],
+)
 def test_widgets_over_a_link(host, run_workflow, node_id, name, value, message):
     with pytest.raises(RuntimeError, match=message):
         run_workflow(linked(host, node_id, name, value))
@@ -246,7 +290,7 @@ def test_images_of_other_channels(host, run_workflow, node_id, name):
         return run_workflow(linked(host, node_id, name, value, **extra)).values["node"]
 
     if node_id not in ("DP3D_ApplyReferenceAttention", "DP3D_ViewControlNet", "DP3D_Turntable"):  # whose results are
-        one, three = run(grey), run(grey.expand(-1, -1, -1, 3))                     # models, prompts and videos
+        one, three = run(grey), run(grey.expand(-1, -1, -1, 3))  # models, prompts and videos
         for mine, wanted in zip(one, three, strict=True):
             assert torch.equal(mine, wanted) if isinstance(mine, torch.Tensor) else type(mine) is type(wanted)
     else:
@@ -273,8 +317,14 @@ def test_grey_conditions_reach_the_sampler(host, run_workflow):
         Given.values["conditions"] = images
         for name in ("prompt", "control", "conditions"):
             prompt[name] = {"class_type": "Given", "inputs": {"name": name}}
-        inputs = {"positive": ["prompt", 0], "control_net": ["control", 0], "image": ["conditions", 0], "strength": 1.0,
-                  "start_percent": 0.0, "end_percent": 1.0}
+        inputs = {
+            "positive": ["prompt", 0],
+            "control_net": ["control", 0],
+            "image": ["conditions", 0],
+            "strength": 1.0,
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+        }
         if node_type == "ControlNetApplyAdvanced":
             inputs["negative"] = ["prompt", 0]
         prompt["positive"] = {"class_type": node_type, "inputs": inputs}

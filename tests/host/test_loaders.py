@@ -1,4 +1,5 @@
 """Weight files to host objects."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -125,13 +126,16 @@ def test_conventions_come_from_the_file(pack, loading, folder):
     assert len(handlers) == 1, "no handler for the middle block where the file says never"
 
 
-@pytest.mark.parametrize("loader, file, message", [
-    ("load_reference_encoder", "view_controlnet", "holds a view ControlNet, but a reference encoder is needed"),
-    ("load_view_consistency", "unet", "holds a UNet, but a view consistency is needed"),
-    ("load_model", "autoencoder", "holds a autoencoder, but a UNet is needed"),
-    ("load_vae", "unet", "holds a UNet, but a autoencoder is needed"),
-    ("load_novel_view", "unet", "holds a unet network; expected novel_view"),
-])
+@pytest.mark.parametrize(
+    "loader, file, message",
+    [
+        ("load_reference_encoder", "view_controlnet", "holds a view ControlNet, but a reference encoder is needed"),
+        ("load_view_consistency", "unet", "holds a UNet, but a view consistency is needed"),
+        ("load_model", "autoencoder", "holds a autoencoder, but a UNet is needed"),
+        ("load_vae", "unet", "holds a UNet, but a autoencoder is needed"),
+        ("load_novel_view", "unet", "holds a unet network; expected novel_view"),
+    ],
+)
 def test_wrong_kind(loading, folder, loader, file, message):
     with pytest.raises(ValueError, match=message) as error:
         getattr(loading, loader)(folder / f"{file}.safetensors")

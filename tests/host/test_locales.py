@@ -54,8 +54,13 @@ def test_translations_keep_numbers_and_names(english, language):
 
 def test_update_names_what_a_person_has_to_look_at(tmp_path, monkeypatch, english):
     monkeypatch.setattr(locales, "locale_file", lambda language: tmp_path / f"{language}.json")
-    node = {"input": {"required": {"gap": ["INT", {"tooltip": "old"}]}}, "display_name": "Grid", "description": "All.",
-            "output_name": ["IMAGE"], "output_tooltips": ["One."]}
+    node = {
+        "input": {"required": {"gap": ["INT", {"tooltip": "old"}]}},
+        "display_name": "Grid",
+        "description": "All.",
+        "output_name": ["IMAGE"],
+        "output_tooltips": ["One."],
+    }
     locales.update({"A": node})
     for language in locales.LANGUAGES:
         locales.write_json(tmp_path / f"{language}.json", locales.english({"A": node}))

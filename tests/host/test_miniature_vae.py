@@ -1,4 +1,5 @@
 """The miniature's autoencoder as the host's VAE: any size, whole and in tiles."""
+
 from __future__ import annotations
 
 import pytest

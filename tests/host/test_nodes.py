@@ -1,4 +1,5 @@
 """The nodes as the host shows them, and the turntable workflow on random weights."""
+
 from __future__ import annotations
 
 import json
@@ -127,15 +128,21 @@ def test_proxies_of_one_s_own(run_workflow, turntable):
     assert torch.equal(result.values[noise][2], result.values[render][0])
 
 
-@pytest.mark.parametrize("change, message", [
-    (("DP3D_3DAwareNoise", "novel_view", None), "lacks novel_view"),
-    (("DP3D_3DAwareNoise", "proxies", ["1", 3]), "connect one of them"),
-    (("DP3D_CameraTrajectory", "views", 1), "at least 2 views in one batch, got 1"),
-    (("DP3D_RenderCameraConditions", "cameras", "three views"), "3 condition images for 4 views"),
-    (("DP3D_LoadMiniature", "name", "big"), "no unet 'big' .found: miniature, tiny"),
-    (("DP3D_LoadReferenceEncoder", "name", "x.safetensors"), "no reference encoder 'x.safetensors'.*diffportrait3d"),
-    (("DP3D_ViewConsistencySampler", "window_size", 7), "window_size 7 is more than the 6 views"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("DP3D_3DAwareNoise", "novel_view", None), "lacks novel_view"),
+        (("DP3D_3DAwareNoise", "proxies", ["1", 3]), "connect one of them"),
+        (("DP3D_CameraTrajectory", "views", 1), "at least 2 views in one batch, got 1"),
+        (("DP3D_RenderCameraConditions", "cameras", "three views"), "3 condition images for 4 views"),
+        (("DP3D_LoadMiniature", "name", "big"), "no unet 'big' .found: miniature, tiny"),
+        (
+            ("DP3D_LoadReferenceEncoder", "name", "x.safetensors"),
+            "no reference encoder 'x.safetensors'.*diffportrait3d",
+        ),
+        (("DP3D_ViewConsistencySampler", "window_size", 7), "window_size 7 is more than the 6 views"),
+    ],
+)
 def test_errors_name_the_cause(run_workflow, turntable, change, message):
     kind, name, value = change
     inputs = turntable[node_of(turntable, kind)]["inputs"]

@@ -1,4 +1,5 @@
 """Start noise, the release's DDIM, and the host's loop around them."""
+
 from __future__ import annotations
 
 import pytest
@@ -129,9 +130,11 @@ def test_stock_sampler_nodes_give_the_same(host, path, prompt, latent):
     nodes = host.nodes.NODE_CLASS_MAPPINGS
     noise = path.patches.sampling.ViewNoise(3)
     settings = {"preset": "custom", "steps": 3, "eta": 0.5, "start": "t=999"}
-    own = nodes["DP3D_ViewConsistencySampler"].execute(
-        path.model, prompt, dict(latent), noise, cfg=3.0, negative=prompt, **settings
-    ).args[0]
+    own = (
+        nodes["DP3D_ViewConsistencySampler"]
+        .execute(path.model, prompt, dict(latent), noise, cfg=3.0, negative=prompt, **settings)
+        .args[0]
+    )
     sampler, sigmas = nodes["DP3D_ViewConsistencySchedule"].execute(path.model, **settings).args
     guider = nodes["CFGGuider"].execute(path.model, prompt, prompt, 3.0).args[0]
     stock = nodes["SamplerCustomAdvanced"].execute(noise, guider, sampler, sigmas, dict(latent)).args[0]
@@ -141,8 +144,18 @@ def test_stock_sampler_nodes_give_the_same(host, path, prompt, latent):
 @pytest.fixture(scope="module")
 def vae(path):
     """An autoencoder of the host with 8 times smaller latents."""
-    settings = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
-                "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    settings = {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 64,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
     import comfy.ldm.models.autoencoder as autoencoder
 
     shapes = autoencoder.AutoencoderKL(ddconfig=settings, embed_dim=4).state_dict()
@@ -158,9 +171,11 @@ def test_noise_modes(host, path, vae, prompt):
 
     def run(**settings):
         latent, noise, shown = nodes["DP3D_3DAwareNoise"].execute(vae, 64, 5, proxies=proxies, **settings).args
-        views = nodes["DP3D_ViewConsistencySampler"].execute(
-            path.model, prompt, dict(latent), noise, cfg=1.0, preset="custom", steps=2, eta=0.0, start="t=999"
-        ).args[0]["samples"]
+        views = (
+            nodes["DP3D_ViewConsistencySampler"]
+            .execute(path.model, prompt, dict(latent), noise, cfg=1.0, preset="custom", steps=2, eta=0.0, start="t=999")
+            .args[0]["samples"]
+        )
         return latent["samples"], noise.generate_noise(latent), views, shown
 
     latent, noise, views, _ = run()

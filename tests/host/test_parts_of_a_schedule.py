@@ -1,4 +1,5 @@
 """Runs over parts of a schedule, a batch and a picture: each with what it must equal, through the host's nodes."""
+
 from __future__ import annotations
 
 import pytest
@@ -138,9 +139,11 @@ def test_views_out_of_a_batch(bench, noise, node):
 
     def run(latent):
         if node == "ours":
-            return bench.nodes["DP3D_ViewConsistencySampler"].execute(
-                bench.model, bench.prompt, latent, drawn, 1.0, "custom", STEPS, 0.5, "t=999"
-            ).args[0]["samples"]
+            return (
+                bench.nodes["DP3D_ViewConsistencySampler"]
+                .execute(bench.model, bench.prompt, latent, drawn, 1.0, "custom", STEPS, 0.5, "t=999")
+                .args[0]["samples"]
+            )
         sampler, sigmas = bench.schedule(CUSTOM, "t=999", STEPS)
         return bench.nodes[node].execute(drawn, guider, sampler, sigmas, latent).args[0]["samples"]
 
@@ -201,10 +204,22 @@ def test_denoise_is_the_last_part_of_a_longer_schedule(bench):
 
 
 def sample(bench, latent=None, preset="custom", steps=STEPS, **settings):
-    return bench.nodes["DP3D_ViewConsistencySampler"].execute(
-        bench.model, bench.prompt, latent or bench.latent, bench.sampling.ViewNoise(SEED), 1.0, preset, steps, 0.0,
-        "schedule", **settings,
-    ).args[0]["samples"]
+    return (
+        bench.nodes["DP3D_ViewConsistencySampler"]
+        .execute(
+            bench.model,
+            bench.prompt,
+            latent or bench.latent,
+            bench.sampling.ViewNoise(SEED),
+            1.0,
+            preset,
+            steps,
+            0.0,
+            "schedule",
+            **settings,
+        )
+        .args[0]["samples"]
+    )
 
 
 def test_early_end_without_leftover_noise(bench, host):
@@ -225,33 +240,53 @@ def test_no_steps_change_nothing(bench, settings):
     assert torch.equal(sample(bench, **settings), bench.latent["samples"])
 
 
-@pytest.mark.parametrize(("preset", "settings", "message"), [
-    ("release", {"denoise": 0.01}, "preset release with denoise 0.01 takes 5000 steps, and this MODEL has 1000 noise "
-                                   "levels: choose preset custom with fewer steps or a higher denoise"),
-    ("fast", {"denoise": 0.001}, "preset fast with denoise 0.001 takes 8000 steps"),
-])
+@pytest.mark.parametrize(
+    ("preset", "settings", "message"),
+    [
+        (
+            "release",
+            {"denoise": 0.01},
+            "preset release with denoise 0.01 takes 5000 steps, and this MODEL has 1000 noise "
+            "levels: choose preset custom with fewer steps or a higher denoise",
+        ),
+        ("fast", {"denoise": 0.001}, "preset fast with denoise 0.001 takes 8000 steps"),
+    ],
+)
 def test_more_steps_than_noise_levels(bench, preset, settings, message):
     with pytest.raises(ValueError, match=message):
         sample(bench, preset=preset, **settings)
 
 
-@pytest.mark.parametrize(("preset", "steps", "message"), [
-    ("paper", 1, "preset paper takes 100 steps, and this MODEL has 50 noise levels: choose preset custom with 4 to 8 "
-                 "steps and guidance 1, as LCM wants it, or Apply View Consistency with the host's KSampler"),
-    ("custom", 51, "preset custom takes 51 steps, and this MODEL has 50 noise levels: .* 4 to 8 steps"),
-])
+@pytest.mark.parametrize(
+    ("preset", "steps", "message"),
+    [
+        (
+            "paper",
+            1,
+            "preset paper takes 100 steps, and this MODEL has 50 noise levels: choose preset custom with 4 to 8 "
+            "steps and guidance 1, as LCM wants it, or Apply View Consistency with the host's KSampler",
+        ),
+        ("custom", 51, "preset custom takes 51 steps, and this MODEL has 50 noise levels: .* 4 to 8 steps"),
+    ],
+)
 def test_lcm_says_what_to_choose(bench, preset, steps, message):
     lcm = bench.nodes["ModelSamplingDiscrete"]().patch(bench.model, "lcm", False)[0]
-    for node, inputs in (("DP3D_ViewConsistencySchedule", ()), ("DP3D_ViewConsistencySampler",
-                         (bench.prompt, bench.latent, bench.sampling.ViewNoise(SEED), 1.0))):
+    for node, inputs in (
+        ("DP3D_ViewConsistencySchedule", ()),
+        ("DP3D_ViewConsistencySampler", (bench.prompt, bench.latent, bench.sampling.ViewNoise(SEED), 1.0)),
+    ):
         with pytest.raises(ValueError, match=message):
             bench.nodes[node].execute(lcm, *inputs, preset, steps, 0.0, "t=999")
 
 
-@pytest.mark.parametrize(("preset", "said"), [
-    ("release", "preset release, 50 steps of DDIM with eta 0.5"), ("fast", "preset fast, 8 steps of DPM-Solver"),
-    ("custom", "preset custom, 3 steps of DDIM with eta 0.1"),
-])
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [
+        ("release", "preset release, 50 steps of DDIM with eta 0.5"),
+        ("fast", "preset fast, 8 steps of DPM-Solver"),
+        ("custom", "preset custom, 3 steps of DDIM with eta 0.1"),
+    ],
+)
 def test_log_says_what_is_used(bench, caplog, preset, said):
     with caplog.at_level("INFO"):
         bench.nodes["DP3D_ViewConsistencySchedule"].execute(bench.model, preset, 3, 0.1, "t=999")

@@ -48,7 +48,8 @@ def miniature(host, pack):
 def seen(previews, latent_format, samples):
     """What the host's own previewer shows of latents [1, 4, h, w] as they come out of a sampler: [h, w, 3] of 255."""
     previewer = previews.latent_preview.Latent2RGBPreviewer(
-        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
+    )
     return torch.from_numpy(np.asarray(previewer.decode_latent_to_preview(latent_format.process_in(samples))).copy())
 
 

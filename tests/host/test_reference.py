@@ -1,4 +1,5 @@
 """Reference attention in the real host."""
+
 from __future__ import annotations
 
 import pytest
@@ -41,8 +42,17 @@ def run(path, model, negative_tokens=7, cfg=3.0, steps=STEPS, positive=None):
     noise, tokens, negative = draw(VIEWS, 4, 8, 8), draw(1, 7, 32), draw(1, negative_tokens, 32)
     with torch.inference_mode():
         return path.comfy.sample.sample(
-            model, noise, steps, cfg, "ddim", "normal", positive or [[tokens, {}]], [[negative, {}]],
-            torch.zeros(VIEWS, 4, 8, 8), disable_pbar=True, seed=1,
+            model,
+            noise,
+            steps,
+            cfg,
+            "ddim",
+            "normal",
+            positive or [[tokens, {}]],
+            [[negative, {}]],
+            torch.zeros(VIEWS, 4, 8, 8),
+            disable_pbar=True,
+            seed=1,
         )
 
 
@@ -163,8 +173,16 @@ def test_two_positive_prompts(path, references):
 def test_encoder_runs_once_a_step_for_all_windows_of_the_host(host, path, references):
     windows = host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
     model = windows.execute(
-        apply(path, references[:1]), context_length=2, context_overlap=1, context_schedule="standard_static",
-        context_stride=1, closed_loop=False, fuse_method="pyramid", dim=0, freenoise=False, causal_window_fix=False,
+        apply(path, references[:1]),
+        context_length=2,
+        context_overlap=1,
+        context_schedule="standard_static",
+        context_stride=1,
+        closed_loop=False,
+        fuse_method="pyramid",
+        dim=0,
+        freenoise=False,
+        causal_window_fix=False,
     ).args[0]
     seen = lengthened(model)
     with Counter(path.encoder.patcher.model) as batches:

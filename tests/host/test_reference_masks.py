@@ -1,4 +1,5 @@
 """Masks of portraits as Load Image gives them: white on the background of a cut-out, white where somebody painted."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -26,8 +27,9 @@ def vae(path, stock_autoencoder):
 def head(height=SIDE, width=SIDE, shift=0.0, edge=0.0) -> torch.Tensor:
     """1 on a head with shoulders that touch the lower border [H, W]; `edge` makes its outline soft."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    inside = torch.maximum(1 - ((x - shift) ** 2 / 0.25 + (y + 0.1) ** 2 / 0.4),
-                           torch.minimum(y - 0.6, 0.8 - (x - shift).abs()) * 5)
+    inside = torch.maximum(
+        1 - ((x - shift) ** 2 / 0.25 + (y + 0.1) ** 2 / 0.4), torch.minimum(y - 0.6, 0.8 - (x - shift).abs()) * 5
+    )
     return (inside > 0).float() if edge == 0.0 else torch.sigmoid(inside / edge)
 
 
@@ -55,8 +57,17 @@ def run(path, model):
     draw = lambda seed, *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(seed))  # noqa: E731
     with torch.inference_mode():
         return path.comfy.sample.sample(
-            model, draw(1, 2, 4, 8, 8), 1, 3.0, "ddim", "normal", [[draw(2, 1, 7, 32), {}]], [[draw(3, 1, 7, 32), {}]],
-            torch.zeros(2, 4, 8, 8), disable_pbar=True, seed=1,
+            model,
+            draw(1, 2, 4, 8, 8),
+            1,
+            3.0,
+            "ddim",
+            "normal",
+            [[draw(2, 1, 7, 32), {}]],
+            [[draw(3, 1, 7, 32), {}]],
+            torch.zeros(2, 4, 8, 8),
+            disable_pbar=True,
+            seed=1,
         )
 
 
@@ -155,14 +166,23 @@ def test_in_a_graph_it_is_said_on_the_node(host, path, vae, run_workflow, monkey
     server = host.server
     monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, "Networks", Networks)
     monkeypatch.setattr(server, "send_progress_text", lambda text, node_id, sid=None: lines.append((node_id, text)))
-    inputs = {"model": ["networks", 0], "reference_encoder": ["networks", 1], "vae": ["networks", 2],
-              "image": ["portrait", 0], "mask": ["portrait", 1], "strength": 1.0, "start_percent": 0.0,
-              "end_percent": 1.0}
-    run_workflow({
-        "networks": {"class_type": "Networks", "inputs": {}},
-        "portrait": {"class_type": "LoadImage", "inputs": {"image": "cut_out.png"}},
-        "apply": {"class_type": "DP3D_ApplyReferenceAttention", "inputs": inputs},
-        "shown": {"class_type": "PreviewAny", "inputs": {"source": ["apply", 0]}},
-    })
+    inputs = {
+        "model": ["networks", 0],
+        "reference_encoder": ["networks", 1],
+        "vae": ["networks", 2],
+        "image": ["portrait", 0],
+        "mask": ["portrait", 1],
+        "strength": 1.0,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+    }
+    run_workflow(
+        {
+            "networks": {"class_type": "Networks", "inputs": {}},
+            "portrait": {"class_type": "LoadImage", "inputs": {"image": "cut_out.png"}},
+            "apply": {"class_type": "DP3D_ApplyReferenceAttention", "inputs": inputs},
+            "shown": {"class_type": "PreviewAny", "inputs": {"source": ["apply", 0]}},
+        }
+    )
     [(node_id, text)] = lines
     assert node_id == "apply" and "turned round" in text and "set mask_white to read" in text

@@ -1,4 +1,5 @@
 """The authors' release in the host: converted files give the golden numbers, files without metadata are recognised."""
+
 from __future__ import annotations
 
 import tempfile
@@ -148,11 +149,14 @@ def test_files_without_metadata_are_listed_and_loaded(host, pack, tmp_path, narr
         assert all(torch.equal(tensors[name], tensor) for name, tensor in weights[kind].items()), kind
 
 
-@pytest.mark.parametrize(("names", "message"), [
-    (["lora_unet.lora_down.weight"], "it is a LoRA"),
-    (["conditioner.embedders.0.x"], "it is an SDXL checkpoint"),
-    (["zero_convs.0.0.weight"], "it has the keys of an ordinary ControlNet"),
-])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["lora_unet.lora_down.weight"], "it is a LoRA"),
+        (["conditioner.embedders.0.x"], "it is an SDXL checkpoint"),
+        (["zero_convs.0.0.weight"], "it has the keys of an ordinary ControlNet"),
+    ],
+)
 def test_loaders_name_what_they_got_instead(pack, tmp_path, names, message):
     save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "wrong.safetensors")
     loading, view_controlnet = pack.host.loading, pack.patches.view_controlnet

@@ -1,4 +1,5 @@
 """The side of the views comes from the files of the networks, so that a graph outlives weights of another size."""
+
 from __future__ import annotations
 
 import asyncio
@@ -35,18 +36,27 @@ def sized(host, write_networks):
 
 def graph(**changes) -> dict:
     """Load Miniature to start latents and condition images of one view; `changes` go to both resolution widgets."""
+
     def node(class_type, **inputs):
         return {"class_type": class_type, "inputs": inputs}
 
-    camera = {"yaw_min": 0.0, "yaw_max": 0.0, "pitch_min": 0.0, "pitch_max": 0.0, "roll": 0.0, "radius": 2.7,
-              "fov": 13.37}
+    camera = {
+        "yaw_min": 0.0,
+        "yaw_max": 0.0,
+        "pitch_min": 0.0,
+        "pitch_max": 0.0,
+        "roll": 0.0,
+        "radius": 2.7,
+        "fov": 13.37,
+    }
     size = {"resolution": 0, **changes}
     return {
         "base": node("DP3D_LoadMiniature", name="sized"),
         "control": node("DP3D_LoadViewControlNet", name="sized/view_controlnet.safetensors"),
         "path": node("DP3D_CameraTrajectory", kind="arc", views=1, **camera),
         "images": node(
-            "DP3D_RenderCameraConditions", cameras=["path", 0], subject=0, control_net=["control", 0], **size),
+            "DP3D_RenderCameraConditions", cameras=["path", 0], subject=0, control_net=["control", 0], **size
+        ),
         "noise": node("DP3D_3DAwareNoise", vae=["base", 1], cameras=["path", 0], mode="random", seed=0, **size),
         "shown": node("PreviewImage", images=["images", 0]),
         "shown too": node("PreviewImage", images=["noise", 2]),
@@ -68,8 +78,9 @@ def test_zero_is_what_the_files_say(run_workflow, sized, side):
 
 def test_zero_is_the_default(host, pack):
     for name in ("DP3D_RenderCameraConditions", "DP3D_3DAwareNoise"):
-        [widget] = [each for each in host.nodes.NODE_CLASS_MAPPINGS[name].define_schema().inputs
-                    if each.id == "resolution"]
+        [widget] = [
+            each for each in host.nodes.NODE_CLASS_MAPPINGS[name].define_schema().inputs if each.id == "resolution"
+        ]
         assert widget.default == 0
 
 
@@ -137,8 +148,11 @@ def test_shipped_workflows_of_the_miniature_leave_it_to_the_files(repository):
         prompt = json.loads(path.read_text(encoding="utf-8"))
         kinds = {node["class_type"] for node in prompt.values()}
         if "DP3D_LoadMiniature" in kinds:
-            found += [(path.name, node["inputs"]["resolution"]) for node in prompt.values()
-                      if node["class_type"] in ("DP3D_RenderCameraConditions", "DP3D_3DAwareNoise")]
+            found += [
+                (path.name, node["inputs"]["resolution"])
+                for node in prompt.values()
+                if node["class_type"] in ("DP3D_RenderCameraConditions", "DP3D_3DAwareNoise")
+            ]
     assert found and {resolution for _, resolution in found} == {0}, found
 
 

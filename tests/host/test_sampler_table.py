@@ -1,4 +1,5 @@
 """The table of samplers in docs/composition.md, cell by cell."""
+
 from __future__ import annotations
 
 import pytest

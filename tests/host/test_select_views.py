@@ -1,4 +1,5 @@
 """Select Views and Join Views: parts of a batch, whole again, and one view made anew among the others."""
+
 from __future__ import annotations
 
 import pytest
@@ -37,8 +38,16 @@ def cameras():
 
 @pytest.fixture(scope="module")
 def select(host, pack):
-    def run(numbers="0", choose="numbers", yaw=(-180.0, 180.0), pitch=(-90.0, 90.0), at=(0.0, 0.0), count=1,
-            invert=False, **batches):
+    def run(
+        numbers="0",
+        choose="numbers",
+        yaw=(-180.0, 180.0),
+        pitch=(-90.0, 90.0),
+        at=(0.0, 0.0),
+        count=1,
+        invert=False,
+        **batches,
+    ):
         node = host.nodes.NODE_CLASS_MAPPINGS["DP3D_SelectViews"]
         return node.execute(choose, numbers, *yaw, *pitch, *at, count, invert, **batches).args
 
@@ -47,14 +56,16 @@ def select(host, pack):
 
 @pytest.fixture(scope="module")
 def join(host, pack):
-    return lambda selection, **batches: host.nodes.NODE_CLASS_MAPPINGS["DP3D_JoinViews"].execute(
-        selection, **batches).args
+    return lambda selection, **batches: (
+        host.nodes.NODE_CLASS_MAPPINGS["DP3D_JoinViews"].execute(selection, **batches).args
+    )
 
 
 def same(found: dict, expected: dict) -> bool:
     return found.keys() == expected.keys() and all(
         torch.equal(value, expected[key]) if isinstance(value, torch.Tensor) else value == expected[key]
-        for key, value in found.items())
+        for key, value in found.items()
+    )
 
 
 @pytest.mark.parametrize("numbers", ["0", "4, 1", "-1", "4-0"])
@@ -147,10 +158,24 @@ def test_open_sockets_stop_only_what_hangs_on_them(run_workflow, host, monkeypat
 
     monkeypatch.setattr(host.server, "send_sync", record)
     image = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 3, "color": 255}}
-    inputs = {"choose": "numbers", "numbers": "1", "yaw_min": -180, "yaw_max": 180, "pitch_min": -90, "pitch_max": 90,
-              "yaw": 0, "pitch": 0, "count": 1, "invert": False, "images": ["image", 0]}
-    prompt = {"image": image, "select": {"class_type": "DP3D_SelectViews", "inputs": inputs},
-              "shown": {"class_type": "PreviewImage", "inputs": {"images": ["select", 1]}}}
+    inputs = {
+        "choose": "numbers",
+        "numbers": "1",
+        "yaw_min": -180,
+        "yaw_max": 180,
+        "pitch_min": -90,
+        "pitch_max": 90,
+        "yaw": 0,
+        "pitch": 0,
+        "count": 1,
+        "invert": False,
+        "images": ["image", 0],
+    }
+    prompt = {
+        "image": image,
+        "select": {"class_type": "DP3D_SelectViews", "inputs": inputs},
+        "shown": {"class_type": "PreviewImage", "inputs": {"images": ["select", 1]}},
+    }
     assert run_workflow(prompt).values["select"][1].shape == (1, 8, 8, 3)
     prompt["cameras"] = {"class_type": "PreviewAny", "inputs": {"source": ["select", 2]}}
     result = run_workflow(prompt)
@@ -165,8 +190,14 @@ def sample(host, path, latent, seed, images, views=True):
     positive = path.patches.view_controlnet.apply_view_controlnet([[draw(4, 1, 7, 32), {}]], path.control_net, images)
     node = host.nodes.NODE_CLASS_MAPPINGS["DP3D_ViewConsistencySampler"]
     return node.execute(
-        path.model, positive, dict(latent), path.patches.sampling.ViewNoise(seed), cfg=2.0, start="schedule",
-        view_consistency=path.views if views else None, **SCHEDULE,
+        path.model,
+        positive,
+        dict(latent),
+        path.patches.sampling.ViewNoise(seed),
+        cfg=2.0,
+        start="schedule",
+        view_consistency=path.views if views else None,
+        **SCHEDULE,
     ).args[0]
 
 

@@ -1,5 +1,6 @@
 """The ordinary way in: the host's own loaders, with files as they lie on everybody's disk. The checkpoint is of SD1.5's
 family and 320 channels wide, with two levels instead of four, and has random weights."""
+
 from __future__ import annotations
 
 import shutil
@@ -60,8 +61,11 @@ def files(host, pack, stock_autoencoder):
         for folder, tensors in stock.items():
             (models / folder).mkdir(exist_ok=True)
             save_file(tensors, models / folder / NAME)
-        ours = {"controlnet": "view_controlnet", "diffportrait3d/reference": "reference_encoder",
-                "diffportrait3d/views": "view_consistency"}
+        ours = {
+            "controlnet": "view_controlnet",
+            "diffportrait3d/reference": "reference_encoder",
+            "diffportrait3d/views": "view_consistency",
+        }
         for folder, kind in ours.items():
             save_network(models / folder / NAME, random_network(kind), kind, torch.float16)
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -83,8 +87,14 @@ def graph(**changes) -> dict:
     nodes = {
         "checkpoint": node("CheckpointLoaderSimple", ckpt_name=NAME),
         "unet": node("CheckpointLoaderSimple", ckpt_name=NAME),
-        "lora": node("LoraLoader", model=["unet", 0], clip=["checkpoint", 1], lora_name=NAME, strength_model=0.5,
-                     strength_clip=0.5),
+        "lora": node(
+            "LoraLoader",
+            model=["unet", 0],
+            clip=["checkpoint", 1],
+            lora_name=NAME,
+            strength_model=0.5,
+            strength_clip=0.5,
+        ),
         "vae": node("VAELoader", vae_name=NAME),
         "control": node("ControlNetLoader", control_net_name=NAME),
         "encoder": node("DP3D_LoadReferenceEncoder", name=f"reference/{NAME}"),
@@ -92,18 +102,55 @@ def graph(**changes) -> dict:
         "positive": node("CLIPTextEncode", clip=["lora", 1], text="an oil painting"),
         "negative": node("CLIPTextEncode", clip=["lora", 1], text="a photograph"),
         "portrait": node("LoadImage", image="stock.png"),
-        "path": node("DP3D_CameraTrajectory", kind="arc", views=VIEWS, yaw_min=-30.0, yaw_max=30.0, pitch_min=0.0,
-                     pitch_max=0.0, roll=0.0, radius=2.7, fov=13.37),
+        "path": node(
+            "DP3D_CameraTrajectory",
+            kind="arc",
+            views=VIEWS,
+            yaw_min=-30.0,
+            yaw_max=30.0,
+            pitch_min=0.0,
+            pitch_max=0.0,
+            roll=0.0,
+            radius=2.7,
+            fov=13.37,
+        ),
         "pictures": node("DP3D_RenderCameraConditions", cameras=["path", 0], resolution=64, subject=0),
-        "reference": node("DP3D_ApplyReferenceAttention", model=["lora", 0], reference_encoder=["encoder", 0],
-                          vae=["vae", 0], image=["portrait", 0], strength=1.0, start_percent=0.0, end_percent=1.0),
-        "cameras": node("DP3D_ViewControlNet", positive=["positive", 0], control_net=["control", 0],
-                        image=["pictures", 0], strength=1.0, start_percent=0.0, end_percent=1.0),
-        "noise": node("DP3D_3DAwareNoise", vae=["vae", 0], cameras=["path", 0], proxies=["pictures", 0], resolution=64,
-                      seed=0),
-        "sampler": node("DP3D_ViewConsistencySampler", model=["reference", 0], positive=["cameras", 0],
-                        negative=["negative", 0], latent=["noise", 0], noise=["noise", 1],
-                        view_consistency=["views", 0], cfg=3.0, preset="custom", steps=2, eta=0.5, start="t=999"),
+        "reference": node(
+            "DP3D_ApplyReferenceAttention",
+            model=["lora", 0],
+            reference_encoder=["encoder", 0],
+            vae=["vae", 0],
+            image=["portrait", 0],
+            strength=1.0,
+            start_percent=0.0,
+            end_percent=1.0,
+        ),
+        "cameras": node(
+            "DP3D_ViewControlNet",
+            positive=["positive", 0],
+            control_net=["control", 0],
+            image=["pictures", 0],
+            strength=1.0,
+            start_percent=0.0,
+            end_percent=1.0,
+        ),
+        "noise": node(
+            "DP3D_3DAwareNoise", vae=["vae", 0], cameras=["path", 0], proxies=["pictures", 0], resolution=64, seed=0
+        ),
+        "sampler": node(
+            "DP3D_ViewConsistencySampler",
+            model=["reference", 0],
+            positive=["cameras", 0],
+            negative=["negative", 0],
+            latent=["noise", 0],
+            noise=["noise", 1],
+            view_consistency=["views", 0],
+            cfg=3.0,
+            preset="custom",
+            steps=2,
+            eta=0.5,
+            start="t=999",
+        ),
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["vae", 0]),
         "shown": node("PreviewImage", images=["decode", 0]),
     }

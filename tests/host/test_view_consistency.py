@@ -1,4 +1,5 @@
 """View consistency in the real host."""
+
 from __future__ import annotations
 
 import pytest
@@ -32,8 +33,16 @@ def run(path, model, prompts, views=VIEWS, cfg=3.0, sampler="ddim"):
     noise = torch.randn(views, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     with torch.inference_mode():
         return path.comfy.sample.sample(
-            model, noise, STEPS, cfg, sampler, "normal", *prompts, torch.zeros(views, 4, 8, 8),
-            disable_pbar=True, seed=1,
+            model,
+            noise,
+            STEPS,
+            cfg,
+            sampler,
+            "normal",
+            *prompts,
+            torch.zeros(views, 4, 8, 8),
+            disable_pbar=True,
+            seed=1,
         )
 
 
@@ -126,8 +135,16 @@ def test_any_number_of_views_from_two_up(path, prompts):
 def test_windows_of_the_host(host, path, prompts):
     windows = host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
     model = windows.execute(
-        apply(path), context_length=4, context_overlap=2, context_schedule="standard_static", context_stride=1,
-        closed_loop=False, fuse_method="pyramid", dim=0, freenoise=False, causal_window_fix=False,
+        apply(path),
+        context_length=4,
+        context_overlap=2,
+        context_schedule="standard_static",
+        context_stride=1,
+        closed_loop=False,
+        fuse_method="pyramid",
+        dim=0,
+        freenoise=False,
+        causal_window_fix=False,
     ).args[0]
     assert torch.isfinite(run(path, model, prompts, views=10)).all()
     model.model_options["context_handler"].context_length = 8

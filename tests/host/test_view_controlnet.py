@@ -1,4 +1,5 @@
 """View ControlNet in the real host."""
+
 from __future__ import annotations
 
 import pytest
@@ -36,8 +37,17 @@ def run(path, positive, negative, model=None, views=VIEWS, cfg=3.0):
     noise = torch.randn(views, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     with torch.inference_mode():
         return path.comfy.sample.sample(
-            model or path.model, noise, STEPS, cfg, "ddim", "normal", positive, negative,
-            torch.zeros(views, 4, 8, 8), disable_pbar=True, seed=1,
+            model or path.model,
+            noise,
+            STEPS,
+            cfg,
+            "ddim",
+            "normal",
+            positive,
+            negative,
+            torch.zeros(views, 4, 8, 8),
+            disable_pbar=True,
+            seed=1,
         )
 
 
@@ -103,12 +113,18 @@ def test_hints_follow_the_windows_of_the_host(host, path, prompt, images):
     six = torch.rand(6, 64, 64, 3, generator=torch.Generator().manual_seed(6))
     windows = host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
     model = windows.execute(
-        path.model, context_length=4, context_overlap=2, context_schedule="standard_static", context_stride=1,
-        closed_loop=False, fuse_method="pyramid", dim=0, freenoise=False, causal_window_fix=False,
+        path.model,
+        context_length=4,
+        context_overlap=2,
+        context_schedule="standard_static",
+        context_stride=1,
+        closed_loop=False,
+        fuse_method="pyramid",
+        dim=0,
+        freenoise=False,
+        causal_window_fix=False,
     ).args[0]
-    hints = hints_seen(
-        path.control_net, lambda: run(path, apply(path, prompt, six), prompt, model=model, views=6)
-    )
+    hints = hints_seen(path.control_net, lambda: run(path, apply(path, prompt, six), prompt, model=model, views=6))
     expected = six.movedim(-1, 1) * 2 - 1
     assert len(hints) == 2 * STEPS
     assert torch.allclose(hints[0], expected[0:4]) and torch.allclose(hints[1], expected[2:6])
@@ -128,9 +144,7 @@ def test_strength_and_percent_range(path, prompt, images):
 
 
 def test_control_net_of_the_host_s_loader_gets_our_range(path, prompt, images):
-    stock = path.comfy.controlnet.ControlNet(
-        path.control_net.control_model, load_device=path.control_net.load_device
-    )
+    stock = path.comfy.controlnet.ControlNet(path.control_net.control_model, load_device=path.control_net.load_device)
     views = run(path, apply(path, prompt, images, control_net=stock), prompt)
     assert torch.equal(views, run(path, apply(path, prompt, images), prompt))
     with pytest.raises(ValueError, match="not T2IAdapter"):

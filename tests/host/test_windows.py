@@ -1,4 +1,5 @@
 """More views than the cross-view modules hold, in the real host."""
+
 from __future__ import annotations
 
 import logging
@@ -44,7 +45,16 @@ def run(path, model, prompts, views=8, noise=None, steps=STEPS, sampler="ddim", 
     noise = draw(6, views, 4, 8, 8) if noise is None else noise
     with torch.inference_mode():
         return path.comfy.sample.sample(
-            model, noise, steps, cfg, sampler, "normal", *prompts, torch.zeros_like(noise), disable_pbar=True, seed=1,
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            "normal",
+            *prompts,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=1,
             callback=callback,
         )
 
@@ -142,10 +152,21 @@ def test_stock_sampler_nodes_and_ours_give_the_same(host, path, prompts):
     nodes, latent = host.nodes.NODE_CLASS_MAPPINGS, {"samples": torch.zeros(7, 4, 8, 8)}
     settings, windows = {"preset": "custom", "steps": 2, "eta": 0.5, "start": "t=999"}, {"closed_orbit": True}
     noise = path.patches.sampling.ViewNoise(3)
-    own = nodes["DP3D_ViewConsistencySampler"].execute(
-        path.model, prompts[0], dict(latent), noise, cfg=3.0, negative=prompts[1], view_consistency=path.views,
-        **settings, **windows,
-    ).args[0]
+    own = (
+        nodes["DP3D_ViewConsistencySampler"]
+        .execute(
+            path.model,
+            prompts[0],
+            dict(latent),
+            noise,
+            cfg=3.0,
+            negative=prompts[1],
+            view_consistency=path.views,
+            **settings,
+            **windows,
+        )
+        .args[0]
+    )
     model = nodes["DP3D_ApplyViewConsistency"].execute(path.model, path.views, **windows).args[0]
     sampler, sigmas = nodes["DP3D_ViewConsistencySchedule"].execute(model, **settings).args
     guider = nodes["CFGGuider"].execute(model, *prompts, 3.0).args[0]
@@ -263,9 +284,21 @@ def test_log_of_an_error_inside_a_window(path, prompts, caplog):
 def test_windows_of_the_host_go_on_telling(path, prompts, host, caplog):
     """Context windows that a person has set up by the host's own node keep the host's lines."""
     caplog.set_level(logging.INFO)
-    model = host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"].execute(
-        apply(path), context_length=4, context_overlap=1, context_schedule="standard_static", context_stride=1,
-        closed_loop=False, fuse_method="pyramid", dim=0, freenoise=False, causal_window_fix=False,
-    ).args[0]
+    model = (
+        host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
+        .execute(
+            apply(path),
+            context_length=4,
+            context_overlap=1,
+            context_schedule="standard_static",
+            context_stride=1,
+            closed_loop=False,
+            fuse_method="pyramid",
+            dim=0,
+            freenoise=False,
+            causal_window_fix=False,
+        )
+        .args[0]
+    )
     run(path, model, prompts)
     assert sum(line.startswith("Context window 1/") for line in window_lines(caplog)) == STEPS

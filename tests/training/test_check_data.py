@@ -176,7 +176,9 @@ def test_splits_that_training_needs(data, capsys):
     edit(data, lambda subjects: [subject.update(split="test") for subject in subjects])
     assert check_data.main([str(data), "--quick"]) == 1
     assert [line[:28] for line in capsys.readouterr().out.splitlines()[:2]] == [
-        "no subjects in split 'train'", "no subjects in split 'val': "]
+        "no subjects in split 'train'",
+        "no subjects in split 'val': ",
+    ]
 
 
 def test_a_header_without_resolution(data, capsys):

@@ -42,8 +42,9 @@ def test_the_command_adds_colours_and_changes_nothing_else(file, tmp_path, capsy
     assert "of 255" in capsys.readouterr().out
     before, after = read_tensors(file), read_tensors(out)
     assert list(before) == list(after)
-    assert all(torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype
-               for name, tensor in before.items())
+    assert all(
+        torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in before.items()
+    )
     metadata = read_metadata(out)
     colours = metadata.pop("latent_rgb")
     assert metadata == read_metadata(file)
@@ -59,12 +60,15 @@ def test_it_may_write_in_place_and_again(file):
     assert set(read_metadata(file)["latent_rgb"]) == {"factors", "bias"}
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["gone.safetensors"], "There is no file gone.safetensors"),
-    (["{file}", "--people", "0"], "--people must be at least 1, not 0"),
-    (["{unet}"], "holds a unet network; expected autoencoder"),
-    (["{file}", "--ict", "gone.npz"], "gone.npz"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.safetensors"], "There is no file gone.safetensors"),
+        (["{file}", "--people", "0"], "--people must be at least 1, not 0"),
+        (["{unet}"], "holds a unet network; expected autoencoder"),
+        (["{file}", "--ict", "gone.npz"], "gone.npz"),
+    ],
+)
 def test_errors_are_one_sentence(file, tmp_path, capsys, arguments, message):
     unet = tmp_path / "unet.safetensors"
     save_network(unet, UNet(UNetConfig(model_channels=32, context_dim=32)), "unet")

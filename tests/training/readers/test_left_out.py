@@ -59,19 +59,30 @@ def broken_inside(data: bytes) -> bytes:
 def spoil(path: Path, how: str) -> None:
     """Pillow raises something else for each of these."""
     data = path.read_bytes()
-    path.write_bytes({
-        "cut off": lambda: data[: len(data) // 2],
-        "a broken start": lambda: data[:33] + b"\xff" * 8 + data[41:],
-        "broken inside": lambda: broken_inside(data),
-        "too large": huge_png,
-        "empty": lambda: b"",
-        "text": lambda: b"<html>404</html>",
-    }[how]())
+    path.write_bytes(
+        {
+            "cut off": lambda: data[: len(data) // 2],
+            "a broken start": lambda: data[:33] + b"\xff" * 8 + data[41:],
+            "broken inside": lambda: broken_inside(data),
+            "too large": huge_png,
+            "empty": lambda: b"",
+            "text": lambda: b"<html>404</html>",
+        }[how]()
+    )
 
 
-@pytest.mark.parametrize(("how", "workers"), [
-    ("cut off", 1), ("a broken start", 1), ("broken inside", 1), ("too large", 1), ("empty", 1), ("text", 1),
-    ("broken inside", 2)])
+@pytest.mark.parametrize(
+    ("how", "workers"),
+    [
+        ("cut off", 1),
+        ("a broken start", 1),
+        ("broken inside", 1),
+        ("too large", 1),
+        ("empty", 1),
+        ("text", 1),
+        ("broken inside", 2),
+    ],
+)
 def test_a_damaged_image_leaves_out_its_person(exported, tmp_path, capsys, how, workers):
     out, bad = tmp_path / "set", exported / "seed0001" / "02.png"
     whole = bad.read_bytes()
@@ -153,7 +164,8 @@ def test_one_damaged_render_for_the_conditions(exported, tmp_path, capsys):
     assert "skipped panohead-seed0002: Condition picture" in said and "Render every camera of 'cameras.json'" in said
     subjects = read_manifest(out)[1]
     assert [s["id"][-1] for s in subjects] == ["0", "1", "3"] and {s["conditions"] for s in subjects} == {
-        "given by eg3d"}
+        "given by eg3d"
+    }
     check_data.main([str(out)])
     assert "note: left out of panohead: panohead-seed0002: Condition picture" in capsys.readouterr().out
 
@@ -166,7 +178,8 @@ def nersemble_command(root: Path, out: Path, *arguments, train: int = 3, views: 
     split = write_json(root.parent / "split.json", {"train": [f"nersemble-{k:03d}" for k in (18, 30, 101)]})
     rest = ["--landmarks", root.parent / "points"] if points else []
     return run_import(
-        "nersemble", "--source", root, *counts, "--split-file", split, "--resolution", "32", *rest, *arguments, out=out)
+        "nersemble", "--source", root, *counts, "--split-file", split, "--resolution", "32", *rest, *arguments, out=out
+    )
 
 
 def rename(path: Path) -> None:
@@ -175,36 +188,67 @@ def rename(path: Path) -> None:
 
 TROUBLE = {
     "no colour calibration": (
-        2, lambda p: (p / "calibration/color_calibration.json").unlink(),
-        "there is no colour calibration '{folder}/calibration/color_calibration.json'; --no-colour-correction does"),
+        2,
+        lambda p: (p / "calibration/color_calibration.json").unlink(),
+        "there is no colour calibration '{folder}/calibration/color_calibration.json'; --no-colour-correction does",
+    ),
     "damaged colour calibration": (
-        2, lambda p: (p / "calibration/color_calibration.json").write_text("{"), "(colour calibration) cannot be read"),
+        2,
+        lambda p: (p / "calibration/color_calibration.json").write_text("{"),
+        "(colour calibration) cannot be read",
+    ),
     "colour calibration of another form": (
-        2, lambda p: (p / "calibration/color_calibration.json").write_text(json.dumps(dict.fromkeys(SERIALS, "x"))),
-        "ValueError: could not convert string to float"),
+        2,
+        lambda p: (p / "calibration/color_calibration.json").write_text(json.dumps(dict.fromkeys(SERIALS, "x"))),
+        "ValueError: could not convert string to float",
+    ),
     "renamed calibration": (
-        2, lambda p: rename(p / "calibration/camera_params.json"),
-        "participant 030: there is neither 'camera_params.json' (v1) nor 'calibration/camera_params.json' (v2)"),
+        2,
+        lambda p: rename(p / "calibration/camera_params.json"),
+        "participant 030: there is neither 'camera_params.json' (v1) nor 'calibration/camera_params.json' (v2)",
+    ),
     "renamed calibration of v1": (1, lambda p: rename(p / "camera_params.json"), "participant 030: there is neither"),
     "damaged calibration": (
-        1, lambda p: (p / "camera_params.json").write_text("{"), "participant 030: '{folder}/camera_params.json'"),
+        1,
+        lambda p: (p / "camera_params.json").write_text("{"),
+        "participant 030: '{folder}/camera_params.json'",
+    ),
     "calibration of another form": (
-        1, lambda p: (p / "camera_params.json").write_text('{"world_2_cam": {"1": [1, 2]}, "intrinsics": [[1]]}'),
-        "participant 030: '{folder}/camera_params.json' needs 'world_2_cam'"),
+        1,
+        lambda p: (p / "camera_params.json").write_text('{"world_2_cam": {"1": [1, 2]}, "intrinsics": [[1]]}'),
+        "participant 030: '{folder}/camera_params.json' needs 'world_2_cam'",
+    ),
     "renamed participant": (
-        1, lambda p: p.rename(p.with_name("p030")), "participant p030: its folder's name is no participant's number"),
+        1,
+        lambda p: p.rename(p.with_name("p030")),
+        "participant p030: its folder's name is no participant's number",
+    ),
     "damaged videos": (
-        2, lambda p: [v.write_bytes(b"x") for v in p.rglob("*.mp4")], "participant 030, sequence EMO-1-shout+laugh: v"),
+        2,
+        lambda p: [v.write_bytes(b"x") for v in p.rglob("*.mp4")],
+        "participant 030, sequence EMO-1-shout+laugh: v",
+    ),
     "damaged pictures": (
-        1, lambda p: [v.write_bytes(v.read_bytes()[:60]) for v in p.rglob("*.png")], "skipped nersemble-030-"),
+        1,
+        lambda p: [v.write_bytes(v.read_bytes()[:60]) for v in p.rglob("*.png")],
+        "skipped nersemble-030-",
+    ),
     "no colour correction of v1": (
-        1, lambda p: shutil.rmtree(p / "annotations"), "there is no colour correction '{folder}/annotations"),
+        1,
+        lambda p: shutil.rmtree(p / "annotations"),
+        "there is no colour correction '{folder}/annotations",
+    ),
     "damaged colour correction of v1": (
-        1, lambda p: [f.write_bytes(b"") for f in p.rglob("*.npy")], "skipped nersemble-030-"),
+        1,
+        lambda p: [f.write_bytes(b"") for f in p.rglob("*.npy")],
+        "skipped nersemble-030-",
+    ),
     "no sequences": (1, lambda p: shutil.rmtree(p / "sequences"), "participant 030: it has no sequences"),
     "too few cameras": (
-        1, lambda p: [f.unlink() for s in SERIALS[:2] for f in p.rglob(f"cam_{s}.png")],
-        "participant 030, sequence EMO-1-shout+laugh: at most 3 calibrated cameras see a time step, --views asks"),
+        1,
+        lambda p: [f.unlink() for s in SERIALS[:2] for f in p.rglob(f"cam_{s}.png")],
+        "participant 030, sequence EMO-1-shout+laugh: at most 3 calibrated cameras see a time step, --views asks",
+    ),
 }
 
 
@@ -244,9 +288,15 @@ def test_extraction_goes_on_behind_a_damaged_picture(whole, tmp_path, capsys):
 
 SMALL = {
     "more views than cameras": (
-        {"views": 9}, (), "participant 018, sequence EMO-1-shout+laugh: at most 5 calibrated cameras see a time step"),
+        {"views": 9},
+        (),
+        "participant 018, sequence EMO-1-shout+laugh: at most 5 calibrated cameras see a time step",
+    ),
     "a pattern that matches nothing": (
-        {}, ("--sequences", "GLASSES"), "participant 018: none of its 2 sequences matches --sequences GLASSES"),
+        {},
+        ("--sequences", "GLASSES"),
+        "participant 018: none of its 2 sequences matches --sequences GLASSES",
+    ),
 }
 
 

@@ -122,8 +122,11 @@ def test_binary_models_and_empty_folders_say_what_to_do(tmp_path, capsys):
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_dataset_json_with_a_byte_order_mark_and_wrapped_labels(tmp_path, encoding):
     labels = write_sets(tmp_path / "sets")
-    rows = {f"{person}/images/view_{view:03d}.png": [label.tolist()]
-            for person, cameras in labels.items() for view, label in enumerate(cameras)}
+    rows = {
+        f"{person}/images/view_{view:03d}.png": [label.tolist()]
+        for person, cameras in labels.items()
+        for view, label in enumerate(cameras)
+    }
     (tmp_path / "sets/dataset.json").write_text(json.dumps({"labels": rows}), encoding=encoding)
     assert run(tmp_path / "sets", tmp_path / "out") == 0
     _, subjects = read_manifest(tmp_path / "out")
