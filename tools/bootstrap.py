@@ -24,7 +24,7 @@ VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / ".setup-stamp"
 TORCH_SPEC = "torch==2.13.0"
 REQUIREMENTS = [PACK / "tools/requirements-host.txt", PACK / "tools/requirements-dev.txt"]
-PACKAGES = ("diffportrait3d", "training", "evaluation", "tools")
+CLONE_PACKAGES = ("training", "evaluation", "tools")  # not installed: too general a name for anybody's Python
 
 
 class SetupError(RuntimeError):
@@ -46,9 +46,8 @@ def requirement_files() -> list[Path]:
 def fingerprint(files: list[Path]) -> str:
     """Hash of everything that decides what is in the venv."""
     digest = hashlib.sha256()
-    present = [name for name in PACKAGES if (PACK / name).is_dir()]  # an editable install maps what exists
-    digest.update(repr((torch_spec(), sys.version_info[:2], str(PACK), present)).encode())
-    for path in [*files, PACK / "pyproject.toml"]:
+    digest.update(repr((torch_spec(), sys.version_info[:2], str(PACK))).encode())
+    for path in [*files, PACK / "pyproject.toml", Path(__file__)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -67,6 +66,22 @@ def pip(step: str, *arguments: str | Path) -> None:
     run(step, VENV_PYTHON, "-m", "pip", "install", *options, *arguments)
 
 
+def link_clone_packages() -> None:
+    """Make the clone's own packages importable in `.venv` from any folder.
+
+    By links in a folder of their own: with the repository's root on sys.path, our nodes/ would hide ComfyUI's nodes.py.
+    """
+    links = VENV / "clone"
+    links.mkdir(exist_ok=True)
+    for name in CLONE_PACKAGES:
+        link = links / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(PACK / name, target_is_directory=True)
+    command = [VENV_PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    Path(packages, "clone.pth").write_text(f"{links}\n", encoding="utf-8")
+
+
 def setup() -> Path:
     """Bring `.venv/` and the host up to date; returns the host's folder."""
     files = requirement_files()
@@ -82,6 +97,7 @@ def setup() -> Path:
             *listed,
         )
         pip("Installing this project (editable)", "--no-deps", "--no-build-isolation", "-e", PACK)
+        link_clone_packages()
         part = STAMP.with_suffix(".part")
         part.write_text(wanted, encoding="utf-8")
         os.replace(part, STAMP)
