@@ -18,7 +18,7 @@ def begin_package(package: str) -> None:
     leaves at once until `run_main`: modules are being imported, and some would swallow the exception."""
     arguments = sys.orig_argv
     module = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
-    if module.startswith(f"{package}.") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if f"{module}.".startswith(f"{package}.") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
 

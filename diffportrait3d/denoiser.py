@@ -42,6 +42,12 @@ class Denoiser(nn.Module):
         self.reference_timestep = reference_timestep
         self.middle_view_attention = middle_view_attention
 
+    def with_networks(self, **networks: nn.Module | None) -> Denoiser:
+        """One that shares these networks but for those given, under the names of the arguments; None leaves one out."""
+        own = ("unet", "reference_encoder", "view_controlnet", "view_consistency")
+        settings = {"reference_timestep": self.reference_timestep, "middle_view_attention": self.middle_view_attention}
+        return Denoiser(**{name: getattr(self, name) for name in own} | settings | networks)
+
     def bank(self, reference_latents: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
         """Tokens of R references of one person, joined (paper eq. 5).
 

@@ -8,12 +8,18 @@ is said in the image's `notes`, and the caller reports them.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image
+from torch import Tensor
 
+from .files import write_atomically
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of the files that a folder is searched for
 BACKGROUND, BACKGROUND_NAME = 255, "white"  # under transparent areas; also `evaluation.paper`'s "without background"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,7 +44,7 @@ class ImageError(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.args[0]} is not a picture that can be read: {self.reason}"
+        return f"{self.args[0]} is not an image that can be read: {self.reason}"
 
 
 class UserImage(NamedTuple):
@@ -60,6 +66,10 @@ class UserImage(NamedTuple):
             return self.pixels.astype(np.float32) / 255
         return self.pixels
 
+    def as_tensor(self) -> Tensor:
+        """float32 [3, H, W] in [0, 1]."""
+        return torch.from_numpy(self.as_floats()).permute(2, 0, 1).contiguous()
+
 
 class NoteLog:
     """Logs every note once, with the first file that has it: a data set of cut-outs needs one line, not thousands."""
@@ -75,12 +85,13 @@ class NoteLog:
         return image
 
 
-def read_image(path: Path) -> UserImage:
+def read_image(path: str | os.PathLike) -> UserImage:
     """The file as upright RGB.
 
     Raises:
         ImageError: it is missing, damaged, too large for Pillow's limit, no image, or its values have no known scale.
     """
+    path = Path(path)
     try:
         with Image.open(path) as file:
             return _decoded(file)
@@ -179,3 +190,9 @@ def _deep_opacity(image: Image.Image) -> np.ndarray:
     key = image.info.get("transparency")
     values = np.asarray(image)
     return np.ones(values.shape, bool) if key is None else values != key
+
+
+def save_image(path: str | os.PathLike, image: Tensor) -> None:
+    """Writes an image [3, H, W] in [0, 1] as PNG, whole or not at all; WriteError says why it cannot be written."""
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()  # [H, W, 3]
+    write_atomically(Path(path), lambda file: Image.fromarray(pixels).save(file, "PNG"))

@@ -1,9 +1,9 @@
 """The method from a portrait to novel views in plain torch, in the order of the paper's Figure 2.
 
     pipeline = Pipeline.from_folder("weights/miniature")
-    views = pipeline(portrait, trajectory("arc", 16))  # portrait [1, 3, H, W] -> views [16, 3, H, W], in [0, 1]
+    views = pipeline(portrait, trajectory("arc", 16))  # portrait [1, 3, H, W] -> views [16, 3, S, S], in [0, 1]
 
-Evaluation and the command ``python -m diffportrait3d`` run this; inside ComfyUI the host's own UNet, ControlNet and
+The command `python -m diffportrait3d` and the evaluation run this; inside ComfyUI the host's own UNet, ControlNet and
 samplers do the same work with patches, and tests hold both to the same numbers.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cameras.labels import orbit_camera
 from .choices import check_choice
@@ -28,8 +28,10 @@ from .views import view_windows, window_weights
 from .weights.files import load_network
 
 SOLVERS = ("dpmpp_2m", "ddim")
+STARTS = ("proxies", "independent", "shared")
 GUIDANCE = 3.0  # paper, section 4.1
 ETA = 0.5  # the release's DDIM
+WINDOW = 8  # views that attend to each other, where the weights don't say how many they were trained with
 WINDOW_OVERLAP = 2  # views that neighbouring windows share
 
 
@@ -38,10 +40,13 @@ class Sampling:
     """How the views are denoised.
 
     Attributes:
-        steps: of the solver. solver: one of SOLVERS.
+        steps: of the solver.
+        solver: one of SOLVERS.
         eta: fresh noise per step, of DDIM alone.
         guidance: scale of classifier-free guidance over appearance and camera together; 1 runs no second pass.
-        overlap: views that neighbouring windows share, where there are more views than view consistency holds.
+        guided: timesteps at which guidance acts, from the first to before the second.
+        window: views that attend to each other; None: as many as the weights were trained with.
+        overlap: views that neighbouring windows share.
         closed: the last view is the neighbour of the first.
     """
 
@@ -49,6 +54,8 @@ class Sampling:
     solver: str = "dpmpp_2m"
     eta: float = ETA
     guidance: float = GUIDANCE
+    guided: tuple[int, int] = (0, 1000)
+    window: int | None = None
     overlap: int = WINDOW_OVERLAP
     closed: bool = False
 
@@ -60,12 +67,12 @@ class Pipeline:
     """All networks of the method in float32, and what turns a portrait into views.
 
     Args:
-        denoiser: F with F_ref, F_cam and view consistency.
+        denoiser: F with F_ref, F_cam and view consistency; what it lacks plays no part.
         autoencoder: between images and latents.
         novel_view: S, which draws the proxy views.
         schedule: that F was trained with.
         window: views that attend to each other at once; more are denoised in overlapping windows.
-        device: where the networks run; images come and go on the CPU.
+        device: where the networks run; images are given and returned on the CPU.
     """
 
     def __init__(
@@ -74,7 +81,7 @@ class Pipeline:
         autoencoder: AutoencoderKL,
         novel_view: NovelViewModel,
         schedule: Schedule,
-        window: int = 8,
+        window: int = WINDOW,
         device: torch.device | str = "cpu",
     ):
         self.device = torch.device(device)
@@ -104,8 +111,16 @@ class Pipeline:
             middle_view_attention=views.get("middle_view_attention", "unconditional"),
         )
         schedule = Schedule(linear_end=facts["unet"].get("linear_end", 0.012))
-        window = views.get("num_views") or views.get("trained_views") or cls.__init__.__defaults__[0]
+        window = views.get("num_views") or views.get("trained_views") or WINDOW
         return cls(denoiser, networks["autoencoder"], networks["novel_view"], schedule, window, device)
+
+    def with_networks(self, **networks: nn.Module | None) -> Pipeline:
+        """A pipeline that shares this one's networks but for those given, under the names of `Denoiser`'s arguments.
+
+        None leaves a network out: `pipeline.with_networks(view_consistency=None)` makes every view by itself.
+        """
+        denoiser = self.denoiser.with_networks(**networks)
+        return Pipeline(denoiser, self.autoencoder, self.novel_view, self.schedule, self.window, self.device)
 
     @torch.inference_mode()
     def __call__(
@@ -114,8 +129,12 @@ class Pipeline:
         cameras: Tensor,
         *,
         portrait_camera: Tensor | None = None,
+        references: Tensor | None = None,
         camera_images: Tensor | None = None,
         proxies: Tensor | None = None,
+        start: str = "proxies",
+        strength: float = 1.0,
+        order: Tensor | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -123,34 +142,44 @@ class Pipeline:
         """The person of `portrait` as seen by `cameras`.
 
         Args:
-            portrait: [R, 3, H, W] in [0, 1]; S reads the first image alone, F_ref all of them.
+            portrait: [R, 3, H, W] in [0, 1]; S reads the first image alone.
             cameras: EG3D labels [V, 25] (see `cameras`).
             portrait_camera: of the first image, [25]; None is straight from the front.
+            references: images [R, 3, h, w] in [0, 1] for F_ref; None takes the portrait's.
             camera_images: somebody else at the cameras, [V, 3, h, w] in [0, 1], for F_cam; None renders a head.
             proxies: views [V, 3, h, w] in [0, 1] for the start noise; None takes those that S draws.
+            start: what the views are denoised from: diffused "proxies" (section 3.4), or Gaussian noise, "independent"
+                or "shared" by all views.
+            strength: factor of the proxies' latents.
+            order: in which the networks are given the views, a permutation [V]; None: as they come.
             seed: view i's noise depends on it and i alone.
-            sampling: steps, solver, guidance, windows; None is the default of `Sampling`.
+            sampling: solver, guidance and windows; None is the default of `Sampling`.
             progress: called as (finished steps, all steps).
 
         Returns:
             views [V, 3, S, S] in [0, 1] on the CPU, S the size that the networks were trained at
 
         Raises:
-            ValueError: shapes that do not fit each other.
+            ValueError: an unknown `start`, or shapes that do not fit each other.
         """
-        portrait, cameras = self.fit(portrait), cameras.float()
+        check_choice("start", start, STARTS)
         if cameras.ndim != 2 or not len(cameras):
             raise ValueError(f"cameras must be labels [V, 25] of at least one view, got {tuple(cameras.shape)}.")
-        sampling = sampling or Sampling()
-        if proxies is None:
-            proxies = self.proxies(portrait, cameras, portrait_camera)
+        portrait, cameras = self.fit(portrait), cameras.float()
+        reference_latents = self.encode(portrait if references is None else self.fit(references))
         if camera_images is None:
             camera_images = render_condition_images(cameras, self.resolution)
+        if start == "proxies" and proxies is None:
+            proxies = self.proxies(portrait, cameras, portrait_camera)
         for name, images in (("camera_images", camera_images), ("proxies", proxies)):
-            if len(images) != len(cameras):
+            if images is not None and len(images) != len(cameras):
                 raise ValueError(f"{len(images)} {name} for {len(cameras)} cameras; give one per camera.")
-        start = self.noised(self.encode(self.fit(proxies)), seed)
-        latents = self.denoise(start, self.encode(portrait), self.fit(camera_images), seed, sampling, progress=progress)
+        views = [0] * len(cameras) if start == "shared" else range(len(cameras))
+        latents = view_noise(seed, views, reference_latents.shape[1:]).to(self.device)
+        if start == "proxies":
+            latents = start_noise(strength * self.encode(self.fit(proxies)), latents, self.schedule)
+        camera_images = self.fit(camera_images).to(self.device) * 2 - 1
+        latents = self.denoise(latents, reference_latents, camera_images, seed, sampling or Sampling(), order, progress)
         return self.decode(latents)
 
     def fit(self, images: Tensor) -> Tensor:
@@ -182,51 +211,49 @@ class Pipeline:
         """Scaled latents [N, 4, h, w] on the device -> images [N, 3, H, W] in [0, 1] on the CPU."""
         return ((self.autoencoder.decode(latents) + 1) / 2).clamp(0, 1).cpu()
 
-    def noised(self, proxy_latents: Tensor, seed: int) -> Tensor:
-        """3D-aware start noise [V, 4, h, w]: the proxies diffused to the last timestep (section 3.4)."""
-        noise = view_noise(seed, range(len(proxy_latents)), proxy_latents.shape[1:]).to(proxy_latents)
-        return start_noise(proxy_latents, noise, self.schedule)
-
     def denoise(
         self,
         start: Tensor,
-        references: Tensor | None,
-        camera_images: Tensor | None,
+        references: Tensor,
+        camera_images: Tensor,
         seed: int,
         sampling: Sampling,
-        denoiser: Denoiser | None = None,
+        order: Tensor | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Latents of the views from their start noise, all views together or window by window.
 
         Args:
             start: latents at the last timestep [V, 4, h, w].
-            references: clean latents of the portrait [R, 4, h, w] for F_ref; None: nothing is read.
-            camera_images: [V, 3, S, S] in [0, 1] for F_cam; None: views without a camera.
-            denoiser: other networks than the pipeline's own; what it lacks plays no part.
+            references: clean latents [R, 4, h, w] for F_ref.
+            camera_images: [V, 3, S, S] in [-1, 1] for F_cam.
+            seed, sampling, order, progress: as in the call.
 
         Returns:
             latents [V, 4, h, w]
         """
-        count, denoiser = len(start), denoiser or self.denoiser
-        references = references if denoiser.reference_encoder else None
-        camera_images = camera_images if denoiser.view_controlnet else None
-        hints = None if camera_images is None else (camera_images * 2 - 1).to(start)
+        count, denoiser = len(start), self.denoiser
+        order = torch.arange(count) if order is None else order
+        back = order.argsort()
+        ordered_images = camera_images[order] if denoiser.view_controlnet else None
         context = start.new_zeros(count, 1, denoiser.unet.config.context_dim)  # the empty prompt of these networks
-        window = count if denoiser.view_consistency is None else self.window
+        window = count if denoiser.view_consistency is None else sampling.window or self.window
         steps = itertools.count()
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            bank = None if references is None else denoiser.bank(references, t, context)
+            bank = denoiser.bank(references, t, context) if denoiser.reference_encoder else None
+            scale = sampling.guidance if sampling.guided[0] <= t[0] < sampling.guided[1] else 1.0
+            x = x[order]
 
             def guided(views: list[int]) -> Tensor:
-                hint = None if hints is None else hints[views]
+                images = None if ordered_images is None else ordered_images[views]
                 rows = x[views], t[views], context[views]
-                return denoiser.guided(*rows, bank, hint, num_views=len(views), scale=sampling.guidance)
+                return denoiser.guided(*rows, bank, images, num_views=len(views), scale=scale)
 
             if count <= window:
-                return guided(list(range(count)))
-            return over_windows(guided, view_windows(count, window, sampling.overlap, sampling.closed, next(steps)), x)
+                return guided(list(range(count)))[back]
+            windows = view_windows(count, window, sampling.overlap, sampling.closed, next(steps))
+            return over_windows(guided, windows, x)[back]
 
         def fresh(step: int, x: Tensor) -> Tensor:
             return view_noise(seed, range(count), x.shape[1:], stream=step + 1).to(x)

@@ -256,14 +256,14 @@ DAMAGED = {
 def test_damage_is_one_error_that_names_the_file(tmp_path, kind):
     path = tmp_path / "a.png"
     path.write_bytes(DAMAGED[kind]())
-    with pytest.raises(ImageError, match="a.png is not a picture that can be read: ."):
+    with pytest.raises(ImageError, match="a.png is not an image that can be read: ."):
         read_image(path)
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
-    with pytest.raises(ImageError, match="a.png is not a picture that can be read: it does not exist"):
+    with pytest.raises(ImageError, match="a.png is not an image that can be read: it does not exist"):
         read_image(tmp_path / "a.png")
-    with pytest.raises(ImageError, match="not a picture") as caught:
+    with pytest.raises(ImageError, match="not an image") as caught:
         read_image(tmp_path)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # as it leaves a worker process
 

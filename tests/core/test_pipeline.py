@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -109,16 +107,60 @@ def test_one_call_is_the_method_written_out(pipeline, folder, portrait, solver):
 
 
 def test_a_view_s_noise_does_not_depend_on_the_number_of_views(pipeline, portrait):
-    alone = dataclasses.replace(Sampling(steps=1), guidance=1.0)
-    separate = Pipeline(
-        Denoiser(pipeline.denoiser.unet), pipeline.autoencoder, pipeline.novel_view, pipeline.schedule, window=4
-    )
+    alone = Sampling(steps=1, guidance=1.0)
+    separate = pipeline.with_networks(reference_encoder=None, view_controlnet=None, view_consistency=None)
     cameras = trajectory("arc", 4)
     assert torch.allclose(
         separate(portrait, cameras, seed=3, sampling=alone)[:2],
         separate(portrait, cameras[:2], seed=3, sampling=alone),
         atol=1e-5,
     )
+
+
+@torch.inference_mode()
+def test_start_noise_is_proxies_at_a_strength_or_gaussian(pipeline, portrait, monkeypatch):
+    cameras, given = trajectory("arc", 3), torch.rand(3, 3, SIDE, SIDE)
+    monkeypatch.setattr(pipeline, "denoise", lambda start, *_: start)
+    monkeypatch.setattr(pipeline, "decode", lambda latents: latents)
+    noise = view_noise(7, range(3), (4, SIDE // 8, SIDE // 8))
+    expected = start_noise(0.5 * pipeline.encode(given), noise, pipeline.schedule)
+    assert torch.equal(pipeline(portrait, cameras, proxies=given, strength=0.5, seed=7), expected)
+    assert torch.equal(pipeline(portrait, cameras, start="independent", seed=7), noise)
+    assert torch.equal(pipeline(portrait, cameras, start="shared", seed=7), noise[:1].expand(3, -1, -1, -1))
+    with pytest.raises(ValueError, match="start must be one of proxies, independent, shared"):
+        pipeline(portrait, cameras, start="none")
+
+
+def test_guidance_acts_at_its_timesteps_only(pipeline, portrait):
+    cameras = trajectory("arc", 2)
+    never, none = Sampling(steps=2, guided=(0, 0)), Sampling(steps=2, guidance=1.0)
+    assert torch.equal(pipeline(portrait, cameras, sampling=never), pipeline(portrait, cameras, sampling=none))
+    late = Sampling(steps=2, guided=(0, 500))
+    assert not torch.equal(pipeline(portrait, cameras, sampling=late), pipeline(portrait, cameras, sampling=none))
+
+
+def test_networks_see_the_views_in_the_given_order(pipeline, portrait):
+    cameras, seen = trajectory("arc", 3), []
+    order, sampling = torch.tensor([2, 0, 1]), Sampling(steps=1)
+    handle = pipeline.denoiser.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    try:
+        plain = pipeline(portrait, cameras, sampling=sampling)
+        ordered = pipeline(portrait, cameras, sampling=sampling, order=order)
+    finally:
+        handle.remove()
+    assert torch.equal(seen[0][order], seen[2])
+    assert not torch.equal(plain, ordered)  # this module has positions
+    alone = pipeline.with_networks(view_consistency=None)
+    assert torch.allclose(
+        alone(portrait, cameras, sampling=sampling), alone(portrait, cameras, sampling=sampling, order=order), atol=1e-5
+    )
+
+
+def test_f_ref_reads_the_references_that_it_is_given(pipeline, portrait):
+    cameras, sampling, other = trajectory("arc", 2), Sampling(steps=1), torch.rand(2, 3, SIDE, SIDE)
+    own = pipeline(portrait, cameras, sampling=sampling)
+    assert torch.equal(own, pipeline(portrait, cameras, references=portrait, sampling=sampling))
+    assert not torch.equal(own, pipeline(portrait, cameras, references=other, sampling=sampling))
 
 
 def test_more_views_than_the_module_holds_are_made_in_windows(pipeline, portrait):

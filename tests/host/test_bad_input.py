@@ -339,7 +339,7 @@ BAD = [
     ("DP3D_SaveCameras", {"filename_prefix": "../away"}, "outside the output folder"),
     ("DP3D_SaveCameras", {"cameras": "=nan cameras"}, "view 0 contains NaN"),
     ("DP3D_LoadCameraConditions", {"folder": "gone"}, "there is no picture folder 'gone' .found: .* and press R"),
-    ("DP3D_LoadCameraConditions", {"folder": "bad_input/broken"}, "0.png is not a picture that can be read"),
+    ("DP3D_LoadCameraConditions", {"folder": "bad_input/broken"}, "0.png is not an image that can be read"),
     ("DP3D_LoadCameraConditions", {"width": "=0"}, "Load Camera Conditions: width must lie between 64 and 2048, got 0"),
     ("DP3D_ExportViews", {"images": "=none"}, f"Export Views: images {EMPTY}"),
     ("DP3D_ExportViews", {"images": "=nan"}, f"Export Views: images {BROKEN}"),

@@ -1,0 +1,110 @@
+"""Makes a turntable of a portrait, without any ComfyUI.
+
+    python -m diffportrait3d portrait.png --out views
+
+Writes view_00.png, view_01.png, ... from the left to the right of the person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .cameras.labels import trajectory
+from .command import INTERRUPTED, run_main
+from .files import files_with, write_folder
+from .images import SUFFIXES, read_image, save_image
+from .pipeline import SOLVERS, Pipeline, Sampling
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights/miniature"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m diffportrait3d", description=__doc__.splitlines()[0])
+    parser.add_argument("portrait", type=Path, help="an image of a head; its central square is taken")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the views; it must be new or empty")
+    parser.add_argument(
+        "--weights", type=Path, default=WEIGHTS, help="folder of the six networks (default: %(default)s)"
+    )
+    parser.add_argument("--views", type=int, default=16, help="number of cameras (default %(default)s)")
+    parser.add_argument(
+        "--yaw", type=float, nargs=2, default=(-45.0, 45.0), metavar=("FIRST", "LAST"), help="degrees (default -45 45)"
+    )
+    parser.add_argument("--pitch", type=float, default=0.0, help="degrees; positive looks from above (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=Sampling.steps, help="of the solver (default %(default)s)")
+    parser.add_argument("--solver", choices=SOLVERS, default=Sampling.solver, help="default %(default)s")
+    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="default %(default)s; 1 is none")
+    parser.add_argument("--camera-images", type=Path, help="folder of somebody else's images, one per camera in order")
+    parser.add_argument("--device", default="cpu", help="e.g. cuda (default %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def read(path: Path) -> Tensor:
+    """An image file as [3, H, W] in [0, 1]; prints what was decided about it."""
+    image = read_image(path)
+    for note in image.notes:
+        print(f"{path.name}: {note}")
+    return image.as_tensor()
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Number of views written.
+
+    Raises:
+        ValueError: something that was given cannot be used; the message names it.
+    """
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise ValueError(f"{options.out} exists and is not an empty folder; choose another --out.")
+    cameras = trajectory("arc", options.views, options.yaw, (options.pitch, options.pitch))
+    portrait = read(options.portrait)[None]
+    pipeline = Pipeline.from_folder(options.weights, options.device)
+    camera_images = None
+    if options.camera_images:
+        files = files_with(options.camera_images, SUFFIXES)
+        if len(files) != options.views:
+            raise ValueError(f"{options.camera_images} has {len(files)} images for {options.views} cameras (--views).")
+        camera_images = torch.cat([pipeline.fit(read(file)[None]) for file in files])
+    sampling = Sampling(options.steps, options.solver, guidance=options.guidance)
+    with tqdm(total=options.steps, desc="denoising", unit="step") as bar:
+        views = pipeline(
+            portrait,
+            cameras,
+            camera_images=camera_images,
+            seed=options.seed,
+            sampling=sampling,
+            progress=lambda *_: bar.update(),
+        )
+    names = [f"view_{number:02d}.png" for number in range(len(views))]
+
+    def fill(folder: Path) -> None:
+        for name, view in zip(names, views, strict=True):
+            save_image(folder / name, view)
+
+    if options.out.exists():
+        options.out.rmdir()
+    write_folder(options.out, fill)
+    print(f"{options.out}: {names[0]} to {names[-1]}, {pipeline.resolution} px")
+    return len(views)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        generate(options)
+    except (ValueError, NotADirectoryError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; nothing was written.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
