@@ -27,9 +27,10 @@ from diffportrait3d.files import write_text
 from diffportrait3d.synthetic_heads import render_condition_images
 from training.render import FIRST_CONDITION
 
-from .judges.faces import FACE_METRICS
-from .judges.measures import ABLATION_METRICS, measure_arm
-from .judges.reprojection import reprojection_pairs
+from .metrics.faces import FACE_METRICS
+from .metrics.images import mini_lpips
+from .metrics.reprojection import reprojection_pairs
+from .metrics.views import ABLATION_METRICS, measure, measure_variant
 from .studies.command import run_command
 from .studies.study import Study, common_parser, finish_options, test_data
 from .studies.system import Miniature
@@ -37,7 +38,7 @@ from .subjects.dataset import Subject
 from .subjects.variants import ALL_ARMS, GROUPS, ORDER_ARMS, ORDER_WEIGHTS, THEMES, Arm
 from .tables.bootstrap import bootstrap_mean
 from .tables.expectations import SMALL, Verdict, verdicts
-from .tables.report import cell, markdown_table, picture_rows, publish, save_png, save_webp, stack_pages
+from .tables.report import cell, image_rows, markdown_table, publish, save_png, save_webp, stack_pages
 from .tables.results_log import column, write_json
 from .tables.summary import as_dicts, difference_table, differences, face_table, means
 
@@ -73,7 +74,13 @@ class AblationStudy(Study):
 
     def results(self, subject: Subject, views: dict[str, Tensor]) -> dict[str, dict[str, float]]:
         pairs = reprojection_pairs(subject.depth, subject.mask, subject.labels)
-        return {name: measure_arm(views, name, subject, self.system, self.regressor, pairs) for name in views}
+        results = {}
+        for name, images in views.items():
+            pair = images.to(self.system.device), subject.images.to(self.system.device)
+            distances = mini_lpips(*pair, self.system.autoencoder).cpu()
+            results[name] = measure(images, subject, self.regressor, pairs) | {"mini_lpips": distances.mean().item()}
+            results[name] |= measure_variant(name, views, subject, distances)
+        return results
 
     def save_pictures(self, index: int, subject: Subject, views: dict[str, Tensor]) -> None:
         """References, conditions and ground truth on top, the arms below; all of them, and theme by theme."""
@@ -82,11 +89,11 @@ class AblationStudy(Study):
             given.append(("condition, swapped", subject.other_conditions))
         given += [("ground truth", views["ground_truth"]), ("S alone", views["proxy"])]
         rows, page = {name: (arm.title, views[name]) for name, arm in self.arms.items()}, self.page_file(index)
-        save_png(picture_rows([*given, *rows.values()]), page)
+        save_png(image_rows([*given, *rows.values()]), page)
         for theme, names in THEMES.items():
             shown = [rows[name] for name in names if name in rows]
             if shown:
-                save_png(picture_rows([*given, rows["full"], *shown]), theme_file(page, theme))
+                save_png(image_rows([*given, rows["full"], *shown]), theme_file(page, theme))
 
 
 def theme_file(page: Path, theme: str) -> Path:

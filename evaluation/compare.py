@@ -19,14 +19,14 @@ from torch import Tensor
 
 from diffportrait3d.files import write_text
 
-from .judges.measures import QUALITY_METRICS
+from .metrics.views import QUALITY_METRICS
 from .studies.command import run_command
 from .studies.study import Study, add_output, add_people, add_sampling, finish_options, test_data
 from .studies.system import Miniature
 from .studies.view_store import SubjectViews, ViewStore
 from .subjects.dataset import Subject, at_size, resize
 from .subjects.variants import ARMS
-from .tables.report import picture_rows, publish, save_png, save_webp, stack_pages
+from .tables.report import image_rows, publish, save_png, save_webp, stack_pages
 from .tables.results_log import write_json
 from .tables.summary import as_dicts, difference_table, differences, face_table, mean_table, means
 
@@ -82,7 +82,7 @@ class CompareStudy(Study):
     def save_pictures(self, index: int, subject: Subject, views: dict[str, Tensor]) -> None:
         rows = [("reference", subject.reference)]
         rows += [(self.titles[name], views[name]) for name in ("ground_truth", *PAIR)]
-        save_png(picture_rows(rows), self.page_file(index))
+        save_png(image_rows(rows), self.page_file(index))
 
 
 def report(records: list[dict], study: CompareStudy) -> str:

@@ -31,7 +31,7 @@ from training.render import FIRST_SEED
 
 from .studies.command import run_command
 from .studies.study import add_sampling
-from .tables.report import picture_rows, save_png
+from .tables.report import image_rows, save_png
 
 FIRST_INDEX, STRIDE = 100_000, 1_000  # of test people: far behind those that evaluations measure; per seed
 FRAME_MILLISECONDS = 120
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
     settings = {"save_all": True, "append_images": rest, "duration": FRAME_MILLISECONDS, "loop": 0}
     write_atomically(out / "gallery.webp", lambda file: first.save(file, format="WEBP", quality=85, **settings))
     rows = [(person.wish, torch.cat(pictures)) for person, pictures in zip(people, made, strict=True)]
-    save_png(picture_rows(rows), out / "gallery.png")
+    save_png(image_rows(rows), out / "gallery.png")
     facts = {
         "people": [person._asdict() for person in people],
         "heads": "ict" if options.ict else "analytic",

@@ -24,7 +24,7 @@ from diffportrait3d.command import run_main
 from diffportrait3d.synthetic_heads import portrait_scene, render_condition_images, render_views
 from diffportrait3d.views import view_windows
 
-from .judges.reprojection import correspondence, reprojection_error
+from .metrics.reprojection import correspondence, reprojection_error
 from .tables.report import markdown_table
 
 SUBJECT = 2_000_000  # the first held-out person of training.render

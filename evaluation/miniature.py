@@ -21,14 +21,14 @@ from torch import Tensor
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
 
-from .judges.measures import METRICS, measure
-from .judges.reprojection import reprojection_pairs
+from .metrics.reprojection import reprojection_pairs
+from .metrics.views import METRICS, measure
 from .studies.command import run_command
 from .studies.study import Study, common_parser, finish_options, test_data
 from .studies.system import Miniature
 from .subjects.dataset import Subject
 from .subjects.variants import ARMS
-from .tables.report import picture_rows, publish, save_png, save_webp, stack_pages
+from .tables.report import image_rows, publish, save_png, save_webp, stack_pages
 from .tables.results_log import write_json
 from .tables.summary import Intervals, as_dicts, difference_table, differences, face_table, mean_table, means
 
@@ -47,7 +47,7 @@ class MiniatureStudy(Study):
         rows = [("reference", subject.reference), ("condition", subject.conditions)]
         hidden = ("autoencoder", "reference_copy")
         rows += [(title, views[name]) for name, title in self.titles.items() if name not in hidden]
-        save_png(picture_rows(rows), self.page_file(index))
+        save_png(image_rows(rows), self.page_file(index))
 
 
 def tables(summary: Intervals, against: Intervals, study: Study, count: int) -> str:

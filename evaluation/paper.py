@@ -5,14 +5,14 @@
 
 VIEWS are folders of `evaluation.generate`, or of any program that writes their layout (docs/evaluation.md). Backbones
 are files that you name; their sha256 goes into the JSON and nothing is downloaded. A metric whose backbone is missing
-is left out; the miniature's own judges report under names that begin with "mini". Intervals are 95 % bootstraps over
-identities.
+is left out; numbers by the miniature's own networks have names that begin with "mini". Intervals are 95 % bootstraps
+over identities.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,15 +23,15 @@ from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
 from training.dataset.images import DataError
 
-from .judges.faces import FACE_METRICS, INSTALL, OTHERS, add_faces_option, face_metrics, load_face_judge
-from .judges.metric_networks import COLUMNS, PAPER_COLUMN, SET_METRICS, Judges
+from .metrics.faces import FACE_METRICS, INSTALL, OTHERS, add_faces_option, face_metrics, load_face_networks
+from .metrics.networks import SET_METRICS, MetricNetworks
 from .studies.command import run_command
 from .subjects.dataset import resize
 from .subjects.view_folders import Views, all_views, identities, read_header
 from .tables.bootstrap import Interval, bootstrap_mean
-from .tables.paper_figures import rows_for
 from .tables.paper_plots import save_plots
-from .tables.report import cell, markdown_table, picture_rows, save_png, stack_pages
+from .tables.paper_tables import Measured, setting_table
+from .tables.report import image_rows, save_png, stack_pages
 from .tables.results_log import write_json
 
 FILES = {
@@ -43,27 +43,6 @@ FILES = {
 }
 PAGE_SIDE = 128
 BASELINES = {"ground_truth": "dlib: the true views", OTHERS: "dlib: true views of other people"}
-
-
-@dataclass
-class Measured:
-    """One setting: a folder of views at one size, with or without background."""
-
-    folder: str
-    task: str
-    reference: str
-    size: int
-    background: str
-    native: int = 0  # pixels of the files
-    images: int = 0
-    identities: int = 0
-    mask: str = "none"
-    intervals: dict[str, Interval] = field(default_factory=dict)
-    baselines: dict[str, dict[str, Interval]] = field(default_factory=dict)  # by row: what gives dlib's figures meaning
-
-    @property
-    def title(self) -> str:
-        return f"{self.task}, {self.reference} reference, {self.size} px, {self.background} background"
 
 
 def prepare(views: Views, size: int, background: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,7 +62,7 @@ def prepare(views: Views, size: int, background: str) -> tuple[Tensor, Tensor, T
     return resize(generated, size), resize(truth, size), resize(views.reference, size)
 
 
-def measure(folder: Path, size: int, background: str, judges: Judges) -> Measured:
+def measure(folder: Path, size: int, background: str, networks: MetricNetworks) -> Measured:
     """All metrics of one setting."""
     header = read_header(folder)
     result = Measured(str(folder), header["task"], header["reference"], size, background)
@@ -93,11 +72,11 @@ def measure(folder: Path, size: int, background: str, judges: Judges) -> Measure
     bar = tqdm(all_views(folder), total=len(identities(folder)), desc=result.title, unit="id")
     for views in bar:
         generated, truth, reference = prepare(views, size, background)
-        for name, values in judges.per_view(generated, truth, reference).items():
+        for name, values in networks.per_view(generated, truth, reference).items():
             columns.setdefault(name, []).append(values.nanmean().item())
-        if (faces := judges.face_embeddings(generated, truth, reference)) is not None:
+        if (faces := networks.face_embeddings(generated, truth, reference)) is not None:
             people.append(faces)
-        made, real = judges.features(generated), judges.features(truth)
+        made, real = networks.features(generated), networks.features(truth)
         for prefix in made:
             lists = sets.setdefault(prefix, ([], []))
             lists[0].append(real[prefix])
@@ -125,42 +104,17 @@ def _face_intervals(found: list[dict], row: str) -> dict[str, Interval]:
     return {name: interval for name, interval in intervals.items() if interval.count}
 
 
-def table(result: Measured) -> str:
-    """Ours and the paper's rows of the same setting, as Markdown under a heading."""
-    names = [name for name in COLUMNS if name in result.intervals]
-    rows = [["**measured here**", *(_cell(result, name) for name in names)]]
-    for title, intervals in result.baselines.items():
-        rows.append([title, *(cell(intervals[n], COLUMNS[n][1]) if n in intervals else "" for n in names)])
-    for row in rows_for(result.task, result.size, result.background, result.reference):
-        numbers = [row.numbers.get(PAPER_COLUMN.get(name, ""), "") for name in names]
-        rows.append([f"Table {row.table}, {row.data}: {row.method}", *(str(n) for n in numbers)])
-    facts = f"{result.identities} identities, N = {result.images} images; views from `{Path(result.folder).name}`"
-    if result.native < result.size:
-        facts += f"; enlarged from {result.native} px, which flatters SSIM and PSNR: not comparable with the paper"
-    if result.background == "without":
-        facts += f"; cut out by masks: {result.mask}"
-    arrows = [f"{COLUMNS[name][0]} {'↑' if COLUMNS[name][2] else '↓'}" for name in names]
-    return f"### {result.title}\n\n{facts}.\n\n" + markdown_table(["", *arrows], rows)
-
-
-def _cell(result: Measured, name: str) -> str:
-    interval, digits = result.intervals[name], COLUMNS[name][1]
-    if name.removeprefix("mini_") in SET_METRICS:
-        return "none" if interval.mean != interval.mean else f"{interval.mean:.{digits}f}"
-    return cell(interval, digits)
-
-
-def document(results: list[Measured], judges: Judges) -> str:
+def document(results: list[Measured], networks: MetricNetworks) -> str:
     """The whole Markdown page."""
-    missing = [f"--{name} ({FILES[name]})" for name in FILES if name not in judges.sha256]
-    if judges.faces is None:
+    missing = [f"--{name} ({FILES[name]})" for name in FILES if name not in networks.sha256]
+    if networks.faces is None:
         missing.append(f"dlib's networks ({INSTALL})")
     parts = [
         "# Beside the paper's tables",
         "Mean [95 % bootstrap interval over identities]. The paper's figures are for its own data and weights: "
         "comparable only for the same data, size and N. FID is biased for few images: never compare different N.",
-        *(table(result) for result in results),
-        "Backbones: " + (", ".join(f"{k} `{v[:12]}`" for k, v in judges.sha256.items()) or "none") + ".",
+        *(setting_table(result) for result in results),
+        "Backbones: " + (", ".join(f"{k} `{v[:12]}`" for k, v in networks.sha256.items()) or "none") + ".",
     ]
     if missing:
         parts.append("Not measured for want of: " + "; ".join(missing) + ".")
@@ -179,7 +133,7 @@ def save_pages(folders: list[Path], count: int, out: Path) -> None:
                 ("generated", resize(views.generated, PAGE_SIDE)),
             ]
             pages.append(out.with_suffix(".pages") / f"{number:02d}_{index:03d}.png")
-            save_png(picture_rows(rows), pages[-1])
+            save_png(image_rows(rows), pages[-1])
     if pages:
         stack_pages(pages, out)
 
@@ -193,10 +147,10 @@ def run(options: argparse.Namespace) -> list[Measured]:
     files = {name: path for name in FILES if (path := getattr(options, name))}
     for folder in options.views:
         read_header(folder)  # before any network is loaded
-    judges = Judges(files, options.miniature, options.device, load_face_judge(options.faces))
+    networks = MetricNetworks(files, options.miniature, options.device, load_face_networks(options.faces))
     settings = [(f, s, b) for f in options.views for s in options.sizes for b in options.backgrounds]
-    results = [measure(*setting, judges) for setting in settings]
-    text = document(results, judges)
+    results = [measure(*setting, networks) for setting in settings]
+    text = document(results, networks)
     print(text)
     out = options.out
     write_text(out / "paper.md", text)
@@ -206,7 +160,7 @@ def run(options: argparse.Namespace) -> list[Measured]:
         | {"baselines": {title: _as_dicts(intervals) for title, intervals in r.baselines.items()}}
         for (folder, _, _), r in zip(settings, results, strict=True)
     ]
-    write_json(out / "paper.json", {"backbones_sha256": judges.sha256, "settings": found})
+    write_json(out / "paper.json", {"backbones_sha256": networks.sha256, "settings": found})
     save_plots(results, out / "plots.png")
     save_pages(options.views, options.pictures, out / "pictures.png")
     print(f"wrote {out}/paper.json, paper.md, plots.png and pictures.png")

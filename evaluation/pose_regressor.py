@@ -1,105 +1,33 @@
-"""A small network that reads the camera's direction from a picture of a head: the judge of camera control.
+"""Trains the small network that reads a camera's direction from an image of a head, to measure camera control.
 
     python -m evaluation.pose_regressor --data DIR --out weights/miniature/pose_regressor.safetensors
 
 It is trained on the TRAINING identities of a rendered dataset and scored on its held-out renders, whose error is the
 floor below which generated views cannot be judged. Generated views are blurrier and off in colour, so training
-pictures are blurred, recoloured, shifted, covered in part and noised.
+images are blurred, recoloured, shifted, covered in part and noised.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from diffportrait3d.command import run_main
-from diffportrait3d.weights.tensor_files import write_tensors
 from training.dataset.images import DataError, MultiViewDataset, SingleImages, pick, pick_labels
 
-from .judges.metrics import angle_between, viewing_directions
+from .metrics.pose import INPUT_SIZE, PoseRegressor, angle_between, save_pose_regressor, viewing_directions
 from .tables.bootstrap import bootstrap_mean
-
-FORMAT = "diffportrait3d-pose-regressor"
-INPUT_SIZE = 64
-
-
-def _layer(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
-
-
-class PoseRegressor(nn.Module):
-    """Pictures [N, 3, H, W] in [-1, 1], any square size -> unit viewing directions [N, 3] in world axes."""
-
-    def __init__(self, width: int = 24):
-        super().__init__()
-        if width % 8:
-            raise ValueError(f"width must be a multiple of 8 (norm groups), got {width}")
-        self.width = width
-        self.features = nn.Sequential(
-            *_layer(3, width, stride=2),  # 64 -> 32
-            *_layer(width, 2 * width, stride=2),
-            *_layer(2 * width, 4 * width, stride=2),
-            *_layer(4 * width, 4 * width, stride=1),
-            *_layer(4 * width, 5 * width, stride=2),  # 8 -> 4
-        )
-        self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(5 * width * (INPUT_SIZE // 16) ** 2, 96), nn.SiLU(), nn.Linear(96, 3)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return F.normalize(self.raw(images), dim=-1)
-
-    def raw(self, images: Tensor) -> Tensor:
-        """The direction before normalisation [N, 3]."""
-        if images.shape[-1] != INPUT_SIZE:
-            images = F.interpolate(images, size=INPUT_SIZE, mode="area")
-        return self.head(self.features(images))
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Like forward, averaged with the mirrored pictures (the same head seen from the mirrored side)."""
-        mirror = torch.tensor([-1.0, 1.0, 1.0])
-        return F.normalize(self(images) + self(images.flip(-1)) * mirror, dim=-1)
-
-
-def save_pose_regressor(path: str | Path, model: PoseRegressor, **facts) -> None:
-    """Float16 safetensors; facts (JSON-able) go to the metadata."""
-    tensors = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
-    metadata = {"format": FORMAT, "width": str(model.width), **{k: json.dumps(v) for k, v in facts.items()}}
-    write_tensors(Path(path), tensors, metadata)
-
-
-def load_pose_regressor(path: str | Path) -> PoseRegressor:
-    """Float32 on the CPU, in eval mode. Raises FileNotFoundError or ValueError with the way out."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"No pose regressor at '{path}'; train it: python -m evaluation.pose_regressor --data DIR --out {path}"
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {k: file.get_tensor(k).float() for k in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"'{path}' is not a readable safetensors file ({error}); train it again.") from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"'{path}' is not a pose regressor (format {metadata.get('format')!r}, expected {FORMAT!r}).")
-    model = PoseRegressor(int(metadata["width"]))
-    model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False)
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """What may happen to a generated picture [N, 3, H, W] in [-1, 1] without its camera changing."""
+    """What may happen to generated images [N, 3, H, W] in [-1, 1] without their cameras changing."""
     n, size = images.shape[0], images.shape[-1]
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor
 from diffportrait3d.files import write_text
 from diffportrait3d.pipeline import SOLVERS
 
-from .judges.measures import QUALITY_METRICS
+from .metrics.metric import Metric
+from .metrics.views import QUALITY_METRICS
 from .studies.command import run_command
 from .studies.study import Study, add_output, add_people, finish_options, test_data
 from .studies.system import Miniature
@@ -28,12 +29,12 @@ from .studies.view_store import SubjectViews, ViewStore
 from .subjects.dataset import Subject
 from .subjects.variants import ARMS, Sampling
 from .tables.bootstrap import bootstrap_mean
-from .tables.report import picture_rows, publish, save_png, save_webp, stack_pages
+from .tables.report import image_rows, publish, save_png, save_webp, stack_pages
 from .tables.results_log import write_json
 from .tables.summary import as_dicts, difference_table, differences, face_table, mean_table, means
 
 TITLES = {"dpmpp_2m": "DPM++ 2M", "ddim": "DDIM"}
-SECONDS = ("seconds per person", 1)
+SECONDS = Metric("seconds per person", 1)
 
 
 class SolverStudy(Study):
@@ -70,7 +71,7 @@ class SolverStudy(Study):
     def save_pictures(self, index: int, subject: Subject, views: dict[str, Tensor]) -> None:
         rows = [("reference", subject.reference)]
         rows += [(title, views[name]) for name, title in self.titles.items() if name != "autoencoder"]
-        save_png(picture_rows(rows), self.page_file(index))
+        save_png(image_rows(rows), self.page_file(index))
 
 
 def report(records: list[dict], study: SolverStudy) -> str:

@@ -22,10 +22,11 @@ from training import render
 from training.dataset.images import DataError
 from training.engine.workers import worker_pool
 
-from ..judges import faces
-from ..judges.measures import measure, mini_lpips
-from ..judges.reprojection import reprojection_pairs
-from ..pose_regressor import load_pose_regressor
+from ..metrics import faces
+from ..metrics.images import mini_lpips
+from ..metrics.pose import load_pose_regressor
+from ..metrics.reprojection import reprojection_pairs
+from ..metrics.views import measure
 from ..subjects.dataset import IDENTITIES, Subject, held_out_lines, load_subject, read_pictures
 from ..subjects.variants import ABLATION_ARMS, Arm, Sampling
 from ..tables.results_log import append_record, read_journal
@@ -59,7 +60,7 @@ class Study:
         self.options, self.arms, self.system = options, arms, system
         self.store = ViewStore(options.store, self.system, sampling or sampling_of(options))
         self.regressor = load_pose_regressor(options.pose_regressor)
-        self.faces = faces.load_face_judge(options.faces, options.store / "faces")
+        self.faces = faces.load_face_networks(options.faces, options.store / "faces")
         self.references = max((arm.references for arm in arms.values()), default=1)
         self.titles = CONTEXT | {name: arm.title for name, arm in arms.items()}
 

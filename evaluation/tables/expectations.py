@@ -15,12 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..judges.faces import MORE_IS_BETTER as MORE_OF_FACES_IS_BETTER
-from ..judges.measures import MORE_IS_BETTER as MORE_OF_VIEWS_IS_BETTER
+from ..metrics.faces import FACE_METRICS
+from ..metrics.views import ABLATION_METRICS
 from .bootstrap import Interval, bootstrap_difference, bootstrap_mean
 from .results_log import column
 
-MORE_IS_BETTER = MORE_OF_VIEWS_IS_BETTER | MORE_OF_FACES_IS_BETTER
 BETTER, EQUAL, SMALL = "better than", "equal to", "below"
 
 
@@ -135,7 +134,7 @@ def judge(expectation: Expectation, metric: str, records: list[dict]) -> Verdict
     if expectation.relation == EQUAL:
         allowed = expectation.margin * abs(bootstrap_mean(second).mean)
         return _within(expectation, metric, bootstrap_difference(first, second), allowed)
-    pair = (first, second) if metric in MORE_IS_BETTER else (second, first)
+    pair = (first, second) if (ABLATION_METRICS | FACE_METRICS)[metric].more_is_better else (second, first)
     interval = bootstrap_difference(*pair)
     word = "holds" if interval.low > 0 else "does not" if interval.high < 0 else "undecided"
     return _verdict(expectation, metric, interval, 0.0, word)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffportrait3d.files import write_atomically
 
-from ..judges.metric_networks import COLUMNS, PAPER_COLUMN
+from ..metrics.networks import PAPER_METRICS
 from .paper_figures import rows_for
-
-if TYPE_CHECKING:
-    from ..paper import Measured
+from .paper_tables import Measured
 
 COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#e08214", "#4d4d4d")
 OURS = ("DiffPortrait3D", "3D-aware noise", "reference aligned", "reference unaligned")  # rows of the paper's system
@@ -23,7 +20,7 @@ def save_plots(results: list[Measured], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [name for name in COLUMNS if any(name in result.intervals for result in results)]
+    names = [name for name in PAPER_METRICS if any(name in result.intervals for result in results)]
     if not names:
         return
     columns = min(4, len(names))
@@ -41,14 +38,14 @@ def save_plots(results: list[Measured], path: Path) -> None:
 
 
 def _panel(axis, results: list[Measured], name: str) -> None:
-    title, _, more = COLUMNS[name]
+    metric = PAPER_METRICS[name]
     for height, result in enumerate(reversed(results)):
         colour = COLOURS[height % len(COLOURS)]
         if interval := result.intervals.get(name):
             spread = [[interval.mean - interval.low], [interval.high - interval.mean]]
             axis.errorbar([interval.mean], [height], xerr=spread, fmt="o", color=colour, capsize=3)
         for row in rows_for(result.task, result.size, result.background, result.reference):
-            number = row.numbers.get(PAPER_COLUMN.get(name, ""))
+            number = row.numbers.get(metric.paper)
             fits = row.method in OURS and row.data == "NeRSemble" and row.reference == result.reference
             if fits and number is not None and result.native >= result.size:
                 axis.plot([number], [height], "x", color=colour)
@@ -58,6 +55,6 @@ def _panel(axis, results: list[Measured], name: str) -> None:
     ]
     axis.set_yticks(range(len(results)), short, fontsize=7)
     axis.set_ylim(-0.6, len(results) - 0.4)
-    axis.set_title(f"{title} ({'more' if more else 'less'} is better)", fontsize=9)
+    axis.set_title(f"{metric.title} ({'more' if metric.more_is_better else 'less'} is better)", fontsize=9)
     axis.tick_params(axis="x", labelsize=7)
     axis.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Tables and pictures of an evaluation."""
+"""Markdown tables, pages of images, and where they are published."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def cell(interval: Interval, digits: int, signed: bool = False) -> str:
     return f"{interval.mean:{sign}.{digits}f} [{interval.low:{sign}.{digits}f}, {interval.high:{sign}.{digits}f}]"
 
 
-def picture_rows(rows: list[tuple[str, Tensor]]) -> Image.Image:
-    """Rows of pictures [n, 3, H, W] in [0, 1], each with its title at the left; short rows end in grey."""
+def image_rows(rows: list[tuple[str, Tensor]]) -> Image.Image:
+    """Rows of images [n, 3, H, W] in [0, 1], each with its title at the left; short rows end in grey."""
     side, count = rows[0][1].shape[-1], max(len(images) for _, images in rows)
     page = Image.new("RGB", (LABEL_WIDTH + count * side, len(rows) * side), (128, 128, 128))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
@@ -71,13 +71,13 @@ def _page(path: Path) -> Image.Image | None:
 
 
 def publish(path: Path, command: str, text: str) -> None:
-    """Replace what stands between a command's marks in a Markdown file; DataError if it has none."""
+    """Replace the text between a command's marks in a Markdown file; DataError if it has none."""
     begin, end = (f"<!-- made by {command}: {word} -->" for word in ("begin", "end"))
     old = path.read_text(encoding="utf-8") if path.is_file() else f"# Results\n\n{begin}\n{end}\n"
     before, found_begin, rest = old.partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found_begin and found_end):
-        raise DataError(f"'{path}' lacks the lines '{begin}' and '{end}', between which the results go; add them.")
+        raise DataError(f"'{path}' lacks the lines '{begin}' and '{end}', which the results go between; add them.")
     write_text(path, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
@@ -85,7 +85,7 @@ def save_png(image: Image.Image, path: Path) -> None:
     write_atomically(path, lambda file: image.save(file, format="PNG"))
 
 
-def save_webp(picture: Path, path: Path) -> None:
-    """A picture file again, small enough for a document."""
-    with Image.open(picture) as image:
+def save_webp(source: Path, path: Path) -> None:
+    """An image file again, small enough for a document."""
+    with Image.open(source) as image:
         write_atomically(path, lambda file: image.save(file, format="WEBP", quality=85, method=6))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from ..judges.faces import FACE_METRICS, INSTALL, OTHERS
+from ..metrics.faces import FACE_METRICS, INSTALL, OTHERS
+from ..metrics.images import LARGEST_PSNR
+from ..metrics.metric import Metric
 from .bootstrap import Interval, bootstrap_difference, bootstrap_mean
 from .report import cell, markdown_table
 from .results_log import column
 
 Intervals = dict[str, dict[str, Interval]]  # by row and metric
-Metrics = dict[str, tuple[str, int]]  # name -> (column title, digits)
+Metrics = dict[str, Metric]
 
 
 def means(records: list[dict], rows, metrics: Metrics) -> Intervals:
@@ -27,25 +29,29 @@ def differences(records: list[dict], baseline: str, rows, metrics: Metrics) -> I
 
 def mean_table(found: Intervals, metrics: Metrics, titles: dict[str, str]) -> str:
     """A row per row of `found`."""
-    rows = [
-        [titles[row], *(cell(values[m], digits) for m, (_, digits) in metrics.items())] for row, values in found.items()
-    ]
-    return markdown_table(["", *(title for title, _ in metrics.values())], rows)
+    rows = [[titles[row], *(_mean(values[m], m, metrics) for m in metrics)] for row, values in found.items()]
+    return markdown_table(["", *(metric.title for metric in metrics.values())], rows)
+
+
+def _mean(interval: Interval, name: str, metrics: Metrics) -> str:
+    """ "none" for the PSNR of equal images, which is infinite."""
+    equal = name.endswith("psnr") and interval.low >= LARGEST_PSNR
+    return "none" if equal else cell(interval, metrics[name].digits)
 
 
 def difference_table(found: Intervals, baseline: str, metrics: Metrics, titles: dict[str, str]) -> str:
     """A row per row of `found`, with signs."""
     rows = [
-        [f"{baseline} - {titles[row]}", *(cell(values[m], digits, True) for m, (_, digits) in metrics.items())]
+        [f"{baseline} - {titles[row]}", *(cell(values[m], metric.digits, True) for m, metric in metrics.items())]
         for row, values in found.items()
     ]
-    return markdown_table(["", *(title for title, _ in metrics.values())], rows)
+    return markdown_table(["", *(metric.title for metric in metrics.values())], rows)
 
 
-def face_table(records: list[dict], titles: dict[str, str], judged: bool) -> str:
+def face_table(records: list[dict], titles: dict[str, str], measured: bool) -> str:
     """What dlib says about every row, with its baselines; without the packages, how to get them."""
-    if not judged:
-        return f"Faces and ID were not judged (--faces; {INSTALL})."
+    if not measured:
+        return f"Faces and ID were not measured (--faces; {INSTALL})."
     titles = titles | {OTHERS: "true views of other people"}
     return (
         "Faces by dlib (not ArcFace); ID and distance over views in which a face is found; the right person comes "

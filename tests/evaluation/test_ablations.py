@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from evaluation import ablations
-from evaluation.judges.faces import FACE_METRICS
-from evaluation.judges.measures import ABLATION_METRICS, background_variation, leak, mini_lpips
+from evaluation.metrics.faces import FACE_METRICS
+from evaluation.metrics.images import background_variation, leak, mini_lpips
+from evaluation.metrics.views import ABLATION_METRICS
 from evaluation.subjects.misalignment import MISALIGNMENTS, unaligned
 from evaluation.subjects.variants import ABLATION_ARMS, ALL_ARMS, GROUPS, ORDER_ARMS, THEMES
 from evaluation.tables.expectations import BETTER, EQUAL, EXPECTATIONS, SMALL, Expectation, judge

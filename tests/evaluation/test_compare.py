@@ -10,7 +10,7 @@ from PIL import Image
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
 from diffportrait3d.weights.files import save_network
 from evaluation import compare, solvers
-from evaluation.judges.measures import QUALITY_METRICS
+from evaluation.metrics.views import QUALITY_METRICS
 from evaluation.subjects.dataset import at_size, held_out_subjects, resize
 from evaluation.tables.report import publish
 

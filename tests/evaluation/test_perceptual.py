@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evaluation.judges import metrics, perceptual
-from evaluation.judges.perceptual import BackboneError
+from evaluation.metrics import images as image_metrics
+from evaluation.metrics import perceptual
+from evaluation.metrics.perceptual import BackboneError
+from tools import cpu_wheels
 
 CLOSE = {"rel": 1e-5, "abs": 1e-5}
 
-
-perceptual.prepare_libraries()  # torchmetrics can be imported from here on
+cpu_wheels.install()  # torchvision can be imported from here on
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +66,9 @@ def test_ssim_and_psnr_are_the_library_s():
     images, truth = pictures()
     whole = structural_similarity_index_measure(images, truth, data_range=1.0, return_full_image=True)[1]
     inside = whole[..., 5:-5, 5:-5].mean((1, 2, 3))
-    assert metrics.ssim(images, truth).tolist() == pytest.approx(inside.tolist(), **CLOSE)
+    assert image_metrics.ssim(images, truth).tolist() == pytest.approx(inside.tolist(), **CLOSE)
     psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="none", dim=(1, 2, 3))
-    assert metrics.psnr(images, truth).tolist() == pytest.approx(psnr(images, truth).tolist(), **CLOSE)
+    assert image_metrics.psnr(images, truth).tolist() == pytest.approx(psnr(images, truth).tolist(), **CLOSE)
 
 
 @pytest.mark.parametrize(("net", "name"), [("alex", "alexnet"), ("vgg", "vgg16")])

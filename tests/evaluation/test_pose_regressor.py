@@ -6,8 +6,14 @@ from safetensors.torch import load_file
 
 from diffportrait3d.cameras.labels import orbit_camera
 from evaluation import pose_regressor
-from evaluation.judges.metrics import angle_between, viewing_directions
-from evaluation.pose_regressor import PoseRegressor, augment, load_pose_regressor, save_pose_regressor
+from evaluation.metrics.pose import (
+    PoseRegressor,
+    angle_between,
+    load_pose_regressor,
+    save_pose_regressor,
+    viewing_directions,
+)
+from evaluation.pose_regressor import augment
 from training.dataset.images import MultiViewDataset, mirror_label
 
 

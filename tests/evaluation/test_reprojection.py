@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from diffportrait3d.cameras.labels import orbit_camera, project, split_label
-from evaluation.judges.reprojection import correspondence, reprojection_error, reprojection_pairs, unproject
+from evaluation.metrics.reprojection import correspondence, reprojection_error, reprojection_pairs, unproject
 
 SIZE = 48
 LABELS = orbit_camera([0.0, 15.0, -20.0], [0.0, 10.0, -5.0])

@@ -1,4 +1,4 @@
-"""A judge from outside: is there a face, and whose is it? By dlib's networks, which never saw this project's pictures.
+"""Is there a face, and whose is it? By dlib's networks, which never saw this project's images.
 
 The packages dlib-bin and face-recognition-models bring everything (the extra `faces`): a detector, 5 landmarks and a
 face embedding of 128 numbers. This is dlib, NOT ArcFace: its figures cannot be set beside those of papers. Cosines of
@@ -13,17 +13,17 @@ import argparse
 import base64
 import hashlib
 import importlib.util
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from diffportrait3d.files import write_atomically
+from diffportrait3d.files import file_hash, write_atomically
 
-from .metrics import viewing_directions, yaw_pitch
+from ..subjects.dataset import resize
+from .metric import Metric
+from .pose import viewing_directions, yaw_pitch
 
 INSTALL = "pip install dlib-bin face-recognition-models"
 FILES = {
@@ -31,22 +31,20 @@ FILES = {
     "landmarks": "shape_predictor_5_face_landmarks.dat",
     "embedding": "dlib_face_recognition_resnet_model_v1.dat",
 }
-SIDE = 256  # pixels that every picture is judged at: the detector wants faces of 80, and sizes stay comparable
+SIDE = 256  # pixels that every image is judged at: the detector wants faces of 80, and sizes stay comparable
 NUMBERS = 128  # of an embedding
 NEAR_YAW = 60.0  # degrees
 
-# name -> (column title, digits)
 FACE_METRICS = {
-    "dlib_found": ("faces found (dlib)", 3),
-    "dlib_found_near": (f"found to {NEAR_YAW:.0f} deg of yaw (dlib)", 3),
-    "dlib_id_reference": ("ID, reference (dlib cosine)", 3),
-    "dlib_id_truth": ("ID, truth (dlib cosine)", 3),
-    "dlib_distance_reference": ("distance to reference (dlib)", 3),
-    "dlib_distance_truth": ("distance to truth (dlib)", 3),
-    "dlib_first": ("right person first (dlib)", 3),
-    "dlib_rank": ("rank of the right person (dlib)", 2),
+    "dlib_found": Metric("faces found (dlib)", 3, more_is_better=True),
+    "dlib_found_near": Metric(f"found to {NEAR_YAW:.0f} deg of yaw (dlib)", 3, more_is_better=True),
+    "dlib_id_reference": Metric("ID, reference (dlib cosine)", 3, more_is_better=True),
+    "dlib_id_truth": Metric("ID, truth (dlib cosine)", 3, more_is_better=True),
+    "dlib_distance_reference": Metric("distance to reference (dlib)", 3),
+    "dlib_distance_truth": Metric("distance to truth (dlib)", 3),
+    "dlib_first": Metric("right person first (dlib)", 3, more_is_better=True),
+    "dlib_rank": Metric("rank of the right person (dlib)", 2),
 }
-MORE_IS_BETTER = {"dlib_found", "dlib_found_near", "dlib_id_reference", "dlib_id_truth", "dlib_first"}
 OTHERS = "other_people"  # a row: the true views of everybody else
 
 
@@ -65,13 +63,14 @@ def model_folder() -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "models"
 
 
-class FaceJudge:
+class FaceNetworks:
     """Detector, landmarks and embedding, on the CPU.
 
     Args:
-        cache: folder in which embeddings are kept by the pictures they are of; None keeps none.
+        cache: folder in which embeddings are kept by the images they are of; None keeps none.
 
-    Raises FacesMissing.
+    Raises:
+        FacesMissing: the packages are not installed.
     """
 
     def __init__(self, cache: Path | None = None):
@@ -81,28 +80,28 @@ class FaceJudge:
         import dlib
 
         paths = {name: str(folder / file) for name, file in FILES.items()}
-        self.sha256 = {name: _sha256(path) for name, path in paths.items()}
+        self.sha256 = {name: file_hash(Path(path)) for name, path in paths.items()}
         self.detector = dlib.cnn_face_detection_model_v1(paths["detector"])
         self.landmarks = dlib.shape_predictor(paths["landmarks"])
         self.network = dlib.face_recognition_model_v1(paths["embedding"])
         self.cache = cache
 
     def embeddings(self, images: Tensor) -> np.ndarray:
-        """Pictures [N, 3, H, W] in [0, 1] -> float32 [N, 128]; a row of NaN where no face is found."""
+        """Images [N, 3, H, W] in [0, 1] -> float32 [N, 128]; a row of NaN where no face is found."""
         pixels = _pixels(images)
         if self.cache is None:
-            return self._judge(pixels)
+            return self._embeddings(pixels)
         digest = hashlib.sha256(repr((pixels.shape, sorted(self.sha256.items()))).encode())
         digest.update(pixels.tobytes())
         path = self.cache / f"{digest.hexdigest()[:32]}.npy"
         try:
             return np.load(path)
-        except (OSError, ValueError, EOFError):  # not there, or not whole
-            found = self._judge(pixels)
+        except (OSError, ValueError, EOFError):  # missing or damaged
+            found = self._embeddings(pixels)
             write_atomically(path, lambda file: np.save(file, found), durable=False)
             return found
 
-    def _judge(self, pixels: np.ndarray) -> np.ndarray:
+    def _embeddings(self, pixels: np.ndarray) -> np.ndarray:
         return np.stack([self._embedding(image) for image in pixels])
 
     def _embedding(self, image: np.ndarray) -> np.ndarray:
@@ -117,21 +116,14 @@ class FaceJudge:
 
 def _pixels(images: Tensor) -> np.ndarray:
     """uint8 [N, SIDE, SIDE, 3]."""
-    if images.shape[-1] != SIDE or images.shape[-2] != SIDE:
-        images = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return (resize(images, SIDE) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-@lru_cache
-def _sha256(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def load_face_judge(wanted: bool | None, cache: Path | None = None) -> FaceJudge | None:
-    """The judge; if it is not `wanted` (False), or not installed and nobody insists (None), None."""
+def load_face_networks(wanted: bool | None, cache: Path | None = None) -> FaceNetworks | None:
+    """dlib's networks; None if they are not `wanted` (False), or not installed and not asked for (None)."""
     if wanted is False or (wanted is None and model_folder() is None):
         return None
-    return FaceJudge(cache)
+    return FaceNetworks(cache)
 
 
 def add_faces_option(parser: argparse.ArgumentParser) -> None:

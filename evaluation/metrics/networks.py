@@ -1,4 +1,4 @@
-"""Everything that looks at pictures for `evaluation.paper`: the metrics that the given backbone files allow.
+"""The metrics of `evaluation.paper` that the given backbone files allow.
 
 With a backbone file, a metric has the paper's name. Without one it is missing; what the miniature's own networks say
 instead always begins with "mini", so that the numbers cannot be confused.
@@ -6,59 +6,56 @@ instead always begins with "mini", so that the numbers cannot be confused.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffportrait3d.files import file_hash
 from diffportrait3d.weights.files import load_network
 
-from ..pose_regressor import load_pose_regressor
 from . import perceptual
-from .faces import FACE_METRICS, FaceJudge
-from .faces import MORE_IS_BETTER as MORE_OF_FACES_IS_BETTER
-from .measures import mini_lpips
-from .metrics import angle_between, psnr, ssim, yaw_pitch
+from .faces import FACE_METRICS, FaceNetworks
+from .images import mini_lpips, psnr, ssim
+from .metric import Metric
 from .perceptual import BackboneError
+from .pose import angle_between, load_pose_regressor, yaw_pitch
 
-# name -> (column title, digits, more is better)
-COLUMNS = {
-    "lpips_alex": ("LPIPS (alex)", 3, False),
-    "lpips_vgg": ("LPIPS (vgg)", 3, False),
-    "ssim": ("SSIM", 3, True),
-    "psnr": ("PSNR (dB)", 2, True),
-    "dists": ("DISTS", 3, False),
-    "id_reference": ("ID, reference", 3, True),
-    "id_truth": ("ID, truth", 3, True),
-    "id_failures": ("ID failures", 3, False),
-    "pose_mse": ("POSE, MSE (rad^2)", 4, False),
-    "pose_norm": ("POSE, norm (rad)", 4, False),
-    "pose_norm_degrees": ("POSE, norm (deg)", 2, False),
-    "pose_failures": ("POSE failures", 3, False),
-    "fid": ("FID", 2, False),
-    "kid": ("KID", 4, False),
-    "mini_lpips": ("mini-LPIPS", 4, False),
-    "mini_pose": ("mini-POSE (deg)", 2, False),
-    "mini_pose_mse": ("mini-POSE, MSE (rad^2)", 4, False),
-    "mini_fid": ("mini-FID", 4, False),
-    "mini_kid": ("mini-KID", 4, False),
-} | {name: (*column, name in MORE_OF_FACES_IS_BETTER) for name, column in FACE_METRICS.items()}
+PAPER_METRICS: Mapping[str, Metric] = {
+    "lpips_alex": Metric("LPIPS (alex)", 3, paper="lpips"),
+    "lpips_vgg": Metric("LPIPS (vgg)", 3, paper="lpips"),
+    "ssim": Metric("SSIM", 3, more_is_better=True, paper="ssim"),
+    "psnr": Metric("PSNR (dB)", 2, more_is_better=True),
+    "dists": Metric("DISTS", 3, paper="dists"),
+    "id_reference": Metric("ID, reference", 3, more_is_better=True, paper="id"),
+    "id_truth": Metric("ID, truth", 3, more_is_better=True, paper="id"),
+    "id_failures": Metric("ID failures", 3),
+    "pose_mse": Metric("POSE, MSE (rad^2)", 4, paper="pose"),
+    "pose_norm": Metric("POSE, norm (rad)", 4, paper="pose"),
+    "pose_norm_degrees": Metric("POSE, norm (deg)", 2),
+    "pose_failures": Metric("POSE failures", 3),
+    "fid": Metric("FID", 2, paper="fid"),
+    "kid": Metric("KID", 4),
+    "mini_lpips": Metric("mini-LPIPS", 4),
+    "mini_pose": Metric("mini-POSE (deg)", 2),
+    "mini_pose_mse": Metric("mini-POSE, MSE (rad^2)", 4),
+    "mini_fid": Metric("mini-FID", 4),
+    "mini_kid": Metric("mini-KID", 4),
+} | FACE_METRICS
 SET_METRICS = {"fid": perceptual.frechet_distance, "kid": perceptual.kernel_distance}
-PAPER_COLUMN = {"lpips_alex": "lpips", "lpips_vgg": "lpips", "ssim": "ssim", "dists": "dists", "id_reference": "id",
-                "id_truth": "id", "fid": "fid", "pose_mse": "pose", "pose_norm": "pose"}  # fmt: skip
 IDENTITY_SIDE, POSE_SIDE = 112, 224  # what ArcFace and Deep3DFaceRecon take
 
 
-class Judges:
-    """The networks at hand.
+class MetricNetworks:
+    """The networks whose files are given.
 
     Args:
         files: name -> path, of "alexnet", "vgg16", "inception", "identity", "pose". Identity and pose are TorchScript:
-            pictures [N, 3, 112, 112] in [-1, 1] -> embeddings [N, D]; pictures [N, 3, 224, 224] in [0, 1] -> pitch,
+            images [N, 3, 112, 112] in [-1, 1] -> embeddings [N, D]; images [N, 3, 224, 224] in [0, 1] -> pitch,
             yaw, roll [N, 3] in radians. A row that is not finite says "no face found".
-        miniature: a weights folder with the judges of the miniature, or None.
+        miniature: a weights folder whose networks measure, too, or None.
         faces: dlib's networks, or None.
     """
 
@@ -67,7 +64,7 @@ class Judges:
         files: dict[str, Path],
         miniature: Path | None = None,
         device: str = "cpu",
-        faces: FaceJudge | None = None,
+        faces: FaceNetworks | None = None,
     ):
         self.device, self.sha256 = device, {name: _sha256(path) for name, path in files.items()}
         self.networks: dict[str, nn.Module] = {}
@@ -78,9 +75,8 @@ class Judges:
             self.networks["dists"] = perceptual.load_dists(files["vgg16"])
         if "inception" in files:
             self.networks["inception"] = perceptual.load_inception(files["inception"])
-        for name in ("identity", "pose"):
-            if name in files:
-                self.networks[name] = _torchscript(files[name])
+        for name in {"identity", "pose"} & files.keys():
+            self.networks[name] = _torchscript(files[name])
         if miniature:
             autoencoder, regressor = miniature / "autoencoder.safetensors", miniature / "pose_regressor.safetensors"
             self.networks["autoencoder"] = load_network(autoencoder, expect="autoencoder")[0]
@@ -93,8 +89,8 @@ class Judges:
 
     @torch.inference_mode()
     def per_view(self, generated: Tensor, truth: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """Every metric of single views: [V] each. Pictures [V, 3, H, W] (reference [1, 3, H, W]) in [0, 1]."""
-        generated, truth, reference = (pictures.to(self.device) for pictures in (generated, truth, reference))
+        """Every metric of single views: [V] each. Images [V, 3, H, W] (reference [1, 3, H, W]) in [0, 1]."""
+        generated, truth, reference = (images.to(self.device) for images in (generated, truth, reference))
         found = {"ssim": ssim(generated, truth), "psnr": psnr(generated, truth)}
         for name in ("lpips_alex", "lpips_vgg"):
             if name in self.networks:
@@ -113,21 +109,21 @@ class Judges:
 
     def _identity(self, generated: Tensor, truth: Tensor, reference: Tensor) -> dict[str, Tensor]:
         """Cosines of embeddings to the reference (section 4.2) and to the truth (supplement A.2.1)."""
-        made, real, first = (self._embed(pictures) for pictures in (generated, truth, reference))
+        made, real, first = (self._embed(images) for images in (generated, truth, reference))
         return {
             "id_reference": (made * first).sum(-1),
             "id_truth": (made * real).sum(-1),
             "id_failures": made.isnan().any(-1).float(),
         }
 
-    def _embed(self, pictures: Tensor) -> Tensor:
-        embedding = self.networks["identity"](_resized(pictures, IDENTITY_SIDE) * 2 - 1)
+    def _embed(self, images: Tensor) -> Tensor:
+        embedding = self.networks["identity"](_resized(images, IDENTITY_SIDE) * 2 - 1)
         return F.normalize(_finite_or_nan(embedding), dim=-1)
 
     def _pose(self, generated: Tensor, truth: Tensor) -> dict[str, Tensor]:
         """Error of the angles estimated on the view against those on the truth (supplement A.2.2)."""
         made, real = (
-            _finite_or_nan(self.networks["pose"](_resized(pictures, POSE_SIDE))) for pictures in (generated, truth)
+            _finite_or_nan(self.networks["pose"](_resized(images, POSE_SIDE))) for images in (generated, truth)
         )
         error = made - real
         return {
@@ -139,26 +135,26 @@ class Judges:
 
     def _mini_pose(self, generated: Tensor, truth: Tensor) -> dict[str, Tensor]:
         """The same by the miniature's regressor, which reads two angles: its squares are means over two."""
-        made, real = (self.networks["regressor"].predict(pictures * 2 - 1) for pictures in (generated, truth))
+        made, real = (self.networks["regressor"].predict(images * 2 - 1) for images in (generated, truth))
         pairs = zip(yaw_pitch(made), yaw_pitch(real), strict=True)
         squares = torch.stack([torch.deg2rad(a - b).square() for a, b in pairs])
         return {"mini_pose": angle_between(made, real), "mini_pose_mse": squares.mean(0)}
 
     def face_embeddings(self, generated: Tensor, truth: Tensor, reference: Tensor) -> dict | None:
-        """What `evaluation.judges.faces.face_metrics` takes of one person; None without the judge."""
+        """What `faces.face_metrics` takes of one person; None without dlib's networks."""
         if self.faces is None:
             return None
         rows = {"generated": self.faces.embeddings(generated), "ground_truth": self.faces.embeddings(truth)}
         return {"reference": self.faces.embeddings(reference)[0], "rows": rows}
 
     @torch.inference_mode()
-    def features(self, pictures: Tensor) -> dict[str, Tensor]:
+    def features(self, images: Tensor) -> dict[str, Tensor]:
         """What distances between sets are computed of, [N, D] per prefix of the metrics ("" or "mini_")."""
-        pictures, found = pictures.to(self.device), {}
+        images, found = images.to(self.device), {}
         if "inception" in self.networks:
-            found[""] = self.networks["inception"]((pictures * 255).round().to(torch.uint8)).cpu()
+            found[""] = self.networks["inception"]((images * 255).round().to(torch.uint8)).cpu()
         if "autoencoder" in self.networks:
-            levels = self.networks["autoencoder"].encoder.features(pictures * 2 - 1)
+            levels = self.networks["autoencoder"].encoder.features(images * 2 - 1)
             found["mini_"] = torch.cat([F.normalize(level.mean((2, 3)), dim=1) for level in levels], dim=1).cpu()
         return found
 
@@ -168,14 +164,14 @@ def _finite_or_nan(rows: Tensor) -> Tensor:
     return torch.where(rows.isfinite().all(-1, keepdim=True), rows, torch.full_like(rows, torch.nan))
 
 
-def _resized(pictures: Tensor, side: int) -> Tensor:
-    return F.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+def _resized(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(images, size=(side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
 def _sha256(path: Path) -> str:
     if not path.is_file():
         raise BackboneError(f"There is no file '{path}'; check the path. Nothing is downloaded.")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_hash(path)
 
 
 def _torchscript(path: Path) -> nn.Module:

@@ -1,1 +1,0 @@
-"""What looks at generated views: one file a kind of metric, and the networks that metrics need."""

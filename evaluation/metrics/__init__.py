@@ -1,0 +1,1 @@
+"""What is measured about generated views, one file a kind of metric, and the networks that metrics need."""
