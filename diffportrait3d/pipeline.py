@@ -25,7 +25,7 @@ from .diffusion import Schedule, ddim_sample, dpmpp_2m_sample, start_noise, view
 from .networks import AutoencoderKL, NovelViewModel
 from .synthetic_heads import render_condition_images
 from .views import view_windows, window_weights
-from .weights.files import load_network
+from .weights.files import load_network, views_of
 
 SOLVERS = ("dpmpp_2m", "ddim")
 STARTS = ("proxies", "independent", "shared")
@@ -111,7 +111,7 @@ class Pipeline:
             middle_view_attention=views.get("middle_view_attention", "unconditional"),
         )
         schedule = Schedule(linear_end=facts["unet"].get("linear_end", 0.012))
-        window = views.get("num_views") or views.get("trained_views") or WINDOW
+        window = views_of(views) or WINDOW
         return cls(denoiser, networks["autoencoder"], networks["novel_view"], schedule, window, device)
 
     def with_networks(self, **networks: nn.Module | None) -> Pipeline:

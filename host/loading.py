@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from ..diffportrait3d.networks import AutoencoderConfig, UNetConfig, ViewConsistency, set_norm_groups
+from ..diffportrait3d.networks import AutoencoderConfig, UNetConfig, ViewConsistency, set_norm_groups, title_of
 from ..diffportrait3d.weights.files import CheckpointError, load_network, read_metadata, read_tensors
 
 # Hosts without dynamic VRAM have one patcher class only.
@@ -51,16 +51,12 @@ def read_network(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[s
     metadata = read_metadata(path)
     if metadata["network"] != kind:
         raise CheckpointError(
-            f"{path} holds a {_spoken(metadata['network'])}, but a {_spoken(kind)} is needed here; choose another file "
-            "or the loader made for it."
+            f"{path} holds {title_of(metadata['network'])} weights, but {title_of(kind)} weights are needed here; "
+            "choose another file or the loader made for it."
         )
     if "format" not in metadata:
-        logging.info("%s says nothing about itself; by its keys it is the %s of the release", path, _spoken(kind))
+        logging.info("%s says nothing about itself; by its keys it is the %s of the release", path, title_of(kind))
     return read_tensors(path), metadata
-
-
-def _spoken(kind: str) -> str:
-    return kind.replace("_", " ").replace("unet", "UNet").replace("controlnet", "ControlNet")
 
 
 def remember_side(module: nn.Module, metadata: dict[str, Any]) -> None:
@@ -317,7 +313,7 @@ def _listed(widths: dict[str, Any], names: list[str]) -> str:
 
 
 def _name(network: HostNetwork) -> str:
-    return str(network.path) if network.path.name else f"The {_spoken(network.kind)}"
+    return str(network.path) if network.path.name else f"The {title_of(network.kind)}"
 
 
 def _host_network(kind, module, tensors, config, metadata, path) -> HostNetwork:

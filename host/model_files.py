@@ -15,6 +15,7 @@ from pathlib import Path
 import folder_paths
 
 from ..diffportrait3d.files import folders_below
+from ..diffportrait3d.networks import title_of
 from ..diffportrait3d.weights.files import CheckpointError, network_files, read_kind, shard_files, way_to_get
 
 FOLDER = "diffportrait3d"
@@ -47,11 +48,11 @@ def explain_missing(name: str, kind: str, names: list[str]) -> str:
     """One sentence for a name that is not among `names`: there is no such file, or what the file holds instead."""
     path = _known_files(kind).get(name)
     if path is not None:
-        return f"{name!r} is no {kind.replace('_', ' ')}: {_contents(path)}; choose one of {', '.join(names) or 'none'}"
+        return f"{name!r} is no {title_of(kind)}: {_contents(path)}; choose one of {', '.join(names) or 'none'}"
     found = f"found: {', '.join(names)}" if names else "found none"
     searched = ", ".join(_folders(kind))
     return (
-        f"there is no {kind.replace('_', ' ')} {name!r} ({found}); put its file into models/{FOLDER} and press R, or "
+        f"there is no {title_of(kind)} {name!r} ({found}); put its file into models/{FOLDER} and press R, or "
         f"{way_to_get(kind)}. Searched: {searched}"
     )
 
@@ -114,7 +115,7 @@ def _contents(path: Path) -> str:
         kind = read_kind(path)
     except (CheckpointError, OSError, ValueError) as error:
         return str(error)
-    return f"the file holds {'weights of other software' if kind is None else 'a ' + kind.replace('_', ' ')}"
+    return f"the file holds {'weights of other software' if kind is None else title_of(kind) + ' weights'}"
 
 
 def _kind_of(path: Path) -> str | None:

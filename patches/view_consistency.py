@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..diffportrait3d.denoiser import MIDDLE_VIEW_ATTENTION
 from ..diffportrait3d.views import check_window
+from ..diffportrait3d.weights.files import views_of
 from ..host.loading import HostNetwork, check_same_width
 from .run_state import RunPatch, RunState, chunk_size, views_per_call
 from .view_windows import ViewWindows, skip_self_attention_guidance
@@ -207,5 +208,4 @@ def apply_view_consistency(
 
 def trained_views(network: HostNetwork) -> int:
     """Views per group in the training, as the file says; without that, as many as the positional table holds."""
-    said = network.metadata.get("num_views") or network.metadata.get("trained_views")
-    return min(said or network.config.max_views, network.config.max_views)
+    return min(views_of(network.metadata) or network.config.max_views, network.config.max_views)

@@ -12,19 +12,11 @@ from functools import lru_cache
 
 import torch
 
-from ..networks import (
-    AutoencoderConfig,
-    AutoencoderKL,
-    ReferenceEncoder,
-    UNet,
-    UNetConfig,
-    ViewConsistency,
-    ViewControlNet,
-)
+from ..networks import NETWORKS, AutoencoderConfig, UNetConfig
+from ..networks.registry import VIEW_MODULES
 from ..networks.view_controlnet import build_hint_block
 from ..weights.files import CheckpointError
 from ..weights.known_formats import describe_stranger
-from ..weights.official import DEAD_KEYS, PREFIXES, VIEW_MODULES
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -48,7 +40,7 @@ KNOWN_SURPLUS = {
 class Group:
     """One network of the checkpoint; in a file of its own its keys lose the prefix.
 
-    kind: network kind of `checkpoints`, None for what stays in an ordinary SD1.5 checkpoint.
+    kind: in `NETWORKS`; None for what is no network of this pack.
     required: the method's own networks have to be there; the rest may be absent as a whole.
     """
 
@@ -73,11 +65,14 @@ class TextEncoderSizes:
     layers: int = 12
 
 
-UNET = Group("base UNet", "model.diffusion_model.", required=False)
-VIEWS = Group("view consistency", PREFIXES["view_consistency"], "view_consistency")
-REFERENCE = Group("reference encoder", PREFIXES["reference_encoder"], "reference_encoder")
-CONTROL = Group("view ControlNet", PREFIXES["view_controlnet"], "view_controlnet")
-VAE = Group("autoencoder", "first_stage_model.", required=False)
+def _network_group(kind: str) -> Group:
+    spec = NETWORKS[kind]
+    return Group(spec.title, spec.prefix, kind, spec.official)
+
+
+UNET, VAE = _network_group("unet"), _network_group("autoencoder")
+REFERENCE, CONTROL = _network_group("reference_encoder"), _network_group("view_controlnet")
+VIEWS = _network_group("view_consistency")
 TEXT = Group("text encoder", "cond_stage_model.transformer.text_model.", required=False)
 SCHEDULE = Group("schedule buffers", "", required=False)
 
@@ -166,12 +161,9 @@ def _key_pattern(group: Group) -> str:
 
 def _belongs(names: Iterable[str], group: Group) -> list[str]:
     """The keys of a group by their prefix. A group without a prefix takes none."""
-    if not group.prefix:
-        return []
-    chosen = [n for n in names if n.startswith(group.prefix)]
-    if group in (UNET, VIEWS):
-        chosen = [n for n in chosen if (VIEW_MODULES in n) == (group is VIEWS)]
-    return chosen
+    if group.kind:
+        return [n for n in names if NETWORKS[group.kind].owns(n)]
+    return [n for n in names if group.prefix and n.startswith(group.prefix)]
 
 
 def _unet_config(shapes: Shapes, path: object) -> UNetConfig:
@@ -209,13 +201,8 @@ def release_shapes(
 ) -> dict[Group, dict[str, Shape]]:
     """Every key of the release and its shape, per group, for networks of any width. Cached: do not change it."""
     with torch.device("meta"):
-        networks = {
-            REFERENCE: ReferenceEncoder(config),
-            CONTROL: ViewControlNet(config),
-            VIEWS: ViewConsistency(config),
-            UNET: UNet(config),
-            VAE: AutoencoderKL(autoencoder),
-        }
+        configs = dict.fromkeys((*METHOD_GROUPS, UNET), config) | {VAE: autoencoder}
+        networks = {group: NETWORKS[group.kind].module(sizes) for group, sizes in configs.items()}
         expected = {group: _named_shapes(group.prefix, module) for group, module in networks.items()}
         expected[REFERENCE] |= _named_shapes(_dead_prefix(), build_hint_block(config))
     expected[TEXT] = _text_encoder_shapes(text)
@@ -224,7 +211,7 @@ def release_shapes(
 
 
 def _dead_prefix() -> str:
-    return REFERENCE.prefix + DEAD_KEYS
+    return REFERENCE.prefix + NETWORKS["reference_encoder"].unused
 
 
 def _named_shapes(prefix: str, module: torch.nn.Module) -> dict[str, Shape]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..diffusion import Schedule
+from ..networks import NETWORKS
 from ..weights.files import CheckpointError, network_metadata
 from ..weights.known_formats import describe_stranger
-from ..weights.official import CONVENTIONS
 from ..weights.reader import SafetensorsSource, Source, open_source
 from ..weights.tensor_files import TensorInfo, file_size, write_safetensors
 from .layout import (
@@ -208,7 +208,7 @@ def _outputs(
     config = inspection.config.to_dict()
     outputs = []
     for group in METHOD_GROUPS:
-        facts = CONVENTIONS[group.kind] | origin
+        facts = {**NETWORKS[group.kind].conventions, **origin}
         if group is VIEWS:
             facts["middle_view_attention_is_zero"] = middle_is_zero
         keys = {name.removeprefix(group.prefix): name for name in inspection.parts[group].written}

@@ -11,16 +11,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..weights.official import PREFIXES
+from ..networks import NETWORKS
 
 # Modules that trainers put around others and that leave their names in the keys: DataParallel, torch.compile, FSDP,
 # activation checkpointing, Lightning Fabric.
 WRAPPER_MODULES = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 # How the keys of known networks begin: in the release, in SD1.5's checkpoints, and of each network alone.
 KNOWN = (
-    *PREFIXES.values(), "first_stage_model.", "cond_stage_model.", "model_ema.", "alphas_cumprod", "betas",
-    "input_blocks", "middle_block", "output_blocks", "time_embed.", "out.", "zero_convs.", "input_hint_block.",
-    "down_blocks.", "mid_block.", "up_blocks.", "encoder.", "decoder.", "quant_conv.", "post_quant_conv.",
+    *(spec.prefix for spec in NETWORKS.values() if spec.prefix), "cond_stage_model.", "model_ema.", "alphas_cumprod",
+    "betas", "input_blocks", "middle_block", "output_blocks", "time_embed.", "out.", "zero_convs.",
+    "input_hint_block.", "down_blocks.", "mid_block.", "up_blocks.", "encoder.", "decoder.", "quant_conv.",
+    "post_quant_conv.",
 )  # fmt: skip
 DEPTH = 3  # parts of the longest prefix that is looked for
 

@@ -6,15 +6,18 @@ from .gradient_checkpointing import set_checkpointing
 from .layers import set_norm_groups
 from .novel_view import NovelViewConfig, NovelViewModel
 from .reference_encoder import ReferenceEncoder, join_references
+from .registry import NETWORKS, NetworkSpec, title_of
 from .unet import UNet
 from .view_attention import ViewConsistency
 from .view_controlnet import ViewControlNet
 
 __all__ = [
     "LATENT_SCALE",
+    "NETWORKS",
     "AutoencoderConfig",
     "AutoencoderKL",
     "NetworkConfig",
+    "NetworkSpec",
     "NovelViewConfig",
     "NovelViewModel",
     "ReferenceEncoder",
@@ -25,4 +28,5 @@ __all__ = [
     "join_references",
     "set_checkpointing",
     "set_norm_groups",
+    "title_of",
 ]

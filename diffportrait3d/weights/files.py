@@ -15,33 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..files import write_together
-from ..networks import (
-    AutoencoderConfig,
-    AutoencoderKL,
-    NovelViewConfig,
-    NovelViewModel,
-    ReferenceEncoder,
-    UNet,
-    UNetConfig,
-    ViewConsistency,
-    ViewControlNet,
-)
+from ..networks import NETWORKS, title_of
 from .known_formats import CONTROLNET, describe_stranger
 from .official import Recognised, kind_by_keys, recognise
 from .tensor_files import tensor_writer
 
 FORMAT = "diffportrait3d"
 FORMAT_VERSION = 1
-MAX_SHARD_BYTES = 15 * 2**20
-
-NETWORK_KINDS: dict[str, tuple[type[nn.Module], type]] = {
-    "unet": (UNet, UNetConfig),
-    "reference_encoder": (ReferenceEncoder, UNetConfig),
-    "view_controlnet": (ViewControlNet, UNetConfig),
-    "view_consistency": (ViewConsistency, UNetConfig),
-    "autoencoder": (AutoencoderKL, AutoencoderConfig),
-    "novel_view": (NovelViewModel, NovelViewConfig),
-}
 
 
 class CheckpointError(ValueError):
@@ -51,8 +31,8 @@ class CheckpointError(ValueError):
 def way_to_get(kind: str | None = None) -> str:
     """Where a network comes from, for people who have no more than the installed pack."""
     ours = "take the one that comes with the pack in weights/miniature (it is gone: install the pack again)"
-    if kind in ("unet", "autoencoder", "novel_view"):
-        return ours  # the released ones are in SD1.5's checkpoint, and S was not released
+    if kind is not None and not NETWORKS[kind].official:
+        return ours
     return (
         "convert the authors' checkpoint with `python -m diffportrait3d.convert` in the pack's folder "
         f"(docs/released_weights.md there), or {ours}"
@@ -71,7 +51,7 @@ def save_network(
 
     Args:
         path: `NAME.safetensors`.
-        kind: one of NETWORK_KINDS.
+        kind: one of NETWORKS.
         dtype: floating tensors are stored in it; None keeps theirs.
         max_shard_bytes: larger files are split into `NAME-00001-of-0000N.safetensors`.
         metadata: JSON-able facts, e.g. reference_timestep, linear_end, training.
@@ -79,8 +59,8 @@ def save_network(
     Returns:
         the files written
     """
-    if kind not in NETWORK_KINDS:
-        raise ValueError(f"Unknown network kind {kind!r}; the kinds are {', '.join(NETWORK_KINDS)}.")
+    if kind not in NETWORKS:
+        raise ValueError(f"Unknown network kind {kind!r}; the kinds are {', '.join(NETWORKS)}.")
     path = Path(path)
     tensors = {k: _stored(v, dtype) for k, v in module.state_dict().items()}
     header = network_metadata(kind, module.config.to_dict(), metadata)
@@ -182,6 +162,12 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     return metadata
 
 
+def views_of(metadata: Mapping[str, Any]) -> int | None:
+    """Views that a cross-view network was trained on at once: `num_views` in our files, `trained_views` in converted
+    ones; None where the file does not say."""
+    return metadata.get("num_views") or metadata.get("trained_views")
+
+
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """All tensors of a network file under their names in the network, its shards joined, in the stored dtype."""
     tensors: dict[str, Tensor] = {}
@@ -249,10 +235,10 @@ def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn
     """
     metadata = read_metadata(path)
     kind = metadata["network"]
-    if kind not in NETWORK_KINDS or (expect is not None and kind != expect):
-        raise CheckpointError(f"{path} holds a {kind} network; expected {expect or ' or '.join(NETWORK_KINDS)}.")
-    network_class, config_class = NETWORK_KINDS[kind]
-    module = network_class(config_class.from_dict(metadata["config"]))
+    if kind not in NETWORKS or (expect is not None and kind != expect):
+        wanted = title_of(expect) if expect else " or ".join(map(title_of, NETWORKS))
+        raise CheckpointError(f"{path} holds {title_of(kind)} weights; expected {wanted}.")
+    module = NETWORKS[kind].build(metadata["config"])
     try:
         module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read_tensors(path).items()})
     except RuntimeError as error:

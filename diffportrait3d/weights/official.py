@@ -11,38 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..networks import ReferenceEncoder, UNetConfig, ViewConsistency, ViewControlNet
+from ..networks import NETWORKS, UNetConfig, title_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 SIZES = UNetConfig()
-# Under these the release's checkpoint keeps the networks of the method.
-PREFIXES = {
-    "reference_encoder": "control_model.",
-    "view_controlnet": "pose_control_model.",
-    "view_consistency": "model.diffusion_model.",
-}
-CONVENTIONS: dict[str, dict[str, Any]] = {
-    "reference_encoder": {"reference_timestep": "current"},
-    "view_controlnet": {"hint_range": [-1, 1]},
-    "view_consistency": {"middle_view_attention": "unconditional", "trained_views": 8},
-}
-VIEW_MODULES = "motion_module."  # in every key of the view consistency, and in no other
-DEAD_KEYS = "input_hint_block."  # the authors' class of F_ref builds these layers and never calls them
-
-_CLASSES: dict[str, type[nn.Module]] = {
-    "reference_encoder": ReferenceEncoder,
-    "view_controlnet": ViewControlNet,
-    "view_consistency": ViewConsistency,
-}
-# A key that gives a network away, without its prefix, and keys that it cannot have: those of other UNets.
-_SIGNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "reference_encoder": ("output_blocks.0.0.in_layers.0.weight", ("out.2.weight", "label_emb.0.0.weight")),
-    "view_controlnet": ("zero_convs.0.0.weight", ()),
-    "view_consistency": ("input_blocks_motion_module.0.0.temporal_transformer.norm.weight", ()),
-}
+OFFICIAL = {kind: spec for kind, spec in NETWORKS.items() if spec.official}
 _TABLE = "input_blocks_motion_module.0.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
 
 
@@ -50,7 +25,7 @@ _TABLE = "input_blocks_motion_module.0.0.temporal_transformer.transformer_blocks
 class Recognised:
     """A network of the release in a file that does not say so.
 
-    kind: as in `checkpoints.NETWORK_KINDS`. config: its sizes.
+    kind: as in `networks.NETWORKS`. config: its sizes.
     keys: name of each tensor in the network -> its name in the file.
     """
 
@@ -61,7 +36,7 @@ class Recognised:
     @property
     def metadata(self) -> dict[str, Any]:
         """What the converter would have written."""
-        return {"network": self.kind, "config": self.config.to_dict(), **CONVENTIONS[self.kind]}
+        return {"network": self.kind, "config": self.config.to_dict(), **OFFICIAL[self.kind].conventions}
 
 
 def recognise(shapes: Shapes) -> Recognised | None:
@@ -77,7 +52,7 @@ def recognise(shapes: Shapes) -> Recognised | None:
     if not found:
         return None
     if len(found) > 1:
-        kinds = " and ".join(_spoken(kind) for kind, _ in found)
+        kinds = " and ".join(title_of(kind) for kind, _ in found)
         raise ValueError(f"holds {kinds} in one; split it with `python -m diffportrait3d.convert`")
     kind, prefix = found[0]
     stored = {name.removeprefix(prefix): name for name in shapes if _belongs(kind, name, prefix)}
@@ -96,35 +71,30 @@ def kind_by_keys(names: Collection[str]) -> str | None:
 
 
 def _candidates(names: Collection[str]) -> list[tuple[str, str]]:
-    """(kind, prefix) of every network whose signs are among `names`."""
-    bare = [(kind, "") for kind in PREFIXES if kind != "view_controlnet"]
-    return [(kind, prefix) for kind, prefix in (*PREFIXES.items(), *bare) if _has_signs(kind, prefix, names)]
-
-
-def _has_signs(kind: str, prefix: str, names: Collection[str]) -> bool:
-    own, foreign = _SIGNS[kind]
-    return prefix + own in names and not any(prefix + key in names for key in foreign)
+    """(kind, prefix) of every network whose signature is among `names`; what files of others have needs the prefix."""
+    places = [(kind, spec.prefix) for kind, spec in OFFICIAL.items()]
+    places += [(kind, "") for kind, spec in OFFICIAL.items() if spec.sd15_prefix is None]
+    return [(kind, prefix) for kind, prefix in places if OFFICIAL[kind].is_signed(names, prefix)]
 
 
 def _belongs(kind: str, name: str, prefix: str) -> bool:
-    if kind == "view_consistency":
-        return name.startswith(prefix) and VIEW_MODULES in name
-    return name.startswith(prefix) and not (kind == "reference_encoder" and name.startswith(prefix + DEAD_KEYS))
+    unused = OFFICIAL[kind].unused
+    return OFFICIAL[kind].owns(name, prefix) and not (unused and name.startswith(prefix + unused))
 
 
 def _check_width(kind: str, present: Shapes) -> None:
-    first = _SIGNS[kind][0] if kind == "view_consistency" else "input_blocks.0.0.weight"
+    first = OFFICIAL[kind].signature if kind == "view_consistency" else "input_blocks.0.0.weight"
     width = present.get(first, (SIZES.model_channels,))[0]
     if width != SIZES.model_channels:
         raise ValueError(
-            f"has the keys of a {_spoken(kind)} that is {width} channels wide, but no metadata: the number of its "
+            f"has the keys of a {title_of(kind)} that is {width} channels wide, but no metadata: the number of its "
             f"attention heads is known for the release's {SIZES.model_channels} channels only"
         )
 
 
 def _expected(kind: str, config: UNetConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in _CLASSES[kind](config).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in OFFICIAL[kind].module(config).state_dict().items()}
 
 
 def _compare(kind: str, expected: Shapes, present: Shapes) -> None:
@@ -136,10 +106,6 @@ def _compare(kind: str, expected: Shapes, present: Shapes) -> None:
     for problem, names in problems.items():
         if names:
             raise ValueError(
-                f"has keys of the release's {_spoken(kind)}, but {len(names)} {problem}, {names[0]} first; cut it out "
+                f"has keys of the release's {title_of(kind)}, but {len(names)} {problem}, {names[0]} first; cut it out "
                 "of the checkpoint with `python -m diffportrait3d.convert`"
             )
-
-
-def _spoken(kind: str) -> str:
-    return kind.replace("_", " ").replace("controlnet", "ControlNet")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from diffportrait3d.weights.files import NETWORK_KINDS, way_to_get
+from diffportrait3d.networks import NETWORKS
+from diffportrait3d.weights.files import way_to_get
 
 ABSENT = re.compile(
     r"\bmake (demo|miniature|test|setup|ablations|evaluate|golden)\b|Makefile|-m (training|evaluation|tools)\b|"
@@ -52,7 +53,7 @@ def test_the_pattern_finds_what_it_is_for():
     assert not ABSENT.search("after training. Every tool makes one, and make the views")
 
 
-@pytest.mark.parametrize("kind", [None, *NETWORK_KINDS])
+@pytest.mark.parametrize("kind", [None, *NETWORKS])
 def test_ways_to_a_network_exist(repository, kind):
     said = way_to_get(kind)
     assert "weights/miniature" in said and (repository / "weights/miniature").is_dir()

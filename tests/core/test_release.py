@@ -6,25 +6,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffportrait3d.networks import ReferenceEncoder, UNet, UNetConfig, ViewConsistency, ViewControlNet
+from diffportrait3d.networks import UNet, UNetConfig, ViewConsistency, ViewControlNet
 from diffportrait3d.weights import files as checkpoints
 from diffportrait3d.weights import official as release
 from diffportrait3d.weights.files import CheckpointError, load_network, read_kind, read_metadata, save_network
-from diffportrait3d.weights.official import CONVENTIONS, PREFIXES, kind_by_keys, recognise
+from diffportrait3d.weights.official import OFFICIAL, kind_by_keys, recognise
 
 NARROW = UNetConfig(model_channels=32, context_dim=32, max_views=12)
-CLASSES = {
-    "reference_encoder": ReferenceEncoder,
-    "view_controlnet": ViewControlNet,
-    "view_consistency": ViewConsistency,
-}
+PREFIXES = {kind: spec.prefix for kind, spec in OFFICIAL.items()}
 BARE = ("reference_encoder", "view_consistency")
 
 
 @pytest.fixture(scope="module")
 def shapes() -> dict[str, dict[str, tuple[int, ...]]]:
     """Keys and shapes of each network of the method in the authors' checkpoint."""
-    shapes = {kind: shapes_of(network, PREFIXES[kind]) for kind, network in CLASSES.items()}
+    shapes = {kind: shapes_of(spec.module, spec.prefix) for kind, spec in OFFICIAL.items()}
     shapes["reference_encoder"]["control_model.input_hint_block.0.weight"] = (16, 3, 3, 3)  # one of those without use
     return shapes
 
@@ -42,17 +38,17 @@ def narrow_release(monkeypatch):
 
 def plain(kind: str, prefix: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
-    return {prefix + name: 0.1 * torch.randn_like(t) for name, t in CLASSES[kind](NARROW).state_dict().items()}
+    return {prefix + name: 0.1 * torch.randn_like(t) for name, t in OFFICIAL[kind].module(NARROW).state_dict().items()}
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", OFFICIAL)
 def test_networks_are_told_by_their_keys(shapes, kind):
     found = recognise(shapes[kind])
     assert (found.kind, found.config) == (kind, UNetConfig())
     assert not any("input_hint_block" in key for key in found.keys) or kind == "view_controlnet"
     assert all(PREFIXES[kind] + name == key for name, key in found.keys.items())
     assert kind_by_keys(set(shapes[kind])) == kind
-    assert CONVENTIONS[kind].items() <= found.metadata.items()
+    assert OFFICIAL[kind].conventions.items() <= found.metadata.items()
 
 
 @pytest.mark.parametrize("kind", BARE)
@@ -113,7 +109,7 @@ def test_a_file_without_metadata_runs_by_the_release_s_conventions(narrow_releas
     save_file(stored | {"step": torch.zeros(1)} if prefix else stored, path, {"format": "pt"})
     network, metadata = load_network(path, expect=kind)
     assert read_kind(path) == kind and network.config == NARROW
-    assert CONVENTIONS[kind].items() <= metadata.items()
+    assert OFFICIAL[kind].conventions.items() <= metadata.items()
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, stored[prefix + name].float()), name
 

@@ -212,7 +212,7 @@ GOOD = {
 }
 FILES = {
     "DP3D_LoadReferenceEncoder": "reference encoder",
-    "DP3D_LoadViewControlNet": "view controlnet",
+    "DP3D_LoadViewControlNet": "view ControlNet",
     "DP3D_LoadViewConsistency": "view consistency",
     "DP3D_LoadNovelView": "novel view",
 }
@@ -222,10 +222,14 @@ NO_VAE = "got no VAE: the checkpoint holds none; take one from Load VAE"
 OTHER_VAE = "a VAE with latents of 16 channels .* connect the VAE of the base model"
 BROKEN, EMPTY = "contains NaN or infinity; check the node it comes from", "is an empty batch; connect at least one"
 BAD = [
-    ("DP3D_LoadMiniature", {"name": "gone"}, "there is no unet 'gone' .found: .*narrow.* Searched: "),
+    ("DP3D_LoadMiniature", {"name": "gone"}, "there is no base UNet 'gone' .found: .*narrow.* Searched: "),
     *((node, {"name": "gone"}, f"there is no {kind} 'gone' .found: .* Searched: ") for node, kind in FILES.items()),
     *(
-        (node, {"name": "narrow/unet.safetensors"}, f"is no {kind}: the file holds a unet; choose one of .*narrow/")
+        (
+            node,
+            {"name": "narrow/unet.safetensors"},
+            f"is no {kind}: the file holds base UNet weights; choose .*narrow/",
+        )
         for node, kind in FILES.items()
     ),
     *(

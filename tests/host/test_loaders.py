@@ -129,11 +129,15 @@ def test_conventions_come_from_the_file(pack, loading, folder):
 @pytest.mark.parametrize(
     "loader, file, message",
     [
-        ("load_reference_encoder", "view_controlnet", "holds a view ControlNet, but a reference encoder is needed"),
-        ("load_view_consistency", "unet", "holds a UNet, but a view consistency is needed"),
-        ("load_model", "autoencoder", "holds a autoencoder, but a UNet is needed"),
-        ("load_vae", "unet", "holds a UNet, but a autoencoder is needed"),
-        ("load_novel_view", "unet", "holds a unet network; expected novel_view"),
+        (
+            "load_reference_encoder",
+            "view_controlnet",
+            "holds view ControlNet weights, but reference encoder weights",
+        ),
+        ("load_view_consistency", "unet", "holds base UNet weights, but view consistency weights are needed"),
+        ("load_model", "autoencoder", "holds autoencoder weights, but base UNet weights are needed"),
+        ("load_vae", "unet", "holds base UNet weights, but autoencoder weights are needed"),
+        ("load_novel_view", "unet", "holds base UNet weights; expected novel-view model"),
     ],
 )
 def test_wrong_kind(loading, folder, loader, file, message):

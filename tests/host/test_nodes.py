@@ -135,7 +135,7 @@ def test_proxies_of_one_s_own(run_workflow, turntable):
         (("DP3D_3DAwareNoise", "proxies", ["1", 3]), "connect one of them"),
         (("DP3D_CameraTrajectory", "views", 1), "at least 2 views in one batch, got 1"),
         (("DP3D_RenderCameraConditions", "cameras", "three views"), "3 condition images for 4 views"),
-        (("DP3D_LoadMiniature", "name", "big"), "no unet 'big' .found: miniature, tiny"),
+        (("DP3D_LoadMiniature", "name", "big"), "no base UNet 'big' .found: miniature, tiny"),
         (
             ("DP3D_LoadReferenceEncoder", "name", "x.safetensors"),
             "no reference encoder 'x.safetensors'.*diffportrait3d",

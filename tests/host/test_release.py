@@ -13,7 +13,7 @@ from diffportrait3d.conversion import Options, convert
 from diffportrait3d.networks import ViewControlNet
 from diffportrait3d.networks.view_controlnet import build_hint_block
 from diffportrait3d.weights.files import save_network
-from diffportrait3d.weights.official import CONVENTIONS, DEAD_KEYS
+from diffportrait3d.weights.official import OFFICIAL
 from evaluation.goldens.data import GOLDEN_CONFIG, PREFIXES, load_golden, sample_tap
 from evaluation.goldens.host import LATENT_SCALE, NARROW_CONFIG, SINGLE_PASSES, GivenNoise, HostPath, known_weights
 
@@ -25,7 +25,9 @@ def release_checkpoint() -> dict[str, torch.Tensor]:
     weights = known_weights(GOLDEN_CONFIG)
     tensors = {PREFIXES[kind] + name: t for kind, named in weights.items() for name, t in named.items()}
     unused = build_hint_block(GOLDEN_CONFIG).state_dict()
-    tensors |= {PREFIXES["reference_encoder"] + DEAD_KEYS + name: t for name, t in unused.items()}
+    tensors |= {
+        PREFIXES["reference_encoder"] + OFFICIAL["reference_encoder"].unused + name: t for name, t in unused.items()
+    }
     return {name: t if name.endswith(".pe") else t.half() for name, t in tensors.items()}
 
 
@@ -98,8 +100,8 @@ def test_golden_trajectories_through_the_nodes(host, path, golden_step_noise, sa
 
 
 def test_conventions_come_with_the_converted_files(pack, path):
-    assert CONVENTIONS["reference_encoder"].items() <= path.encoder.metadata.items()
-    assert CONVENTIONS["view_consistency"].items() <= path.views.metadata.items()
+    assert OFFICIAL["reference_encoder"].conventions.items() <= path.encoder.metadata.items()
+    assert OFFICIAL["view_consistency"].conventions.items() <= path.views.metadata.items()
     assert path.views.config.max_views == 32
     assert pack.patches.view_consistency.trained_views(path.views) == 8, "views per window unless the artist says more"
 
@@ -129,13 +131,13 @@ def narrow_release(pack, monkeypatch):
 def test_files_without_metadata_are_listed_and_loaded(host, pack, tmp_path, narrow_release):
     loading, files = pack.host.loading, pack.host.model_files
     weights = known_weights(NARROW_CONFIG)
-    for kind in CONVENTIONS:
+    for kind in OFFICIAL:
         save_file({PREFIXES[kind] + name: t for name, t in weights[kind].items()}, tmp_path / f"{kind}.safetensors")
     save_file({"lora_unet.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "view_consistency.safetensors").read_bytes()[:9999])
     host.folder_paths.add_model_folder_path("diffportrait3d", str(tmp_path))
     try:
-        for kind in CONVENTIONS:
+        for kind in OFFICIAL:
             assert {f"{kind}.safetensors"} == set(files.network_names(kind)) & {p.name for p in tmp_path.iterdir()}
     finally:
         host.folder_paths.folder_names_and_paths["diffportrait3d"][0].remove(str(tmp_path))
@@ -145,7 +147,7 @@ def test_files_without_metadata_are_listed_and_loaded(host, pack, tmp_path, narr
     assert encoder.metadata["reference_timestep"] == "current"
     assert views.metadata["middle_view_attention"] == "unconditional" and views.metadata["trained_views"] == 8
     found = encoder.patcher.model.state_dict(), views.patcher.model.state_dict(), control_net.control_model.state_dict()
-    for kind, tensors in zip(CONVENTIONS, (found[0], found[2], found[1]), strict=True):
+    for kind, tensors in zip(OFFICIAL, (found[0], found[2], found[1]), strict=True):
         assert all(torch.equal(tensors[name], tensor) for name, tensor in weights[kind].items()), kind
 
 

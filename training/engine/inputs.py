@@ -17,17 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from diffportrait3d.conversion.layout import SD15_AUTOENCODER, TEXT
-from diffportrait3d.networks import AutoencoderKL, UNet, UNetConfig, ViewConsistency, ViewControlNet
+from diffportrait3d.networks import NETWORKS, AutoencoderKL, UNet, UNetConfig, ViewConsistency, ViewControlNet
 from diffportrait3d.weights.files import CheckpointError, load_network, read_kind
 from diffportrait3d.weights.known_formats import describe_stranger
 from diffportrait3d.weights.reader import Source, open_source
 
-# Where other people's files keep a network, and a key that it must have.
-PLACES: dict[str, tuple[tuple[str, ...], str]] = {
-    "unet": (("model.diffusion_model.", ""), "out.2.weight"),
-    "autoencoder": (("first_stage_model.", ""), "decoder.conv_in.weight"),
-    "view_controlnet": (("control_model.", ""), "input_hint_block.0.weight"),
-}
 _FIRST = "input_blocks.0.0.weight"
 _TEXT_KEY = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 _MOTION = re.compile(r"(?:.*\.)?(down|mid|up)_block(?:s\.(\d+))?\.motion_modules\.(\d+)\.(temporal_transformer\..+)")
@@ -68,7 +62,7 @@ def load_input(path: str | None, kind: str) -> tuple[nn.Module, dict[str, Any]]:
     source = open_source(path)
     if kind == "view_consistency":
         module = from_motion_modules(source)
-    elif kind in PLACES:
+    elif NETWORKS[kind].sd15_prefix:
         module = from_checkpoint(source, kind)
     else:
         raise CheckpointError(_not_a(path, kind, source, "train it, or convert the authors' checkpoint"))
@@ -111,7 +105,8 @@ def network_of(shapes: Mapping[str, tuple[int, ...]], kind: str, path: Any) -> n
     prefix = _prefix(shapes, kind)
     if prefix is None:
         found = describe_stranger(shapes) or f"a file whose keys begin with {', '.join(sorted(shapes)[:3])}"
-        wanted = " or ".join(f"'{p}{PLACES[kind][1]}'" for p in PLACES[kind][0])
+        spec = NETWORKS[kind]
+        wanted = " or ".join(f"'{prefix}{spec.signature}'" for prefix in (spec.sd15_prefix, ""))
         raise CheckpointError(f"inputs.{kind}: {path} is {found}; a {kind} has the key {wanted}.")
     if kind == "autoencoder":
         width = shapes[prefix + "encoder.conv_in.weight"][0]
@@ -128,8 +123,8 @@ def network_of(shapes: Mapping[str, tuple[int, ...]], kind: str, path: Any) -> n
 
 
 def _prefix(shapes: Mapping[str, Any], kind: str) -> str | None:
-    prefixes, sign = PLACES[kind]
-    return next((prefix for prefix in prefixes if prefix + sign in shapes), None)
+    spec = NETWORKS[kind]
+    return next((prefix for prefix in (spec.sd15_prefix, "") if spec.is_signed(shapes, prefix)), None)
 
 
 @torch.no_grad()

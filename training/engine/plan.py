@@ -24,13 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from diffportrait3d.networks import AutoencoderConfig, UNetConfig, set_checkpointing
-from diffportrait3d.weights.files import NETWORK_KINDS, read_metadata
+from diffportrait3d.networks import NETWORKS, AutoencoderConfig, UNetConfig, set_checkpointing
+from diffportrait3d.weights.files import read_metadata
 from diffportrait3d.weights.reader import open_source
 
 from ..dataset.images import read_manifest
 from .config import StageConfig
-from .inputs import PLACES, is_own, network_of
+from .inputs import is_own, network_of
 from .loop import pick_device, pick_precision
 from .optimizer import state_bytes
 from .stage import Stage
@@ -72,15 +72,14 @@ class Unallocated:
         path = getattr(self.inputs, kind)
         if not path or not Path(path).is_file():
             self.notes.append(f"inputs.{kind} {f'({path}) ' if path else ''}is not there: SD1.5's sizes")
-            config = SD15_VAE if kind == "autoencoder" else NETWORK_KINDS[kind][1]()
-            return NETWORK_KINDS[kind][0](config), {}
+            config = SD15_VAE if kind == "autoencoder" else NETWORKS[kind].config()
+            return NETWORKS[kind].module(config), {}
         if is_own(path):
             metadata = read_metadata(path)
-            network_class, config_class = NETWORK_KINDS[kind]
-            return network_class(config_class.from_dict(metadata["config"])), metadata
-        if kind in PLACES:
+            return NETWORKS[kind].build(metadata["config"]), metadata
+        if NETWORKS[kind].sd15_prefix:
             return network_of(open_source(path).shapes, kind, path), {}
-        return NETWORK_KINDS[kind][0](UNetConfig()), {}
+        return NETWORKS[kind].module(UNetConfig()), {}
 
     def prompt(self, context_dim: int) -> Tensor:
         return torch.zeros(1, CLIP_TOKENS if context_dim == CLIP_WIDTH else 1, context_dim)
