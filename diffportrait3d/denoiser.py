@@ -69,11 +69,11 @@ class Denoiser(nn.Module):
         t: Tensor,
         context: Tensor,
         bank: Sequence[Tensor] | None = None,
-        hint: Tensor | None = None,
+        camera_images: Tensor | None = None,
         num_views: int | None = None,
     ) -> Tensor:
-        """Noise predicted with appearance (bank), camera (hint in [-1, 1]) and the other views; eps [N, 4, h, w]."""
-        residuals = None if hint is None else self.view_controlnet(x, hint, t, context)
+        """Noise predicted with appearance (bank), camera (images in [-1, 1]) and the other views; eps [N, 4, h, w]."""
+        residuals = None if camera_images is None else self.view_controlnet(x, camera_images, t, context)
         middle = self.middle_view_attention == "always"
         return self._views(x, t, context, num_views, middle, bank=bank, residuals=residuals)
 
@@ -81,16 +81,9 @@ class Denoiser(nn.Module):
         """Noise predicted from the text alone: no reference and no camera, as in the release; eps [N, 4, h, w]."""
         return self._views(x, t, context, num_views, self.middle_view_attention != "never")
 
-    def _views(self, x, t, context, num_views, middle: bool, **openings) -> Tensor:
-        return self.unet(
-            x,
-            t,
-            context,
-            view_attention=self.view_consistency,
-            num_views=num_views,
-            middle_view_attention=middle,
-            **openings,
-        )
+    def _views(self, x: Tensor, t: Tensor, context: Tensor, num_views: int | None, middle: bool, **inputs) -> Tensor:
+        views = {"view_attention": self.view_consistency, "num_views": num_views, "middle_view_attention": middle}
+        return self.unet(x, t, context, **views, **inputs)
 
     def guided(
         self,
@@ -98,7 +91,7 @@ class Denoiser(nn.Module):
         t: Tensor,
         context: Tensor,
         bank: Sequence[Tensor] | None,
-        hint: Tensor | None,
+        camera_images: Tensor | None,
         num_views: int | None = None,
         scale: float = 3.0,
     ) -> Tensor:
@@ -106,7 +99,7 @@ class Denoiser(nn.Module):
 
         bank: of `bank`, at the same timestep.
         """
-        conditional = self.conditional(x, t, context, bank, hint, num_views)
+        conditional = self.conditional(x, t, context, bank, camera_images, num_views)
         if scale == 1.0:
             return conditional
         unconditional = self.unconditional(x, t, context, num_views)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from ..diffportrait3d.networks import AutoencoderConfig, UNetConfig, ViewConsistency, set_norm_groups, title_of
+from ..diffportrait3d.networks import AutoencoderConfig, UNetConfig, ViewConsistency, title_of
 from ..diffportrait3d.weights.files import CheckpointError, load_network, read_metadata, read_tensors
 
 # Hosts without dynamic VRAM have one patcher class only.
@@ -100,6 +100,13 @@ def host_unet_settings(config: UNetConfig) -> dict[str, Any]:
         "adm_in_channels": None,
         "legacy": False,
     }
+
+
+def set_norm_groups(network: nn.Module, groups: int) -> None:
+    """Gives every GroupNorm of a network of the host `groups` groups, where SD1.5 has 32; weights and names stay."""
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = groups
 
 
 def build_model(tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], **kwargs):

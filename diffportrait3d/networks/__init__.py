@@ -3,7 +3,6 @@
 from .autoencoder import LATENT_SCALE, AutoencoderKL
 from .config import AutoencoderConfig, NetworkConfig, UNetConfig
 from .gradient_checkpointing import set_checkpointing
-from .layers import set_norm_groups
 from .novel_view import NovelViewConfig, NovelViewModel
 from .reference_encoder import ReferenceEncoder, join_references
 from .registry import NETWORKS, NetworkSpec, title_of
@@ -27,6 +26,5 @@ __all__ = [
     "ViewControlNet",
     "join_references",
     "set_checkpointing",
-    "set_norm_groups",
     "title_of",
 ]

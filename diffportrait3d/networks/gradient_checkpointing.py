@@ -5,11 +5,10 @@ It changes neither results nor gradients; a step takes about a third more work a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -28,39 +27,7 @@ class Checkpointed(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return self.compute(*inputs)
-        return checkpoint(_Rerun(self.compute), *inputs, use_reentrant=False, preserve_rng_state=False)
-
-
-class _Rerun:
-    """`compute` with exchanges (see `layers.TokenExchange`) whose effects happen in the first run only.
-
-    The second run is handed what the first one was: a bank must not be read on, nor be written twice.
-    """
-
-    def __init__(self, compute: Callable[..., Any]):
-        self.compute = compute
-        self.replays: dict[int, _Replay] = {}
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self.compute(*(self._replayed(i, value) for i, value in enumerate(inputs)))
-
-    def _replayed(self, position: int, value: Any) -> Any:
-        if isinstance(value, Tensor) or not callable(value):
-            return value
-        replay = self.replays.setdefault(position, _Replay(value))
-        replay.position = 0
-        return replay
-
-
-class _Replay:
-    def __init__(self, exchange: Callable[[Tensor], Tensor | None]):
-        self.exchange, self.answers, self.position = exchange, [], 0
-
-    def __call__(self, tokens: Tensor) -> Tensor | None:
-        if self.position == len(self.answers):
-            self.answers.append(self.exchange(tokens))
-        self.position += 1
-        return self.answers[self.position - 1]
+        return checkpoint(self.compute, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def set_checkpointing(network: nn.Module, on: bool = True) -> int:

@@ -7,17 +7,14 @@ Module names follow the LDM checkpoints, so state dicts of SD1.5, ControlNet and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .config import UNetConfig
 from .gradient_checkpointing import Checkpointed
-
-# Called with the post-norm1 tokens of every self-attention in running order; what it returns is appended to them.
-TokenExchange = Callable[[Tensor], "Tensor | None"]
 
 
 def timestep_embedding(timesteps: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
@@ -36,18 +33,23 @@ def timestep_embedding(timesteps: Tensor, channels: int, max_period: float = 100
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+class TimeEmbedding(nn.Sequential):
+    """Timesteps [N] -> embedding [N, 4 * model_channels] in the type of the network's activations."""
+
+    def __init__(self, config: UNetConfig):
+        width = config.embedding_channels
+        super().__init__(nn.Linear(config.model_channels, width), nn.SiLU(), nn.Linear(width, width))
+        self.channels = config.model_channels
+
+    def forward(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        return super().forward(timestep_embedding(timesteps, self.channels).to(dtype))
+
+
 def zero_init(module: nn.Module) -> nn.Module:
     """Zeroes all parameters, so that a new branch starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def set_norm_groups(network: nn.Module, groups: int) -> None:
-    """Gives every GroupNorm of a network `groups` groups, where SD1.5 has 32; weights and their names stay."""
-    for module in network.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.num_groups = groups
 
 
 class GEGLU(nn.Module):
@@ -97,21 +99,30 @@ class Attention(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, attention to the text, feed-forward; each pre-normed and residual."""
 
-    def __init__(self, channels: int, context_dim: int, num_heads: int):
+    def __init__(self, config: UNetConfig, channels: int):
         super().__init__()
-        self.attn1 = Attention(channels, channels, num_heads)
+        self.attn1 = Attention(channels, channels, config.num_heads)
         self.ff = FeedForward(channels)
-        self.attn2 = Attention(channels, context_dim, num_heads)
+        self.attn2 = Attention(channels, config.context_dim, config.num_heads)
         self.norm1 = nn.LayerNorm(channels)
         self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, context: Tensor, exchange: TokenExchange | None = None) -> Tensor:
-        tokens = self.norm1(x)  # [N, hw, C]
-        reference = exchange(tokens) if exchange else None
+    def forward(self, x: Tensor, context: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Runs the block.
+
+        Args:
+            x: hidden states [N, L, C].
+            context: text tokens [N, T, context_dim].
+            reference: tokens that self-attention reads behind its own [B, M, C]; B divides N.
+
+        Returns:
+            hidden states [N, L, C], and self-attention's own tokens [N, L, C] for a reference bank
+        """
+        tokens = self.norm1(x)
         x = x + self.attn1(tokens, tokens if reference is None else append_tokens(tokens, reference))
         x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        return x + self.ff(self.norm3(x)), tokens
 
 
 def append_tokens(tokens: Tensor, reference: Tensor) -> Tensor:
@@ -131,30 +142,37 @@ def append_tokens(tokens: Tensor, reference: Tensor) -> Tensor:
 
 
 class SpatialTransformer(nn.Module):
-    def __init__(self, channels: int, context_dim: int, num_heads: int):
+    """A transformer block over the positions of a feature map; arguments and results as in `TransformerBlock`."""
+
+    def __init__(self, config: UNetConfig, channels: int):
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.channels = channels
+        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, num_heads)])
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(config, channels)])
         self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor, context: Tensor, exchange: TokenExchange | None = None) -> Tensor:
-        height = x.shape[2]
-        h = rearrange(self.proj_in(self.norm(x)), "n c h w -> n (h w) c")
-        for block in self.transformer_blocks:
-            h = block(h, context, exchange)
-        return x + self.proj_out(rearrange(h, "n (h w) c -> n c h w", h=height))
+    def forward(self, x: Tensor, context: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h, tokens = self.transformer_blocks[0](self._flat(x), context, reference)
+        return x + self.proj_out(rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])), tokens
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The second result of `forward` without the work for the first."""
+        return self.transformer_blocks[0].norm1(self._flat(x))
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return rearrange(self.proj_in(self.norm(x)), "n c h w -> n (h w) c")
 
 
 class ResBlock(nn.Module):
-    def __init__(self, channels: int, embedding_channels: int, out_channels: int):
+    def __init__(self, config: UNetConfig, channels: int, out_channels: int):
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            nn.GroupNorm(config.norm_groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(config.embedding_channels, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels),
+            nn.GroupNorm(config.norm_groups, out_channels),
             nn.SiLU(),
             nn.Identity(),
             zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -188,12 +206,21 @@ class Upsample(nn.Module):
 class Block(Checkpointed, nn.Sequential):
     """One numbered block of the UNet: hands each layer what it needs."""
 
-    def compute(self, x: Tensor, emb: Tensor, context: Tensor, exchange: TokenExchange | None = None) -> Tensor:
+    @property
+    def attention_channels(self) -> int | None:
+        """Width of its self-attention, if it has one."""
+        return next((layer.channels for layer in self if isinstance(layer, SpatialTransformer)), None)
+
+    def compute(
+        self, x: Tensor, emb: Tensor, context: Tensor, reference: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Runs the layers; `reference` and the second result, where there is a self-attention, are its tokens."""
+        tokens = None
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context, exchange)
+                x, tokens = layer(x, context, reference)
             else:
                 x = layer(x)
-        return x
+        return x, tokens

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import UNetConfig
-from .layers import set_norm_groups, timestep_embedding
-from .unet import build_input_blocks, build_middle_block, build_output_blocks, build_time_embed
+from .unet import UNetEncoder, build_output_blocks
 
 
-class ReferenceEncoder(nn.Module):
+class ReferenceEncoder(UNetEncoder):
     """A copy of the UNet without its output layer; what it gives are the tokens its self-attentions read.
 
     The tokens of entry i are the hidden states after norm1 of the i-th transformer block, before to_k and to_v: F
@@ -21,13 +20,8 @@ class ReferenceEncoder(nn.Module):
     """
 
     def __init__(self, config: UNetConfig):
-        super().__init__()
-        self.config = config
-        self.time_embed = build_time_embed(config)
-        self.input_blocks = build_input_blocks(config)
-        self.middle_block = build_middle_block(config)
+        super().__init__(config)
         self.output_blocks = build_output_blocks(config)
-        set_norm_groups(self, config.norm_groups)
 
     def load_from_unet(self, state_dict: Mapping[str, Tensor]) -> None:
         """Initialises F_ref as a copy of F, as the paper does."""
@@ -44,23 +38,20 @@ class ReferenceEncoder(nn.Module):
         Returns:
             16 tensors [R, h*w at that block, C], in running order.
         """
-        bank: list[Tensor] = []
-        emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(latents.dtype))
-        h, skips = latents, []
+        emb = self.time_embed(timesteps, latents.dtype)
+        h, skips, bank = latents, [], []
         for block in self.input_blocks:
-            h = block(h, emb, context, bank.append)
+            h, tokens = block(h, emb, context)
             skips.append(h)
-        h = self.middle_block(h, emb, context, bank.append)
+            bank.append(tokens)
+        h, tokens = self.middle_block(h, emb, context)
+        bank.append(tokens)
         for block in self.output_blocks[:-1]:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, context, bank.append)
-        self._read_last(torch.cat([h, skips.pop()], dim=1), emb, bank)
-        return bank
-
-    def _read_last(self, h: Tensor, emb: Tensor, bank: list[Tensor]) -> None:
-        """The last block only up to its norm1: the rest of it is dead weight."""
+            h, tokens = block(torch.cat([h, skips.pop()], dim=1), emb, context)
+            bank.append(tokens)
         resblock, transformer = self.output_blocks[-1]
-        h = transformer.proj_in(transformer.norm(resblock(h, emb)))
-        bank.append(transformer.transformer_blocks[0].norm1(rearrange(h, "n c h w -> n (h w) c")))
+        bank.append(transformer.tokens(resblock(torch.cat([h, skips.pop()], dim=1), emb)))
+        return [tokens for tokens in bank if tokens is not None]
 
 
 def join_references(bank: Sequence[Tensor]) -> list[Tensor]:

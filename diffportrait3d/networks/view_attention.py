@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .config import UNetConfig
 from .gradient_checkpointing import Checkpointed
-from .layers import Attention, FeedForward, set_norm_groups, zero_init
+from .layers import Attention, FeedForward, zero_init
 
 
 def sinusoidal_table(length: int, channels: int) -> Tensor:
@@ -38,20 +38,18 @@ class PositionalEncoding(nn.Module):
 class CrossViewAttention(Attention):
     """Attention among the V views of one pixel; the position enters queries, keys and values, as in the release."""
 
-    def __init__(self, channels: int, num_heads: int, max_views: int, operations=nn):
-        super().__init__(channels, channels, num_heads, operations)
-        self.pos_encoder = PositionalEncoding(channels, max_views)
+    def __init__(self, config: UNetConfig, channels: int, operations=nn):
+        super().__init__(channels, channels, config.num_heads, operations)
+        self.pos_encoder = PositionalEncoding(channels, config.max_views)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.pos_encoder(x))
 
 
 class ViewTransformerBlock(nn.Module):
-    def __init__(self, channels: int, num_heads: int, max_views: int, operations=nn):
+    def __init__(self, config: UNetConfig, channels: int, operations=nn):
         super().__init__()
-        self.attention_blocks = nn.ModuleList(
-            CrossViewAttention(channels, num_heads, max_views, operations) for _ in range(2)
-        )
+        self.attention_blocks = nn.ModuleList(CrossViewAttention(config, channels, operations) for _ in range(2))
         self.norms = nn.ModuleList(operations.LayerNorm(channels) for _ in range(2))
         self.ff = FeedForward(channels, operations)
         self.ff_norm = operations.LayerNorm(channels)
@@ -63,11 +61,11 @@ class ViewTransformerBlock(nn.Module):
 
 
 class ViewTransformer(nn.Module):
-    def __init__(self, channels: int, num_heads: int, max_views: int, operations=nn):
+    def __init__(self, config: UNetConfig, channels: int, operations=nn):
         super().__init__()
-        self.norm = operations.GroupNorm(32, channels, eps=1e-6)
+        self.norm = operations.GroupNorm(config.norm_groups, channels, eps=1e-6)
         self.proj_in = operations.Linear(channels, channels)
-        self.transformer_blocks = nn.ModuleList([ViewTransformerBlock(channels, num_heads, max_views, operations)])
+        self.transformer_blocks = nn.ModuleList([ViewTransformerBlock(config, channels, operations)])
         self.proj_out = zero_init(operations.Linear(channels, channels))
 
     def forward(self, x: Tensor, num_views: int) -> Tensor:
@@ -82,9 +80,9 @@ class ViewTransformer(nn.Module):
 class ViewAttentionModule(Checkpointed):
     """One module of the release; its weights live under `temporal_transformer`."""
 
-    def __init__(self, channels: int, num_heads: int, max_views: int, operations=nn):
+    def __init__(self, config: UNetConfig, channels: int, operations=nn):
         super().__init__()
-        self.temporal_transformer = ViewTransformer(channels, num_heads, max_views, operations)
+        self.temporal_transformer = ViewTransformer(config, channels, operations)
 
     def compute(self, x: Tensor, num_views: int) -> Tensor:
         return self.temporal_transformer(x, num_views)
@@ -98,7 +96,7 @@ class ViewConsistency(nn.Module):
         self.config = config
 
         def module(channels: int) -> ViewAttentionModule:
-            return ViewAttentionModule(channels, config.num_heads, config.max_views, operations)
+            return ViewAttentionModule(config, channels, operations)
 
         upsampled = config.upsample_blocks()
         self.input_blocks_motion_module = nn.ModuleList(nn.ModuleList([module(c)]) for c in config.input_channels()[1:])
@@ -107,7 +105,6 @@ class ViewConsistency(nn.Module):
             nn.ModuleList(module(c) for _ in range(2 if i in upsampled else 1))
             for i, c in enumerate(config.output_channels())
         )
-        set_norm_groups(self, config.norm_groups)
 
     def remove_positions(self) -> None:
         """Zeroes the positional tables: attention becomes blind to the order of the views, and to their number.
@@ -118,27 +115,28 @@ class ViewConsistency(nn.Module):
             if isinstance(module, PositionalEncoding):
                 module.pe.zero_()
 
-    def after_input(self, index: int, h: Tensor, num_views: int) -> Tensor:
+    def after_input(self, index: int, h: Tensor, num_views: int | None) -> Tensor:
         """After input block `index` (1..11); h [B*V, C, H, W]."""
         return self._run(self.input_blocks_motion_module[index - 1], h, num_views)
 
-    def after_middle_transformer(self, h: Tensor, num_views: int) -> Tensor:
+    def after_middle_transformer(self, h: Tensor, num_views: int | None) -> Tensor:
         """Between the middle block's transformer and its last ResBlock."""
         return self._run(self.middle_block_motion_module, h, num_views)
 
-    def after_output(self, index: int, h: Tensor, num_views: int) -> Tensor:
+    def after_output(self, index: int, h: Tensor, num_views: int | None) -> Tensor:
         """After the complete output block `index` (0..11), its Upsample included."""
         return self._run(self.output_blocks_motion_module[index], h, num_views)
 
-    def _run(self, modules: nn.ModuleList, h: Tensor, num_views: int) -> Tensor:
-        self.check_views(num_views, h.shape[0])
+    def _run(self, modules: nn.ModuleList, h: Tensor, num_views: int | None) -> Tensor:
+        views = self.check_views(num_views, h.shape[0])
         for module in modules:
-            h = module(h, num_views)
+            h = module(h, views)
         return h
 
-    def check_views(self, num_views: int | None, batch: int) -> None:
-        """Raises ValueError unless `batch` holds whole groups of 2..max_views views."""
+    def check_views(self, num_views: int | None, batch: int) -> int:
+        """`num_views`; ValueError unless `batch` holds whole groups of 2..max_views views."""
         if num_views is None or not 2 <= num_views <= self.config.max_views:
             raise ValueError(f"View attention needs 2 to {self.config.max_views} views at once, not {num_views}.")
         if batch % num_views:
             raise ValueError(f"A batch of {batch} does not hold whole groups of {num_views} views.")
+        return num_views

@@ -1,4 +1,4 @@
-"""The view control module F_cam (paper section 3.3): a ControlNet v1 whose hint is somebody else's portrait."""
+"""The view control module F_cam (paper section 3.3): a ControlNet v1 that is shown somebody else's portrait."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .layers import Block, set_norm_groups, timestep_embedding, zero_init
-from .unet import build_input_blocks, build_middle_block, build_time_embed
+from .layers import zero_init
+from .unet import UNetEncoder
 
 
 def build_hint_block(config: UNetConfig) -> nn.Sequential:
@@ -22,35 +22,30 @@ def build_hint_block(config: UNetConfig) -> nn.Sequential:
     return nn.Sequential(*layers, zero_init(nn.Conv2d(channels, config.model_channels, 3, padding=1)))
 
 
-class ViewControlNet(nn.Module):
+class ViewControlNet(UNetEncoder):
     """Reads the camera from a portrait of another person at the target view.
 
     The layout is the SD1.5 ControlNet's, so ControlNet loaders take its file.
     """
 
     def __init__(self, config: UNetConfig):
-        super().__init__()
-        self.config = config
-        self.time_embed = build_time_embed(config)
-        self.input_blocks = build_input_blocks(config)
-        self.middle_block = build_middle_block(config)
+        super().__init__(config)
         self.input_hint_block = build_hint_block(config)
-        self.zero_convs = nn.ModuleList(Block(zero_init(nn.Conv2d(c, c, 1))) for c in config.input_channels())
-        middle = config.input_channels()[-1]
-        self.middle_block_out = Block(zero_init(nn.Conv2d(middle, middle, 1)))
-        set_norm_groups(self, config.norm_groups)
+        channels = config.input_channels()
+        self.zero_convs = nn.ModuleList(nn.Sequential(zero_init(nn.Conv2d(c, c, 1))) for c in channels)
+        self.middle_block_out = nn.Sequential(zero_init(nn.Conv2d(channels[-1], channels[-1], 1)))
 
     def load_from_unet(self, state_dict: Mapping[str, Tensor]) -> None:
         """Initialises the encoder half as a copy of F; hint block and zero convolutions stay as they are."""
         own = self.state_dict()
         self.load_state_dict({k: state_dict.get(k, v) for k, v in own.items()})
 
-    def forward(self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, camera_images: Tensor, timesteps: Tensor, context: Tensor) -> list[Tensor]:
         """Gives the residuals that F adds to its skip connections.
 
         Args:
             x: the same noisy latents that F gets [N, 4, h, w].
-            hint: condition images [N, 3, 8h, 8w] in [-1, 1].
+            camera_images: somebody else at the views' cameras [N, 3, 8h, 8w] in [-1, 1].
             timesteps: [N], 0..999.
             context: text tokens [N, L, context_dim].
 
@@ -58,16 +53,16 @@ class ViewControlNet(nn.Module):
             12 skip residuals in block order and the middle one.
         """
         expected = (8 * x.shape[2], 8 * x.shape[3])
-        if tuple(hint.shape[2:]) != expected:
-            found = f"The hint is {tuple(hint.shape[2:])} pixels"
+        if tuple(camera_images.shape[2:]) != expected:
+            found = f"The camera images have {tuple(camera_images.shape[2:])} pixels"
             raise ValueError(f"{found}; latents {tuple(x.shape[2:])} need {expected}.")
-        emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
-        guided_hint = self.input_hint_block(hint)  # [N, C, h, w]
+        emb = self.time_embed(timesteps, x.dtype)
+        camera = self.input_hint_block(camera_images)  # [N, C, h, w]
         h, residuals = x, []
         for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
-            h = block(h, emb, context)
+            h, _ = block(h, emb, context)
             if index == 0:
-                h = h + guided_hint
-            residuals.append(zero_conv(h, emb, context))
-        h = self.middle_block(h, emb, context)
-        return [*residuals, self.middle_block_out(h, emb, context)]
+                h = h + camera
+            residuals.append(zero_conv(h))
+        h, _ = self.middle_block(h, emb, context)
+        return [*residuals, self.middle_block_out(h)]

@@ -117,8 +117,9 @@ def _record(name: str, modules: Iterable[nn.Module], taps: dict[str, Tensor]) ->
 
 
 def _keep(taps: dict[str, Tensor], output_name: str, input_name: str | None = None):
-    def hook(module: nn.Module, arguments: tuple, output: Tensor) -> None:
-        taps[output_name] = output[:2]  # the golden taps hold the first two views
+    def hook(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output  # a block of F also gives its tokens
+        taps[output_name] = hidden[:2]  # the golden taps hold the first two views
         if input_name is not None:
             taps[input_name] = arguments[0][:2]
 
