@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from diffportrait3d.cameras.labels import viewing_directions
 from diffportrait3d.command import run_main
 from training.dataset.images import DataError, MultiViewDataset, SingleImages, pick, pick_labels
 
-from .metrics.pose import INPUT_SIZE, PoseRegressor, angle_between, save_pose_regressor, viewing_directions
+from .metrics.pose import INPUT_SIZE, PoseRegressor, angle_between, save_pose_regressor
 from .tables.bootstrap import bootstrap_mean
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..diffportrait3d.export import export_views, head_points
+from ..diffportrait3d.cameras.export import export_views
+from ..diffportrait3d.synthetic_heads.points import head_points
 from .images import check_images, check_one_camera_each
 
 FEWEST_POINTS = 4  # as many neighbours are looked for when a splat is given its size

@@ -6,8 +6,8 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..diffportrait3d.cameras.labels import orbit_camera
+from ..diffportrait3d.cameras.view_choice import nearest_views, parse_numbers, views_within
 from ..diffportrait3d.choices import check_choice
-from ..diffportrait3d.view_choice import nearest_views, parse_numbers, views_within
 from ..patches.view_batches import Joiner, Selection, count_views, latent_to_redo, select_latent
 from .ranges import in_range
 from .sockets import VIEWS, Cameras, ViewSelection

@@ -9,7 +9,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..diffportrait3d.view_choice import left_over
+from ..diffportrait3d.cameras.view_choice import left_over
 from .sampling import view_indices
 
 

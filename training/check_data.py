@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffportrait3d.cameras.labels import LABEL_SIZE, PIVOT, project, validate_labels
+from diffportrait3d.cameras.labels import LABEL_SIZE, PIVOT, validate_labels
+from diffportrait3d.cameras.projection import project
 from diffportrait3d.command import run_main
 from diffportrait3d.images import ImageError, read_image
 

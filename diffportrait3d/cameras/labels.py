@@ -1,8 +1,8 @@
-"""Camera poses as EG3D's 25 numbers: labels, angles, trajectories, projection. `camera_files` reads and writes them.
+"""Camera poses as EG3D's 25 numbers: labels, angles, trajectories. `.files` reads and writes them.
 
 A label is a float32 vector of 25: the camera-to-world matrix (4x4, row-major) followed by the intrinsics
 (3x3, row-major, divided by the image size). Cameras follow OpenCV (x right, y down, z forward); the world has
-y up, x to the right of the frontal picture and z from the head towards the frontal camera. Source: EG3D (Chan
+y up, x to the right of the frontal image and z from the head towards the frontal camera. Source: EG3D (Chan
 et al., CVPR 2022), supplement and `camera_utils.py` of the reference code: focal 4.2647, principal point 0.5,
 radius 2.7, look-at point (0, 0, 0.2).
 
@@ -41,7 +41,7 @@ def orbit_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) 
 
     yaw, pitch, roll: degrees; numbers give a label [25], lists or tensors of V numbers (broadcast together)
     give [V, 25]. yaw > 0 moves the camera to world +x, pitch > 0 moves it up, roll > 0 turns it clockwise
-    about its viewing direction (the picture's content turns counter-clockwise). |pitch| must stay below 90
+    about its viewing direction (the image's content turns counter-clockwise). |pitch| must stay below 90
     degrees.
     radius: distance to the pivot in world units; focal: in image sizes.
     """
@@ -99,15 +99,15 @@ def join_label(cam2world: Tensor, intrinsics: Tensor) -> Tensor:
     return torch.cat([cam2world.flatten(-2), intrinsics.flatten(-2)], dim=-1)
 
 
-def world_to_camera(label: Tensor) -> Tensor:
-    """The inverse pose [..., 4, 4] (world point -> OpenCV camera point), from the rotation's transpose."""
-    pose, _ = split_label(label)
-    turn = pose[..., :3, :3].transpose(-1, -2)
-    inverse = torch.zeros_like(pose)
-    inverse[..., :3, :3] = turn
-    inverse[..., :3, 3:] = -turn @ pose[..., :3, 3:]
-    inverse[..., 3, 3] = 1
-    return inverse
+def viewing_directions(labels: Tensor) -> Tensor:
+    """Unit vectors [..., 3] from the scene towards the cameras of labels [..., 25], in world axes."""
+    return -split_label(labels)[0][..., :3, 2]
+
+
+def yaw_pitch(directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit viewing directions [..., 3] -> yaw (positive towards world +x) and pitch (positive up), degrees."""
+    yaw = torch.atan2(directions[..., 0], directions[..., 2])
+    return torch.rad2deg(yaw), torch.rad2deg(torch.asin(directions[..., 1].clamp(-1, 1)))
 
 
 def camera_angles(label: Tensor) -> CameraAngles:
@@ -115,12 +115,10 @@ def camera_angles(label: Tensor) -> CameraAngles:
     |pitch| < 90."""
     turn = split_label(label)[0][..., :3, :3].double()
     back = -turn[..., :, 2]
-    yaw = torch.atan2(back[..., 0], back[..., 2])
-    pitch = torch.asin(back[..., 1].clamp(-1, 1))
-    level = _pose(-back, torch.zeros_like(back), torch.zeros_like(yaw))[..., :3, :3]
+    level = _pose(-back, torch.zeros_like(back), torch.zeros_like(back[..., 0]))[..., :3, :3]
     spin = level.transpose(-1, -2) @ turn  # rotation about the camera's own z
-    roll = torch.atan2(spin[..., 1, 0], spin[..., 0, 0])
-    return CameraAngles(*(torch.rad2deg(angle).float() for angle in (yaw, pitch, roll)))
+    roll = torch.rad2deg(torch.atan2(spin[..., 1, 0], spin[..., 0, 0]))
+    return CameraAngles(*(angle.float() for angle in (*yaw_pitch(back), roll)))
 
 
 def validate_labels(labels: Tensor, source: str = "camera labels", names: list[str] | None = None) -> Tensor:
@@ -188,21 +186,6 @@ def trajectory(
         across = torch.sin(phase)
         up = torch.cos(phase) if kind == "orbit" else torch.sin(2 * phase)
     return look_at_camera(around, _span(yaw, across), _span(pitch, up), **camera)
-
-
-def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) -> Tensor:
-    """World points [N, 3] -> [N, 3]: x and y in pixels (first pixel's centre at 0.5; y down) and camera depth
-    z.
-
-    resolution: side of a square picture, or (height, width).
-    """
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    view = world_to_camera(label).to(points)
-    intrinsics = split_label(label)[1].to(points)
-    camera = points @ view[:3, :3].T + view[:3, 3]  # [N, 3]
-    image = camera @ intrinsics.T
-    x, y = image[:, 0] / image[:, 2] * width, image[:, 1] / image[:, 2] * height
-    return torch.stack([x, y, camera[:, 2]], dim=1)
 
 
 def _broadcast(*values) -> list[Tensor]:

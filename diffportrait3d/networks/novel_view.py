@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..cameras.labels import PIVOT, split_label
+from ..cameras.labels import PIVOT
+from ..cameras.projection import pixel_centres, project_to_unit, world_rays
 from .config import NetworkConfig
 from .gradient_checkpointing import Checkpointed
 
@@ -68,49 +69,6 @@ class NovelViewConfig(NetworkConfig):
             )
         if self.feature_channels < 4:
             raise ValueError(f"feature_channels must be at least 4 (colour and one more), got {self.feature_channels}")
-
-    @classmethod
-    def cpu(cls) -> NovelViewConfig:
-        """128 px, trained on a CPU in minutes."""
-        return cls()
-
-    @classmethod
-    def gpu(cls) -> NovelViewConfig:
-        """256 px."""
-        return cls(
-            image_size=256,
-            render_size=64,
-            base_channels=64,
-            feature_channels=32,
-            volume_size=40,
-            volume_channels=24,
-            prior_channels=12,
-            samples_per_ray=48,
-        )
-
-
-def camera_rays(label: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Rays through pixel centres. [N, 25] -> world origins [N, 1, 3], unit directions [N, size*size, 3]."""
-    pose, intrinsics = split_label(label)
-    centres = (torch.arange(size, device=label.device, dtype=label.dtype) + 0.5) / size  # [size]
-    v, u = torch.meshgrid(centres, centres, indexing="ij")
-    pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1).reshape(-1, 3)  # [size*size, 3]
-    directions = pixels @ torch.linalg.inv(intrinsics).mT @ pose[:, :3, :3].mT  # [N, size*size, 3]
-    return pose[:, None, :3, 3], F.normalize(directions, dim=-1)
-
-
-def project(label: Tensor, points: Tensor, at_infinity: bool = False) -> tuple[Tensor, Tensor]:
-    """World points [N, P, 3] -> image coordinates [N, P, 2] in [0, 1] (y down) and camera depth [N, P].
-
-    at_infinity: points are directions, so the camera's position plays no part. Behind the camera the
-    coordinates are meaningless but finite.
-    """
-    pose, intrinsics = split_label(label)
-    offsets = points if at_infinity else points - pose[:, None, :3, 3]
-    camera = offsets @ pose[:, :3, :3]  # [N, P, 3], world to camera: rows times R
-    depth = camera[..., 2]
-    image = (camera / depth.clamp(min=1e-3)[..., None]) @ intrinsics.mT
-    return image[..., :2], depth
 
 
 def ray_box(origins: Tensor, directions: Tensor, center: Tensor, half_size: float) -> tuple[Tensor, Tensor]:
@@ -312,10 +270,15 @@ class NovelViewModel(nn.Module):
     def center(self) -> Tensor:
         return self.voxels.new_tensor(self.config.box_center)
 
+    def rays(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Through the centres of the feature map's pixels: origins [N, 1, 3], unit directions [N, r*r, 3]."""
+        size = self.config.render_size
+        return label[:, None, 3:12:4], world_rays(pixel_centres(size, size, label), label)
+
     def build_volume(self, features: Tensor, global_vector: Tensor, source_label: Tensor) -> Tensor:
         """Features [N, base, r, r] -> density and gate logits, features [N, 2 + F, D, D, D] (z, y, x)."""
         n, d = features.shape[0], self.config.volume_size
-        image, depth = project(source_label, self.voxels.expand(n, -1, -1))  # [N, D^3, 2], [N, D^3]
+        image, depth = project_to_unit(self.voxels.expand(n, -1, -1), source_label)  # [N, D^3, 2], [N, D^3]
         seen = ((image > 0) & (image < 1)).all(-1).to(features.dtype)  # [N, D^3]
         lifted = sample_map(self.lift(features), image) * seen[:, None]  # [N, v, D^3]
         distance = depth - (source_label[:, None, 3:12:4] - self.center()).norm(dim=-1)
@@ -337,7 +300,7 @@ class NovelViewModel(nn.Module):
 
         colour [N, 3, r, r] is the source at render resolution.
         """
-        image, depth = project(source_label, directions, at_infinity=True)
+        image, depth = project_to_unit(directions, source_label, at_infinity=True)
         colour = colour + self.background_colour(features)
         maps = torch.cat([colour, self.background_features(features)], dim=1)  # [N, F, r, r]
         outside = (image - image.clamp(0, 1)).norm(dim=-1)  # [N, R], in fields of view
@@ -359,7 +322,7 @@ class NovelViewModel(nn.Module):
         and the expected camera distance of the opaque part [N, 1, r, r].
         """
         size, samples = self.config.render_size, self.config.samples_per_ray
-        origins, directions = camera_rays(target_label, size)
+        origins, directions = self.rays(target_label)
         enter, leave = ray_box(origins, directions, self.center(), self.config.box_half_size)
         step = (leave - enter) / samples  # [N, R]
         centres = torch.arange(samples, device=step.device, dtype=step.dtype) + 0.5
@@ -368,7 +331,7 @@ class NovelViewModel(nn.Module):
         read = sample_volume(volume, points, self.center(), self.config.box_half_size)  # [N, 2 + F, R, S]
         logits, gates, features = read.split([1, 1, read.shape[1] - 2], dim=1)
         weights, through = composite_weights(logits[:, 0].float(), step)
-        image, _ = project(source_label, points.flatten(1, 2))
+        image, _ = project_to_unit(points.flatten(1, 2), source_label)
         pixels = sample_map(pixel_map, image).unflatten(2, (-1, samples))  # [N, F, R, S]
         from_source = torch.sigmoid(gates) * weights[:, None]  # [N, 1, R, S]
         from_volume = weights[:, None] - from_source
@@ -401,7 +364,7 @@ class NovelViewModel(nn.Module):
         colour = F.adaptive_avg_pool2d(source, self.config.render_size)  # [N, 3, r, r]
         volume = self.build_volume(features, global_vector, source_label)
         pixel_map = torch.cat([colour, self.pixel_features(features)], dim=1)  # [N, F, r, r]
-        _, directions = camera_rays(target_label, self.config.render_size)
+        _, directions = self.rays(target_label)
         background = self.background(colour, features, global_vector, source_label, directions)
         rendered, alpha, _ = self.render(volume, pixel_map, source_label, target_label, background)
         image = self.decoder(rendered, alpha)

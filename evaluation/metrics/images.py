@@ -8,13 +8,14 @@ from kornia.metrics import ssim as ssim_map
 from torch import Tensor
 
 from diffportrait3d.networks import AutoencoderKL
+from training.objectives.losses import psnr as peak_signal_to_noise
 
 LARGEST_PSNR = 120.0  # dB, of images that are equal
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio per view in dB, at most LARGEST_PSNR; mean square over pixels and channels."""
-    return -10 * torch.log10((images - truth).square().mean(dim=(1, 2, 3)).clamp(min=10 ** (-LARGEST_PSNR / 10)))
+    return peak_signal_to_noise(images, truth, value_range=1.0).clamp(max=LARGEST_PSNR)
 
 
 def ssim(images: Tensor, truth: Tensor) -> Tensor:

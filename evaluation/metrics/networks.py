@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffportrait3d.cameras.labels import yaw_pitch
 from diffportrait3d.files import file_hash
 from diffportrait3d.weights.files import load_network
 
@@ -21,7 +22,7 @@ from .faces import FACE_METRICS, FaceNetworks
 from .images import mini_lpips, psnr, ssim
 from .metric import Metric
 from .perceptual import BackboneError
-from .pose import angle_between, load_pose_regressor, yaw_pitch
+from .pose import angle_between, load_pose_regressor
 
 PAPER_METRICS: Mapping[str, Metric] = {
     "lpips_alex": Metric("LPIPS (alex)", 3, paper="lpips"),

@@ -10,28 +10,16 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffportrait3d.cameras.labels import split_label
 from diffportrait3d.weights.tensor_files import write_tensors
 
 FORMAT = "diffportrait3d-pose-regressor"
 INPUT_SIZE = 64
 
 
-def viewing_directions(labels: Tensor) -> Tensor:
-    """Unit vectors [..., 3] from the scene towards the cameras of labels [..., 25], in world axes."""
-    return -split_label(labels)[0][..., :3, 2]
-
-
 def angle_between(first: Tensor, second: Tensor) -> Tensor:
     """Degrees between unit vectors [..., 3]; exact for small angles too."""
     cross = torch.linalg.cross(first.double(), second.double()).norm(dim=-1)
     return torch.rad2deg(torch.atan2(cross, (first.double() * second.double()).sum(-1))).to(first.dtype)
-
-
-def yaw_pitch(directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit viewing directions [..., 3] -> yaw (positive towards world +x) and pitch (positive up), degrees."""
-    yaw = torch.atan2(directions[..., 0], directions[..., 2])
-    return torch.rad2deg(yaw), torch.rad2deg(torch.asin(directions[..., 1].clamp(-1, 1)))
 
 
 class PoseRegressor(nn.Module):

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffportrait3d.cameras.labels import split_label, world_to_camera
+from diffportrait3d.cameras.labels import split_label
+from diffportrait3d.cameras.projection import camera_rays, pixel_centres, world_to_camera
 
 DEPTH_TOLERANCE = 0.015  # world units; a head is about 0.45 tall and 128 px see 0.64
 MIN_SHARED = 0.02  # a pair counts if at least this part of the picture is co-visible
@@ -19,12 +20,8 @@ MIN_SHARED = 0.02  # a pair counts if at least this part of the picture is co-vi
 
 def unproject(depth: Tensor, label: Tensor) -> Tensor:
     """Depth [H, W] (camera z) seen by label [25] -> world points [H, W, 3], through pixel centres."""
-    height, width = depth.shape
-    pose, intrinsics = split_label(label)
-    v = (torch.arange(height, dtype=depth.dtype) + 0.5) / height
-    u = (torch.arange(width, dtype=depth.dtype) + 0.5) / width
-    v, u = torch.meshgrid(v, u, indexing="ij")
-    rays = torch.stack([u, v, torch.ones_like(u)], dim=-1) @ torch.linalg.inv(intrinsics).mT  # [H, W, 3], z = 1
+    rays = camera_rays(pixel_centres(*depth.shape, like=depth), label).unflatten(0, depth.shape)  # [H, W, 3], z = 1
+    pose, _ = split_label(label)
     return rays * depth[..., None] @ pose[:3, :3].mT + pose[:3, 3]
 
 

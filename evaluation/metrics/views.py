@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from diffportrait3d.cameras.labels import viewing_directions, yaw_pitch
+
 from ..subjects.dataset import Subject
 from .images import background_variation, leak, masked_l1, psnr, ssim
 from .metric import Metric
-from .pose import PoseRegressor, angle_between, viewing_directions, yaw_pitch
+from .pose import PoseRegressor, angle_between
 from .reprojection import reprojection_error
 
 METRICS = {

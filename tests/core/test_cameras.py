@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffportrait3d.cameras import labels as cameras
+from diffportrait3d.cameras.projection import project, world_to_camera
 
 
 def test_frontal_camera_looks_at_the_pivot_from_the_front():
@@ -43,24 +44,24 @@ def test_angles_invert_orbit():
 
 def test_roll_turns_the_picture_counter_clockwise():
     up = torch.tensor([[0.0, 0.1, 0.2]])
-    plain = cameras.project(up, cameras.orbit_camera(0, 0), 100)[0]
-    rolled = cameras.project(up, cameras.orbit_camera(0, 0, roll=30.0), 100)[0]
+    plain = project(up, cameras.orbit_camera(0, 0), 100)[0]
+    rolled = project(up, cameras.orbit_camera(0, 0, roll=30.0), 100)[0]
     assert plain[0] == pytest.approx(50) and plain[1] < 50  # above the centre
     assert rolled[0] < 49 and rolled[1] < 50
 
 
 def test_projection_of_known_points():
     label = cameras.orbit_camera(0, 0)
-    seen = cameras.project(torch.tensor([[0.0, 0.0, 0.2], [0.1, 0.2, 0.9]]), label, 512)
+    seen = project(torch.tensor([[0.0, 0.0, 0.2], [0.1, 0.2, 0.9]]), label, 512)
     torch.testing.assert_close(seen[0], torch.tensor([256.0, 256.0, 2.7]))
     torch.testing.assert_close(seen[1], torch.tensor([256 + 4.2647 * 512 * 0.1 / 2, 256 - 4.2647 * 512 * 0.2 / 2, 2.0]))
-    oblong = cameras.project(torch.tensor([[0.1, 0.2, 0.9]]), label, (256, 512))[0]
+    oblong = project(torch.tensor([[0.1, 0.2, 0.9]]), label, (256, 512))[0]
     torch.testing.assert_close(oblong[1], seen[1, 1] / 2)
 
 
 def test_world_to_camera_inverts_the_pose():
     label = cameras.orbit_camera([30.0, -50.0], [10.0, 15.0], 7.0)
-    product = cameras.world_to_camera(label) @ cameras.split_label(label)[0]
+    product = world_to_camera(label) @ cameras.split_label(label)[0]
     torch.testing.assert_close(product, torch.eye(4).expand(2, 4, 4), atol=1e-6, rtol=0)
     assert torch.equal(cameras.join_label(*cameras.split_label(label)), label)
 

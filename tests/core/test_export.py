@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras.labels import join_label, orbit_camera, project, split_label, trajectory
-from diffportrait3d.export import Points, export_views, head_points
+from diffportrait3d.cameras.export import Points, export_views
+from diffportrait3d.cameras.labels import join_label, orbit_camera, split_label, trajectory
+from diffportrait3d.cameras.projection import project
 from diffportrait3d.synthetic_heads import portrait_scene, render_views
+from diffportrait3d.synthetic_heads.points import head_points
 
 HEIGHT, WIDTH = 384, 512
 TOLERANCE = 1e-3  # pixels

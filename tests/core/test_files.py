@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from diffportrait3d.cameras.export import export_views
 from diffportrait3d.cameras.labels import orbit_camera
-from diffportrait3d.export import export_views
 from diffportrait3d.files import WriteError, append_line, write_atomically, write_folder, write_text, write_together
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.weights.files import load_network, save_network

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from diffportrait3d import synthetic_heads as heads
-from diffportrait3d.cameras.labels import orbit_camera, project, split_label
+from diffportrait3d.cameras.labels import orbit_camera, split_label
+from diffportrait3d.cameras.projection import project
 from diffportrait3d.synthetic_heads.mesh import HEAD_ORIGIN, grid_triangles, to_world, vertex_normals
 from diffportrait3d.synthetic_heads.rasterise import interpolate, rasterise
 from diffportrait3d.synthetic_heads.scene import _draw, bake_light

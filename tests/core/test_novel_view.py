@@ -7,12 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffportrait3d.cameras.projection import pixel_centres, project_to_unit, world_rays
 from diffportrait3d.networks.novel_view import (
     NovelViewConfig,
     NovelViewModel,
-    camera_rays,
     composite_weights,
-    project,
     ray_box,
     sample_volume,
 )
@@ -49,20 +48,25 @@ def labels(*poses) -> torch.Tensor:
     return torch.stack([eg3d_label(*pose) for pose in poses])
 
 
+def rays(label: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Origins [N, 1, 3] and unit directions [N, size*size, 3] through pixel centres."""
+    return label[:, None, 3:12:4], world_rays(pixel_centres(size, size, label), label)
+
+
 def test_projection_signs():
     point = torch.tensor([[[0.1, 0.05, 0.2]]])  # to the right of and above the pivot in the frontal picture
-    (u, v), depth = project(labels((0, 0)), point)[0][0, 0], project(labels((0, 0)), point)[1][0, 0]
+    (u, v), depth = project_to_unit(point, labels((0, 0)))[0][0, 0], project_to_unit(point, labels((0, 0)))[1][0, 0]
     assert depth == pytest.approx(2.5)
     assert (u, v) == (pytest.approx(0.5 + 4.2647 * 0.1 / 2.5), pytest.approx(0.5 - 4.2647 * 0.05 / 2.5))
     tip = torch.tensor([[[0.0, 0.0, 0.3]]])  # in front of the pivot, like a nose
-    assert project(labels((30, 0)), tip)[0][0, 0, 0] < 0.49  # seen from the world's +x side it points left
-    assert project(labels((0, 30)), tip)[0][0, 0, 1] > 0.51  # seen from above it points down
+    assert project_to_unit(tip, labels((30, 0)))[0][0, 0, 0] < 0.49  # seen from the world's +x side it points left
+    assert project_to_unit(tip, labels((0, 30)))[0][0, 0, 1] > 0.51  # seen from above it points down
 
 
 def test_rays_meet_projection():
     label = labels((25, -12), (-60, 20))
-    origins, directions = camera_rays(label, 8)
-    image, depth = project(label, origins + 2.4 * directions)
+    origins, directions = rays(label, 8)
+    image, depth = project_to_unit(origins + 2.4 * directions, label)
     centres = (torch.arange(8) + 0.5) / 8
     expected = torch.stack(torch.meshgrid(centres, centres, indexing="ij")[::-1], dim=-1).reshape(1, 64, 2)
     torch.testing.assert_close(image, expected.expand(2, -1, -1), atol=2e-6, rtol=0)
@@ -112,7 +116,7 @@ def test_analytic_blob_lands_on_its_pixel(pose):
     centres = (torch.arange(32) + 0.5) / 32
     u = (alpha[0, 0].sum(0) * centres).sum() / alpha.sum()
     v = (alpha[0, 0].sum(1) * centres).sum() / alpha.sum()
-    expected, depth = project(label, blob.reshape(1, 1, 3))
+    expected, depth = project_to_unit(blob.reshape(1, 1, 3), label)
     assert alpha.max() > 0.95
     assert torch.stack([u, v]) == pytest.approx(expected[0, 0], abs=0.25 / 32)  # a quarter of a pixel
     torch.testing.assert_close(features[:, :1], alpha)
@@ -132,7 +136,7 @@ def test_same_camera_reads_the_source_exactly():
     features, alpha, _ = model.render(volume, pixel_map, label, label)
     torch.testing.assert_close(features, pixel_map * alpha, atol=2e-5, rtol=0)
     torch.nn.init.zeros_(model.background_colour.weight)
-    _, directions = camera_rays(label, 16)
+    _, directions = rays(label, 16)
     background = model.background(pixel_map[:, :3], torch.rand(2, 8, 16, 16), torch.rand(2, 32), label, directions)
     torch.testing.assert_close(background[:, :3].reshape(2, 3, 16, 16), pixel_map[:, :3], atol=2e-5, rtol=0)
 
@@ -145,7 +149,7 @@ def test_background_turns_with_the_camera():
         torch.nn.init.zeros_(layer.bias)
     colour = torch.zeros(1, 3, 16, 16)
     colour[:, :, :, 8:] = 1  # an edge in the middle of the source
-    _, directions = camera_rays(labels((3, 0)), 16)  # the camera moves to +x, so its axis swings to -x
+    _, directions = rays(labels((3, 0)), 16)  # the camera moves to +x, so its axis swings to -x
     background = model.background(colour, torch.zeros(1, 8, 16, 16), torch.zeros(1, 32), labels((0, 0)), directions)
     row = background[0, 0].reshape(16, 16)[8]
     forward = F.normalize(torch.tensor([0, 0, 0.2]) - labels((3, 0))[0, 3:12:4], dim=0)
@@ -178,7 +182,7 @@ def test_learns_a_parallax_it_cannot_copy():
     torch.manual_seed(0)
     poses, images = labels((-30, 0), (0, 0), (30, 0)), []
     for label in poses:
-        origins, directions = camera_rays(label[None], 32)
+        origins, directions = rays(label[None], 32)
         b = (origins * directions).sum(-1)
         disc = b * b - (origins * origins).sum(-1) + 0.15**2  # a ball of radius 0.15 at the origin
         hit = origins + directions * (-b - disc.clamp(min=0).sqrt())[..., None]
@@ -200,7 +204,7 @@ def test_learns_a_parallax_it_cannot_copy():
 def test_cpu_preset_keeps_its_budget():
     from torch.utils.flop_counter import FlopCounterMode
 
-    cfg = NovelViewConfig.cpu()
+    cfg = NovelViewConfig()
     model = NovelViewModel(cfg).eval()
     assert sum(p.numel() for p in model.parameters()) * 2 < 8e6  # bytes in float16
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -209,7 +213,7 @@ def test_cpu_preset_keeps_its_budget():
 
 
 def test_config():
-    for cfg in (NovelViewConfig.cpu(), NovelViewConfig.gpu(), TINY):
+    for cfg in (NovelViewConfig(), TINY):
         assert NovelViewConfig.from_dict(cfg.to_dict()) == cfg
     with pytest.raises(ValueError, match="volume_depth"):
         NovelViewConfig.from_dict({"volume_depth": 3})

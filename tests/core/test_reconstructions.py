@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from diffportrait3d.cameras.export import export_views
 from diffportrait3d.cameras.files import read_labels, read_rows
-from diffportrait3d.cameras.labels import join_label, orbit_camera, project, split_label, trajectory
-from diffportrait3d.export import export_views
+from diffportrait3d.cameras.labels import join_label, orbit_camera, split_label, trajectory
+from diffportrait3d.cameras.projection import project
 
 HEIGHT, WIDTH = 384, 512
 SWAP = [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, -1.0, 0.0, 0.0]]  # ns-process-data: z up

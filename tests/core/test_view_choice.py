@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffportrait3d.cameras.labels import orbit_camera, trajectory
-from diffportrait3d.view_choice import left_over, nearest_views, parse_numbers, views_within
+from diffportrait3d.cameras.view_choice import left_over, nearest_views, parse_numbers, views_within
 
 
 @pytest.mark.parametrize(

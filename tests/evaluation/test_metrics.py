@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffportrait3d.cameras.labels import orbit_camera
+from diffportrait3d.cameras.labels import orbit_camera, viewing_directions, yaw_pitch
 from evaluation.metrics.images import masked_l1, psnr, ssim
-from evaluation.metrics.pose import angle_between, viewing_directions, yaw_pitch
+from evaluation.metrics.pose import angle_between
 
 
 def test_psnr_by_hand():

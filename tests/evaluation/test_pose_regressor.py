@@ -4,14 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffportrait3d.cameras.labels import orbit_camera
+from diffportrait3d.cameras.labels import orbit_camera, viewing_directions
 from evaluation import pose_regressor
 from evaluation.metrics.pose import (
     PoseRegressor,
     angle_between,
     load_pose_regressor,
     save_pose_regressor,
-    viewing_directions,
 )
 from evaluation.pose_regressor import augment
 from training.dataset.images import MultiViewDataset, mirror_label

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffportrait3d.cameras.labels import orbit_camera, project, split_label
+from diffportrait3d.cameras.labels import orbit_camera, split_label
+from diffportrait3d.cameras.projection import project
 from evaluation.metrics.reprojection import correspondence, reprojection_error, reprojection_pairs, unproject
 
 SIZE = 48

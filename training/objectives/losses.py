@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -31,8 +32,8 @@ def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
 
 def psnr(a: Tensor, b: Tensor, value_range: float = 2.0) -> Tensor:
     """Peak signal-to-noise ratio in dB per image, [N]; ``value_range`` is 2 for [-1, 1]."""
-    error = (a.float() - b.float()).square().flatten(1).mean(1).clamp_min(1e-10)
-    return 10 * torch.log10(value_range**2 / error)
+    error = (a.float() - b.float()).square().mean(dim=(1, 2, 3)).clamp(min=1e-12)
+    return 20 * math.log10(value_range) - 10 * torch.log10(error)
 
 
 class EncoderFeatures(nn.Module):

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffportrait3d.cameras.files import label_table, without_wrapping
-from diffportrait3d.cameras.labels import split_label, validate_labels, world_to_camera
+from diffportrait3d.cameras.labels import split_label, validate_labels
+from diffportrait3d.cameras.projection import world_to_camera
 from diffportrait3d.files import natural_key
 from diffportrait3d.images import UserImage
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras.labels import orbit_camera, project
+from diffportrait3d.cameras.labels import orbit_camera
+from diffportrait3d.cameras.projection import project
 from diffportrait3d.files import WriteError
 from training import import_data
 from training.check_data import problems

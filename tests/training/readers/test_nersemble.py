@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.cameras.labels import FOCAL, orbit_camera, project, split_label, validate_labels
+from diffportrait3d.cameras.labels import FOCAL, orbit_camera, split_label, validate_labels
+from diffportrait3d.cameras.projection import project
 from training import import_data
 from training.check_data import problems
 from training.dataset.images import DataError, MultiViewDataset, ViewGroups, read_manifest

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from diffportrait3d.cameras.export import export_views
 from diffportrait3d.cameras.labels import trajectory
-from diffportrait3d.export import export_views
 from training import import_data
 from training.check_data import problems
 from training.dataset.images import read_manifest

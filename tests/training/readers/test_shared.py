@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffportrait3d.cameras.labels import eg3d_camera, orbit_camera, project, split_label, world_to_camera
+from diffportrait3d.cameras.labels import eg3d_camera, orbit_camera, split_label
+from diffportrait3d.cameras.projection import project, world_to_camera
 from diffportrait3d.synthetic_heads import render
 from training.dataset.images import DataError
 from training.render import FIRST_CONDITION

@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor
 
-from .cameras.labels import camera_angles, split_label
+from .labels import camera_angles, split_label
 
 NUMBER, RANGE = re.compile(r"-?\d+"), re.compile(r"(-?\d+)\s*-\s*(-?\d+)")
 LAYOUT = "0, 2, 5-7 or -1 for the last"

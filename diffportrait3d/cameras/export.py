@@ -1,5 +1,5 @@
 """Views with their cameras as a data set for 3D reconstruction: nerfstudio's `transforms.json` and COLMAP's text
-files, as text and in binary, beside one folder of pictures. `camera_files` reads both again.
+files, as text and in binary, beside one folder of images. `.reconstructions` reads both again.
 
 Pixels are counted the same way everywhere (the first pixel's centre at 0.5), COLMAP's camera is ours (OpenCV: y down,
 z forward), nerfstudio's is OpenGL's (y up, z backwards). The world is not changed: y up, the head around (0, 0, 0.2).
@@ -15,14 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .cameras.labels import project, split_label, validate_labels, world_to_camera
-from .cameras.rotations import quaternion_from_matrix
-from .files import write_folder
-from .synthetic_heads import portrait_scene
+from ..files import write_folder
+from .labels import split_label, validate_labels
+from .projection import world_to_camera
+from .rotations import quaternion_from_matrix
 
 IMAGES, MASKS, SPARSE, POINT_CLOUD = "images", "masks", "sparse/0", "points.ply"
 PINHOLE = 1  # the number of COLMAP's camera model
@@ -52,7 +51,7 @@ def export_views(
     """Write the data set to `folder`, which must not exist yet and appears only when it is complete.
 
     images: [V, H, W, 3] or, with alpha, [V, H, W, 4] in [0, 1]; labels: [V, 25]; masks: [V, H, W] in [0, 1], 1 where
-    the pictures count. points: where a reconstruction may start; without them `points3D.txt` is empty.
+    the images count. points: where a reconstruction may start; without them `points3D.txt` is empty.
 
     Raises:
         ValueError: counts or sizes differ, or a camera that is no pinhole camera.
@@ -76,38 +75,13 @@ def export_views(
         for part in (IMAGES, SPARSE, *([] if masks is None else [MASKS])):
             (target / part).mkdir(parents=True)
         for view, name in enumerate(names):
-            _save_picture(target / IMAGES / name, images[view])
+            _save_image(target / IMAGES / name, images[view])
             if masks is not None:
-                _save_picture(target / _mask_path(name), masks[view])
+                _save_image(target / _mask_path(name), masks[view])
         for name, content in files.items():
             (target / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
     write_folder(folder, fill)
-
-
-def head_points(images: Tensor, labels: Tensor, count: int) -> Points:
-    """About `count` points on an invented head, coloured by the pictures that look at their side of it: a start
-    for a reconstruction, not a measurement. Points that no camera looks at are left out.
-
-    images: [V, H, W, C]; labels: [V, 25].
-    """
-    scene = portrait_scene(0)
-    chosen = torch.randperm(len(scene.vertices), generator=torch.Generator().manual_seed(0))[:count]
-    positions, normals = scene.vertices[chosen], scene.normals[chosen]  # [P, 3]
-    colours, weights = torch.zeros_like(positions), positions.new_zeros(len(positions), 1)
-    height, width = images.shape[1:3]
-    for image, label in zip(images, validate_labels(labels), strict=True):
-        seen = project(positions, label, (height, width))  # [P, 3]
-        place = 2 * seen[:, :2] / seen.new_tensor([width, height]) - 1  # [-1, 1] in the picture
-        towards = F.normalize(split_label(label)[0][:3, 3] - positions, dim=1)
-        inside = (place.abs().amax(1) < 1) & (seen[:, 2] > 0)
-        weight = (normals * towards).sum(1).clamp(min=0) * inside
-        picture = image[None, ..., :3].movedim(-1, 1).to(positions)  # [1, 3, H, W]
-        colour = F.grid_sample(picture, place[None, :, None], align_corners=False)[0, ..., 0].T  # [P, 3]
-        colours += weight[:, None] * colour
-        weights += weight[:, None]
-    visible = weights[:, 0] > 0.1
-    return Points(positions[visible], (colours / weights.clamp(min=0.1))[visible].clamp(0, 1))
 
 
 def _check_shapes(images: Tensor, labels: Tensor, masks: Tensor | None) -> None:
@@ -131,10 +105,10 @@ def _pixels(label: Tensor, view: int, height: int, width: int) -> Intrinsics:
 
 
 def _mask_path(name: str) -> str:
-    return f"{MASKS}/{name}.png"  # COLMAP looks for the picture's name and .png
+    return f"{MASKS}/{name}.png"  # COLMAP looks for the image's name and .png
 
 
-def _save_picture(path: Path, pixels: Tensor) -> None:
+def _save_image(path: Path, pixels: Tensor) -> None:
     Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()).save(path, compress_level=4)
 
 
