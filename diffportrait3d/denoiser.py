@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .choices import check_choice
-from .networks import ReferenceEncoder, UNet, ViewConsistency, ViewControlNet, join_references
+from .networks import CrossViewAttention, ReferenceEncoder, UNet, ViewControlNet, join_references
 
 REFERENCE_TIMESTEPS = ("current", "zero")
 MIDDLE_VIEW_ATTENTION = ("unconditional", "always", "never")
@@ -28,7 +28,7 @@ class Denoiser(nn.Module):
         unet: UNet,
         reference_encoder: ReferenceEncoder | None = None,
         view_controlnet: ViewControlNet | None = None,
-        view_consistency: ViewConsistency | None = None,
+        view_consistency: CrossViewAttention | None = None,
         reference_timestep: str = "current",
         middle_view_attention: str = "unconditional",
     ):
@@ -82,7 +82,7 @@ class Denoiser(nn.Module):
         return self._views(x, t, context, num_views, self.middle_view_attention != "never")
 
     def _views(self, x: Tensor, t: Tensor, context: Tensor, num_views: int | None, middle: bool, **inputs) -> Tensor:
-        views = {"view_attention": self.view_consistency, "num_views": num_views, "middle_view_attention": middle}
+        views = {"cross_view": self.view_consistency, "num_views": num_views, "cross_view_in_middle": middle}
         return self.unet(x, t, context, **views, **inputs)
 
     def guided(

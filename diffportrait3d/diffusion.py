@@ -49,7 +49,7 @@ class Schedule:
     def trailing_timesteps(self, steps: int) -> list[int]:
         """Evenly spaced timesteps in ascending order that end at the terminal one: 124, 249, ..., 999 for 8 steps.
 
-        The terminal timestep is where `start_noise` stands, so few steps lose nothing of it (Lin et al. 2024, table 2).
+        It is the timestep of `start_noise`, so few steps lose nothing of it (Lin et al. 2024, table 2).
 
         Raises:
             ValueError: steps outside 1..T.

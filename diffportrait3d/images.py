@@ -2,7 +2,7 @@
 
 Every file becomes upright RGB. Sixteen bits and more are scaled, not cut off; EXIF orientation is obeyed; transparency
 is composited on `BACKGROUND`; of a file with several frames the first is read. Whatever had to be decided for the user
-is said in the image's `notes`, and the caller reports them.
+is in the image's `notes`, which the caller reports.
 """
 
 from __future__ import annotations

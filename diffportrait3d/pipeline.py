@@ -23,7 +23,7 @@ from .choices import check_choice
 from .denoiser import Denoiser
 from .diffusion import Schedule, ddim_sample, dpmpp_2m_sample, start_noise, view_noise
 from .networks import AutoencoderKL, NovelViewModel
-from .synthetic_heads import render_condition_images
+from .synthetic_heads import render_camera_images
 from .views import view_windows, window_weights
 from .weights.files import load_network, views_of
 
@@ -168,7 +168,7 @@ class Pipeline:
         portrait, cameras = self.fit(portrait), cameras.float()
         reference_latents = self.encode(portrait if references is None else self.fit(references))
         if camera_images is None:
-            camera_images = render_condition_images(cameras, self.resolution)
+            camera_images = render_camera_images(cameras, self.resolution)
         if start == "proxies" and proxies is None:
             proxies = self.proxies(portrait, cameras, portrait_camera)
         for name, images in (("camera_images", camera_images), ("proxies", proxies)):

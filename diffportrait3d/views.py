@@ -14,7 +14,7 @@ def check_window(size: int, overlap: int) -> None:
 
 
 def view_windows(views: int, size: int, overlap: int, closed: bool = False, step: int = 0) -> list[list[int]]:
-    """Windows of neighbouring views that cover all of them; the grid of windows lies elsewhere at every step.
+    """Windows of neighbouring views that cover all of them; the grid of windows is shifted at every step.
 
     A view's window changes from step to step, so whatever one view knows reaches all others after some steps, and no
     two neighbours are separated at every step. The shifts are the van der Corput sequence: evenly spread after any

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
-from diffportrait3d.synthetic_heads import render_condition_images
+from diffportrait3d.synthetic_heads import render_camera_images
 from training.render import FIRST_CONDITION
 
 from .metrics.faces import FACE_METRICS
@@ -69,7 +69,7 @@ class AblationStudy(Study):
         subject = super().subject(index)
         if any(arm.condition == "swapped" for arm in self.arms.values()):
             person = SWAPPED_PEOPLE + index
-            subject.other_conditions = render_condition_images(subject.labels, self.system.resolution, person)
+            subject.other_conditions = render_camera_images(subject.labels, self.system.resolution, person)
         return subject
 
     def results(self, subject: Subject, views: dict[str, Tensor]) -> dict[str, dict[str, float]]:

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from diffportrait3d.cameras.labels import orbit_camera, trajectory
 from diffportrait3d.command import run_main
-from diffportrait3d.synthetic_heads import portrait_scene, render_condition_images, render_views
+from diffportrait3d.synthetic_heads import portrait_scene, render_camera_images, render_views
 from diffportrait3d.views import view_windows
 
 from .metrics.reprojection import correspondence, reprojection_error
@@ -130,7 +130,7 @@ def print_borders(host, pack, options) -> None:
         (view, (view + 1) % count, *correspondence(truth.depth, truth.mask, orbit.labels, view, (view + 1) % count))
         for view in range(count)
     ]
-    conditions = render_condition_images(orbit.labels, orbit.side, SUBJECT + 1).movedim(1, -1)
+    conditions = render_camera_images(orbit.labels, orbit.side, SUBJECT + 1).movedim(1, -1)
     latents = orbit.latents()
     groups = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
     ours = view_windows(count, size, orbit.patches.view_consistency.OVERLAP, True, options.steps - 1)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from ..diffportrait3d.networks import AutoencoderConfig, UNetConfig, ViewConsistency, title_of
+from ..diffportrait3d.networks import AutoencoderConfig, CrossViewAttention, UNetConfig, title_of
 from ..diffportrait3d.weights.files import CheckpointError, load_network, read_metadata, read_tensors
 
 # Hosts without dynamic VRAM have one patcher class only.
@@ -200,7 +200,7 @@ def build_view_consistency(
     tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], path: Path | str = ""
 ) -> HostNetwork:
     """The cross-view modules of the core, made of the host's layers."""
-    module = ViewConsistency(config, operations=comfy.ops.manual_cast).to(_weight_dtype(tensors))
+    module = CrossViewAttention(config, operations=comfy.ops.manual_cast).to(_weight_dtype(tensors))
     return _host_network("view_consistency", module, tensors, config, metadata, path)
 
 

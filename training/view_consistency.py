@@ -17,7 +17,7 @@ from torch import Tensor
 from diffportrait3d.choices import check_choice
 from diffportrait3d.command import run_main
 from diffportrait3d.denoiser import Denoiser
-from diffportrait3d.networks import ViewConsistency
+from diffportrait3d.networks import CrossViewAttention
 from diffportrait3d.weights.files import save_network
 
 from .dataset.images import Batch, Sampler, ViewGroups, fixed_groups
@@ -66,7 +66,7 @@ class ViewConsistencyStage(DenoisingStage):
         self.schedule = schedule_of(metadata)
         self.sharing = config.views if config.timestep_per == "group" else 1
         new = not config.inputs.view_consistency
-        self.trainable = ViewConsistency(unet.config) if new else source("view_consistency")[0]
+        self.trainable = CrossViewAttention(unet.config) if new else source("view_consistency")[0]
         if not config.positions:
             self.trainable.remove_positions()
         others = {"unet": unet, "reference_encoder": reference, "view_controlnet": control}
@@ -89,7 +89,7 @@ class ViewConsistencyStage(DenoisingStage):
             # F_cam sees every view for itself, so nothing before F's view attention needs a gradient.
             residuals = self.denoiser.view_controlnet(x, openings.hints, t, context)
         return self.denoiser.unet(
-            x, t, context, bank=bank, residuals=residuals, view_attention=self.trainable, num_views=views
+            x, t, context, bank=bank, residuals=residuals, cross_view=self.trainable, num_views=views
         )
 
     def validation_groups(self) -> Batch:

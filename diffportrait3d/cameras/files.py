@@ -29,7 +29,7 @@ LABEL_SUFFIXES = (".json", ".npy", ".txt")
 
 def write_labels(path: str | os.PathLike, labels: Tensor, names: list[str] | None = None) -> None:
     """Write [V, 25] labels to `.npy` (the array) or `.json`:
-    {"format": "diffportrait3d-cameras", "version": 1, "labels": [[25 numbers], ...]}, or, with the pictures'
+    {"format": "diffportrait3d-cameras", "version": 1, "labels": [[25 numbers], ...]}, or, with the images'
     `names`, the form of EG3D's `dataset.json`, {"labels": [[name, [25 numbers]], ...]}."""
     path = Path(path)
     labels = validate_labels(labels)

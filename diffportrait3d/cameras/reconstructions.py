@@ -66,7 +66,7 @@ def read_transforms(content: dict[str, Any], folder: Path) -> Rows:
     """The frames of a `transforms.json`, whose parsed content and folder are given.
 
     A frame's own values (intrinsics, size, distortion) come before the file's. Left out may be: `cx`, `cy` (the
-    middle), `fl_y` (`fl_x`), `fl_x` where there is `camera_angle_x`, and `w`, `h` where the picture is there to be
+    middle), `fl_y` (`fl_x`), `fl_x` where there is `camera_angle_x`, and `w`, `h` where the image is there to be
     measured.
 
     Raises:
@@ -118,7 +118,7 @@ def read_colmap(folder: Path) -> Rows:
     return Rows(labels, names, next(filter(None, distortions), None))
 
 
-def _frame_label(frame: dict, content: dict, picture: Path, undo: np.ndarray) -> list[float]:
+def _frame_label(frame: dict, content: dict, image: Path, undo: np.ndarray) -> list[float]:
     pose = np.array(_nested_numbers(frame.get("transform_matrix"), "transform_matrix"), dtype=np.float64)
     if pose.shape not in ((3, 4), (4, 4)):
         raise ValueError(f"transform_matrix has shape {list(pose.shape)}, not [4, 4]")
@@ -128,16 +128,16 @@ def _frame_label(frame: dict, content: dict, picture: Path, undo: np.ndarray) ->
         pose[:3, 3] /= scale
         pose = pose if inverse is None else inverse @ pose
     pose = pose * [1.0, -1.0, -1.0, 1.0]  # nerfstudio's camera looks along its -z, with y up
-    return [*pose.flatten().tolist(), *_frame_intrinsics(frame, content, picture)]
+    return [*pose.flatten().tolist(), *_frame_intrinsics(frame, content, image)]
 
 
-def _frame_intrinsics(frame: dict, content: dict, picture: Path) -> list[float]:
+def _frame_intrinsics(frame: dict, content: dict, image: Path) -> list[float]:
     sources = (frame, content)
     width, height = (_value(sources, key) for key in ("w", "h"))
     if width is None or height is None:
-        width, height = _picture_size(picture)
+        width, height = _image_size(image)
     if width <= 0 or height <= 0:
-        raise ValueError(f"w {width} and h {height} are no size of a picture")
+        raise ValueError(f"w {width} and h {height} are no size of an image")
     focal_x, focal_y = _focal(sources, "x", width), _focal(sources, "y", height)
     if focal_x is None and focal_y is None:
         raise ValueError("there is neither fl_x nor camera_angle_x")
@@ -170,13 +170,13 @@ def _focal(sources: tuple[dict, ...], axis: str, size: float) -> float | None:
     return None
 
 
-def _picture_size(path: Path) -> tuple[float, float]:
+def _image_size(path: Path) -> tuple[float, float]:
     found = next((each for each in (path, path.with_name(path.name + ".png")) if each.is_file()), None)
     if found is None:
-        raise ValueError(f"there are no w and h, and no picture {path} to measure")
+        raise ValueError(f"there are no w and h, and no image {path} to measure")
     try:
-        with Image.open(found) as picture:
-            return picture.size
+        with Image.open(found) as image:
+            return image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"there are no w and h, and {found} cannot be measured: {error}") from None
 
@@ -185,7 +185,7 @@ def _frame_distortion(values: dict, where: str) -> str | None:
     model = values.get("camera_model", PINHOLES[0])
     if model not in PINHOLES or values.get("is_fisheye"):
         kind = "a fisheye lens" if values.get("is_fisheye") else f"camera_model {model!r}"
-        raise ValueError(f"{kind} is no pinhole camera; undistort the pictures first (colmap image_undistorter)")
+        raise ValueError(f"{kind} is no pinhole camera; undistort the images first (colmap image_undistorter)")
     listed = _nested_numbers(values.get("distortion_params", []), "distortion_params")
     numbers = {key: _number(values[key], key) for key in DISTORTION if values.get(key) is not None}
     numbers |= {f"distortion_params[{place}]": value for place, value in enumerate(listed)}
@@ -225,7 +225,7 @@ def _colmap_camera(line: str, where: str) -> tuple[str, tuple[list[float], str |
     number, model, *values = words
     if model not in COLMAP_MODELS:
         raise ValueError(
-            f"{where}: a {model} camera is no pinhole camera; undistort the pictures first (colmap image_undistorter)"
+            f"{where}: a {model} camera is no pinhole camera; undistort the images first (colmap image_undistorter)"
         )
     width, height, *parameters = _numbers(values, where)
     focals = COLMAP_MODELS[model]
@@ -252,7 +252,7 @@ def _check_points(line: str, where: str) -> None:
     words = line.split()
     if len(words) % 3 or (words and not words[-1].lstrip("-").isdigit()):
         raise ValueError(
-            f"{where}: here stand the points of the image before, X Y ID each, or nothing; got {line[:60]!r}. COLMAP "
+            f"{where}: expected the points of the image before (X Y ID each) or nothing; got {line[:60]!r}. COLMAP "
             "writes two lines per image."
         )
 

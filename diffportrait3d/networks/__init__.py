@@ -2,12 +2,12 @@
 
 from .autoencoder import LATENT_SCALE, AutoencoderKL
 from .config import AutoencoderConfig, NetworkConfig, UNetConfig
+from .cross_view_attention import CrossViewAttention
 from .gradient_checkpointing import set_checkpointing
 from .novel_view import NovelViewConfig, NovelViewModel
 from .reference_encoder import ReferenceEncoder, join_references
 from .registry import NETWORKS, NetworkSpec, title_of
 from .unet import UNet
-from .view_attention import ViewConsistency
 from .view_controlnet import ViewControlNet
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "ReferenceEncoder",
     "UNet",
     "UNetConfig",
-    "ViewConsistency",
+    "CrossViewAttention",
     "ViewControlNet",
     "join_references",
     "set_checkpointing",

@@ -13,7 +13,7 @@ Design choices the paper leaves open:
   convolutions decide how much of that is surface.
 * Ray samples also read the source's feature map directly, weighted by a gate from the volume (where the
   source saw the surface). Without this, texture cannot be finer than a voxel.
-* The background lies at infinity: its features are fetched by rotation alone and fade to a global vector
+* The background is at infinity: its features are fetched by rotation alone and fade to a global vector
   outside the source's field of view, so backgrounds turn with the camera instead of smearing over the head.
 
 Cameras are 25-number EG3D labels (OpenCV axes: x right, y down, z forward; world y up).

@@ -14,10 +14,10 @@ from torch import nn
 
 from .autoencoder import AutoencoderKL
 from .config import AutoencoderConfig, NetworkConfig, UNetConfig
+from .cross_view_attention import CrossViewAttention
 from .novel_view import NovelViewConfig, NovelViewModel
 from .reference_encoder import ReferenceEncoder
 from .unet import UNet
-from .view_attention import ViewConsistency
 from .view_controlnet import ViewControlNet
 
 VIEW_MODULES = "motion_module."  # in every key of the cross-view attention and in no other network's
@@ -75,7 +75,7 @@ class NetworkSpec:
     def owns(self, key: str, prefix: str | None = None) -> bool:
         """Whether a key of a checkpoint is this network's; `prefix` None is the authors'."""
         prefix = self.prefix if prefix is None else prefix
-        return key.startswith(prefix) and (VIEW_MODULES in key) == (self.module is ViewConsistency)
+        return key.startswith(prefix) and (VIEW_MODULES in key) == (self.module is CrossViewAttention)
 
     def is_signed(self, keys: Any, prefix: str) -> bool:
         """Whether a container of keys has this network's signature under `prefix`, and no foreign key."""
@@ -132,7 +132,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         NetworkSpec(
             kind="view_consistency",
             title="view consistency",
-            module=ViewConsistency,
+            module=CrossViewAttention,
             config=UNetConfig,
             needs=("autoencoder", "unet", "reference_encoder", "view_controlnet"),
             prefix="model.diffusion_model.",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .config import UNetConfig
+from .cross_view_attention import CrossViewAttention
 from .layers import Block, Downsample, ResBlock, SpatialTransformer, TimeEmbedding, Upsample, zero_init
-from .view_attention import ViewConsistency
 
 
 def _res_and_attention(config: UNetConfig, channels: int, out_channels: int, level: int) -> list[nn.Module]:
@@ -89,9 +89,9 @@ class UNet(UNetEncoder):
         context: Tensor,
         bank: Sequence[Tensor] | None = None,
         residuals: Sequence[Tensor] | None = None,
-        view_attention: ViewConsistency | None = None,
+        cross_view: CrossViewAttention | None = None,
         num_views: int | None = None,
-        middle_view_attention: bool = False,
+        cross_view_in_middle: bool = False,
     ) -> Tensor:
         """Predicts the noise in `x`.
 
@@ -101,9 +101,9 @@ class UNet(UNetEncoder):
             context: text tokens [N, L, context_dim].
             bank: reference tokens per self-attention, each [B, M, C] (B divides N), from `ReferenceEncoder`.
             residuals: 12 skip residuals and the middle one, from `ViewControlNet`.
-            view_attention: cross-view modules; needs `num_views`.
+            cross_view: cross-view modules; needs `num_views`.
             num_views: V.
-            middle_view_attention: also run the module in the middle block (the release: unconditional pass only).
+            cross_view_in_middle: also run the module in the middle block (the release: unconditional pass only).
 
         Returns:
             eps [N, 4, h, w]
@@ -113,21 +113,21 @@ class UNet(UNetEncoder):
         h, skips = x, []
         for index, block in enumerate(self.input_blocks):
             h, _ = block(h, emb, context, next(references))
-            if view_attention is not None and index > 0:
-                h = view_attention.after_input(index, h, num_views)
+            if cross_view is not None and index > 0:
+                h = cross_view.after_input(index, h, num_views)
             skips.append(h)  # skips carry the cross-view result, as in the release
-        if view_attention is not None and middle_view_attention:
+        if cross_view is not None and cross_view_in_middle:
             first, transformer, last = self.middle_block
             h, _ = transformer(first(h, emb), context, next(references))
-            h = last(view_attention.after_middle_transformer(h, num_views), emb)
+            h = last(cross_view.after_middle_transformer(h, num_views), emb)
         else:
             h, _ = self.middle_block(h, emb, context, next(references))
         if residuals is not None:
             h, skips = h + residuals[-1], [skip + r for skip, r in zip(skips, residuals[:-1], strict=True)]
         for index, block in enumerate(self.output_blocks):
             h, _ = block(torch.cat([h, skips.pop()], dim=1), emb, context, next(references))
-            if view_attention is not None:
-                h = view_attention.after_output(index, h, num_views)
+            if cross_view is not None:
+                h = cross_view.after_output(index, h, num_views)
         return self.out(h)
 
     def _references(self, bank: Sequence[Tensor] | None) -> list[Tensor | None]:

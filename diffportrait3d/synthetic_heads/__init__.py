@@ -1,4 +1,4 @@
-"""Rendered heads: portraits with exact cameras and depth, and the condition pictures that carry a camera to
+"""Rendered heads: portraits with exact cameras and depth, and the camera images that carry a camera to
 the view ControlNet."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = [
     "View",
     "portrait_scene",
     "render",
-    "render_condition_images",
+    "render_camera_images",
     "render_views",
 ]
 
@@ -44,8 +44,8 @@ def portrait_scene(seed: int, provider: str | IctHeads = "analytic", device: tor
     return build_scene(surfaces, look.light, look.background, device)
 
 
-def render_condition_images(labels: Tensor, resolution: int, subject: int = 0, supersample: int = 2) -> Tensor:
-    """Pictures [V, 3, H, W] in [0, 1] of analytic person `subject` from cameras [V, 25]: what the view
+def render_camera_images(labels: Tensor, resolution: int, subject: int = 0, supersample: int = 2) -> Tensor:
+    """Images [V, 3, H, W] in [0, 1] of analytic person `subject` from cameras [V, 25]: what the view
     ControlNet is shown.
 
     Only the pose is meant to be read from them (paper, section 3.2: an image of another identity at the

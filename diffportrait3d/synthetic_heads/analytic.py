@@ -1,4 +1,4 @@
-"""A head made of formulas: needs no data, and is what condition pictures show.
+"""A head made of formulas: needs no data, and is what camera images show.
 
 The skull, face and neck are stacked cross-sections (`_SECTIONS`) with relief added in front; lids, ears and
 the mouth's opening are pieces of their own. Proportions follow common anatomical averages in the head frame

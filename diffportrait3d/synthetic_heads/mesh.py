@@ -1,6 +1,6 @@
 """Meshes in the head frame, and the few mesh operations that the head providers share.
 
-Head frame: centimetres, x to the right of the frontal picture, y up, z out of the face; the eyes are near
+Head frame: centimetres, x to the right of the frontal image, y up, z out of the face; the eyes are near
 (+-3.1, 3.5, 9), the chin near (0, -7.5, 10), the crown near (0, 14.5, 2). `to_world` places it the way EG3D's
 crops place a face.
 """

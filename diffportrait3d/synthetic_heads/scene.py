@@ -1,4 +1,4 @@
-"""A scene fixed in the world (surfaces, light, background) and its picture from any camera label.
+"""A scene fixed in the world (surfaces, light, background) and its image from any camera label.
 
 Nothing but highlights depends on the camera: diffuse light with ambient occlusion and a soft key shadow is
 baked into the vertices once, and the background is a function of the viewing direction. Views of one scene
@@ -127,7 +127,7 @@ def bake_light(vertices: Tensor, normals: Tensor, triangles: Tensor, light: Ligh
 
 
 def render(scene: Scene, label: Tensor, resolution: int, supersample: int = 2) -> View:
-    """The scene from one camera label [25]: a square picture of `resolution` pixels, averaged over
+    """The scene from one camera label [25]: a square image of `resolution` pixels, averaged over
     supersample^2 samples."""
     labels = validate_labels(label)
     if len(labels) != 1:

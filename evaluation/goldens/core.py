@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample, start_noise
-from diffportrait3d.networks import ReferenceEncoder, UNet, ViewConsistency, ViewControlNet
+from diffportrait3d.networks import CrossViewAttention, ReferenceEncoder, UNet, ViewControlNet
 
 from .data import GOLDEN_CONFIG, PREFIXES, Golden, deterministic_weights, sample_tap
 
@@ -18,7 +18,7 @@ NETWORKS = {
     "unet": UNet,
     "reference_encoder": ReferenceEncoder,
     "view_controlnet": ViewControlNet,
-    "view_consistency": ViewConsistency,
+    "view_consistency": CrossViewAttention,
 }
 
 

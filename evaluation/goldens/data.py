@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffportrait3d.networks import UNetConfig
-from diffportrait3d.networks.view_attention import sinusoidal_table
+from diffportrait3d.networks.cross_view_attention import sinusoidal_table
 
 PACKED = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden_mid.npz"
 GOLDEN_CONFIG = UNetConfig(model_channels=64, context_dim=96)

@@ -128,11 +128,11 @@ def test_placement_is_that_of_a_face_crop(scenes, provider):
 
 def test_everything_is_repeatable_and_seeds_differ():
     label = orbit_camera([0.0, 30.0], 5.0)
-    first = heads.render_condition_images(label, 48, subject=5)
+    first = heads.render_camera_images(label, 48, subject=5)
     torch.manual_seed(123)  # the global generator plays no part
-    assert torch.equal(first, heads.render_condition_images(label, 48, subject=5))
+    assert torch.equal(first, heads.render_camera_images(label, 48, subject=5))
     assert first.shape == (2, 3, 48, 48) and first.min() >= 0 and first.max() <= 1
-    assert (first - heads.render_condition_images(label, 48, subject=6)).abs().mean() > 0.05
+    assert (first - heads.render_camera_images(label, 48, subject=6)).abs().mean() > 0.05
     assert (first[0] - first[1]).abs().mean() > 0.02
 
 

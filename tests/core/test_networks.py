@@ -9,10 +9,10 @@ from diffportrait3d.diffusion import Schedule, ddim_sample, dpmpp_2m_sample, vie
 from diffportrait3d.networks import (
     AutoencoderConfig,
     AutoencoderKL,
+    CrossViewAttention,
     ReferenceEncoder,
     UNet,
     UNetConfig,
-    ViewConsistency,
     ViewControlNet,
 )
 
@@ -42,7 +42,7 @@ def batch():
 def test_sd15_has_sixteen_self_attentions_and_27_view_modules():
     config = UNetConfig()
     with torch.device("meta"):
-        unet, views = UNet(config), ViewConsistency(config)
+        unet, views = UNet(config), CrossViewAttention(config)
         cam, encoder = ViewControlNet(config), ReferenceEncoder(config)
 
     def count(module):
@@ -57,13 +57,13 @@ def test_sd15_has_sixteen_self_attentions_and_27_view_modules():
 
 def test_new_branches_start_as_the_identity(unet, batch):
     x, t, context = batch
-    cam, views = ViewControlNet(TINY), ViewConsistency(TINY)
+    cam, views = ViewControlNet(TINY), CrossViewAttention(TINY)
     cam.load_from_unet(unet.state_dict())
     hint = torch.rand(4, 3, 64, 64)
     with torch.no_grad():
         base = unet(x, t, context)
         controlled = unet(x, t, context, residuals=cam(x, hint, t, context))
-        crossed = unet(x, t, context, view_attention=views, num_views=4, middle_view_attention=True)
+        crossed = unet(x, t, context, cross_view=views, num_views=4, cross_view_in_middle=True)
     assert torch.equal(base, controlled) and torch.equal(base, crossed)
 
 
@@ -95,11 +95,11 @@ def test_gradients_reach_every_used_reference_weight(unet, batch):
 @pytest.mark.parametrize("num_views", [2, 4])
 def test_view_attention_mixes_views_but_not_groups(unet, batch, num_views):
     x, t, context = batch
-    views = randomise(ViewConsistency(TINY), 4)
+    views = randomise(CrossViewAttention(TINY), 4)
 
     def run(latents):
         with torch.no_grad():
-            return unet(latents, t, context, view_attention=views, num_views=num_views)
+            return unet(latents, t, context, cross_view=views, num_views=num_views)
 
     changed = x.clone()
     changed[0] += 1.0
@@ -109,12 +109,12 @@ def test_view_attention_mixes_views_but_not_groups(unet, batch, num_views):
 
 def test_without_positions_the_order_of_views_does_not_matter(unet, batch):
     x, t, context = batch
-    views = randomise(ViewConsistency(TINY), 5)
+    views = randomise(CrossViewAttention(TINY), 5)
     order = torch.tensor([2, 0, 3, 1])
 
     def run(rows):
         with torch.no_grad():
-            return unet(x[rows], t[rows], context[rows], view_attention=views, num_views=4)
+            return unet(x[rows], t[rows], context[rows], cross_view=views, num_views=4)
 
     plain = torch.arange(4)
     assert (run(order) - run(plain)[order]).abs().max() > 1e-3
@@ -126,7 +126,7 @@ def test_without_positions_the_order_of_views_does_not_matter(unet, batch):
 def test_impossible_view_counts_are_named(unet, batch, num_views):
     x, t, context = batch
     with pytest.raises(ValueError, match=str(num_views)):
-        unet(x, t, context, view_attention=ViewConsistency(TINY), num_views=num_views)
+        unet(x, t, context, cross_view=CrossViewAttention(TINY), num_views=num_views)
 
 
 def test_foreign_bank_and_hint_size_are_named(unet, batch):

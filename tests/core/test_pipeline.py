@@ -11,16 +11,16 @@ from diffportrait3d.diffusion import Schedule, ddim_sample, dpmpp_2m_sample, sta
 from diffportrait3d.networks import (
     AutoencoderConfig,
     AutoencoderKL,
+    CrossViewAttention,
     NovelViewConfig,
     NovelViewModel,
     ReferenceEncoder,
     UNet,
     UNetConfig,
-    ViewConsistency,
     ViewControlNet,
 )
 from diffportrait3d.pipeline import Pipeline, Sampling, over_windows
-from diffportrait3d.synthetic_heads import render_condition_images
+from diffportrait3d.synthetic_heads import render_camera_images
 from diffportrait3d.views import view_windows
 from diffportrait3d.weights.files import CheckpointError, save_network
 
@@ -41,7 +41,7 @@ def random_networks() -> dict[str, torch.nn.Module]:
         "unet": UNet(SIZES),
         "reference_encoder": ReferenceEncoder(SIZES),
         "view_controlnet": ViewControlNet(SIZES),
-        "view_consistency": ViewConsistency(SIZES),
+        "view_consistency": CrossViewAttention(SIZES),
         "autoencoder": AutoencoderKL(AutoencoderConfig(ch=32)),
         "novel_view": NovelViewModel(novel_view),
     }
@@ -79,7 +79,7 @@ def by_hand(folder, portrait, cameras, seed, solver, steps):
     denoiser, schedule, count = Denoiser(**networks), Schedule(linear_end=0.0085), len(cameras)
     front = trajectory("arc", 1, yaw=(0.0, 0.0), pitch=(0.0, 0.0)).expand(count, -1)
     proxies = novel_view(portrait.expand(count, -1, -1, -1) * 2 - 1, front, cameras)
-    hints = render_condition_images(cameras, SIDE) * 2 - 1
+    hints = render_camera_images(cameras, SIDE) * 2 - 1
     reference, latents = autoencoder.encode(portrait * 2 - 1), autoencoder.encode(proxies)
     start = start_noise(latents, view_noise(seed, range(count), latents.shape[1:]), schedule)
     context = torch.zeros(count, 1, 32)

@@ -117,7 +117,7 @@ def test_what_may_be_left_out(tmp_path):
     path.write_text(path.read_text(), encoding="utf-8-sig")
     torch.testing.assert_close(read_labels(path), labels, atol=1e-6, rtol=0)
     shutil.rmtree(tmp_path / "set/images")
-    with pytest.raises(ValueError, match=r"frame 0 .*no w and h, and no picture .*view_000 to measure"):
+    with pytest.raises(ValueError, match=r"frame 0 .*no w and h, and no image .*view_000 to measure"):
         read_labels(path)
     Image.new("RGB", (80, 60)).save(tmp_path / "set/other.png")
     changed(tmp_path / "set", lambda content: [frame.update(file_path="other.png") for frame in content["frames"]])
@@ -207,7 +207,7 @@ def test_what_is_wrong_with_transforms_is_named(exported, change, message):
         ("images.txt", "1 1 0 0 0 0 0 2.7 1", "line 1: an image has 10 values"),
         ("images.txt", "1 0 0 0 0 0 0 2.7 1 a.png\n", "line 1: the quaternion .* is no rotation"),
         ("images.txt", "1 1 0 0 x 0 0 2.7 1 a.png\n", "line 1: could not convert string to float: 'x'"),
-        ("images.txt", "1 1 0 0 0 0 0 2.7 1 a.png\n2 1 0 0 0 0 0 2.7 1 b.png\n", "line 2: here stand the points"),
+        ("images.txt", "1 1 0 0 0 0 0 2.7 1 a.png\n2 1 0 0 0 0 0 2.7 1 b.png\n", "line 2: expected the points"),
     ],
 )
 def test_what_is_wrong_with_colmap_is_named(exported, name, text, message):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffportrait3d.networks import UNet, UNetConfig, ViewConsistency, ViewControlNet
+from diffportrait3d.networks import CrossViewAttention, UNet, UNetConfig, ViewControlNet
 from diffportrait3d.weights import files as checkpoints
 from diffportrait3d.weights import official as release
 from diffportrait3d.weights.files import CheckpointError, load_network, read_kind, read_metadata, save_network
@@ -141,7 +141,7 @@ def test_other_files_are_named(tmp_path, names, message):
 
 def test_metadata_counts_before_keys(tmp_path):
     """A network of ours at the width of the release keeps its own conventions."""
-    network = ViewConsistency(NARROW)
+    network = CrossViewAttention(NARROW)
     save_network(tmp_path / "views.safetensors", network, "view_consistency", middle_view_attention="never")
     assert read_metadata(tmp_path / "views.safetensors")["middle_view_attention"] == "never"
     assert checkpoints.read_kind(tmp_path / "views.safetensors") == "view_consistency"

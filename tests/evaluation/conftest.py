@@ -14,12 +14,12 @@ from diffportrait3d.cameras.labels import orbit_camera, split_label
 from diffportrait3d.networks import (
     AutoencoderConfig,
     AutoencoderKL,
+    CrossViewAttention,
     NovelViewConfig,
     NovelViewModel,
     ReferenceEncoder,
     UNet,
     UNetConfig,
-    ViewConsistency,
     ViewControlNet,
 )
 from diffportrait3d.weights.files import save_network
@@ -90,7 +90,7 @@ def weights(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     cfg = UNetConfig(model_channels=32, context_dim=8, channel_mult=(1, 1), num_res_blocks=1, attention_levels=(0, 1))
     for kind, network in (("unet", UNet), ("reference_encoder", ReferenceEncoder), ("view_controlnet", ViewControlNet),
-                          ("view_consistency", ViewConsistency)):  # fmt: skip
+                          ("view_consistency", CrossViewAttention)):  # fmt: skip
         save_network(folder / f"{kind}.safetensors", wake(network(cfg)), kind, linear_end=0.00489)
     autoencoder = AutoencoderKL(AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1))
     save_network(folder / "autoencoder.safetensors", wake(autoencoder), "autoencoder")

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
 from diffportrait3d.cameras import labels as camera_math
-from diffportrait3d.synthetic_heads import render_condition_images
+from diffportrait3d.synthetic_heads import render_camera_images
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_eg3d_cameras_circle_the_origin(nodes):
 
 def test_condition_pictures_are_the_core_s_and_can_be_interrupted(host, nodes):
     render, labels = nodes["DP3D_RenderCameraConditions"], camera_math.trajectory("arc", 2)
-    wanted = render_condition_images(labels, 64, 3).movedim(1, -1)
+    wanted = render_camera_images(labels, 64, 3).movedim(1, -1)
     assert torch.equal(render.execute({"labels": labels}, 64, 3).args[0], wanted)
     host.comfy.model_management.interrupt_current_processing()
     with pytest.raises(host.comfy.model_management.InterruptProcessingException):

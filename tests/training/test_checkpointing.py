@@ -7,12 +7,12 @@ import torch
 
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import (
+    CrossViewAttention,
     NovelViewConfig,
     NovelViewModel,
     ReferenceEncoder,
     UNet,
     UNetConfig,
-    ViewConsistency,
     ViewControlNet,
     set_checkpointing,
 )
@@ -24,7 +24,7 @@ from .conftest import TINY_UNET, label
 def denoiser():
     config = UNetConfig.from_dict(TINY_UNET)
     torch.manual_seed(0)
-    networks = Denoiser(UNet(config), ReferenceEncoder(config), ViewControlNet(config), ViewConsistency(config))
+    networks = Denoiser(UNet(config), ReferenceEncoder(config), ViewControlNet(config), CrossViewAttention(config))
     for p in networks.parameters():
         if not p.any():
             torch.nn.init.normal_(p, std=0.05)

@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from diffportrait3d.networks import (
     AutoencoderConfig,
     AutoencoderKL,
+    CrossViewAttention,
     ReferenceEncoder,
     UNet,
     UNetConfig,
-    ViewConsistency,
     ViewControlNet,
 )
 from diffportrait3d.weights.files import CheckpointError, save_network
@@ -110,7 +110,7 @@ def test_the_converted_release_is_read_as_our_own(tmp_path):
 
 def animatediff(middle: bool) -> dict[str, torch.Tensor]:
     """The layout of mm_sd_v15 (v1) or v2: two modules a level on the way down, three on the way up."""
-    own = ViewConsistency(WIDTH)
+    own = CrossViewAttention(WIDTH)
     stems = [("input_blocks_motion_module", "down", lv, i, 3 * lv + i) for lv in range(4) for i in range(2)]
     stems += [("output_blocks_motion_module", "up", lv, i, 3 * lv + i) for lv in range(4) for i in range(3)]
     state = own.state_dict()

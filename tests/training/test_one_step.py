@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffportrait3d.networks import ViewConsistency
+from diffportrait3d.networks import CrossViewAttention
 from training.dataset.images import pick, pick_labels
 
 from .conftest import trainer_of
@@ -49,7 +49,7 @@ def by_hand(stage, networks, batch, views):
 def test_denoising_stages(name, kind, views, dataset, networks, tmp_path):
     trainer = trainer_of(name, dataset, networks, tmp_path, "loop.precision=float32")
     stage = trainer.stage
-    if isinstance(stage.trainable, ViewConsistency):  # its first gradients would be those of its output layers alone
+    if isinstance(stage.trainable, CrossViewAttention):  # its first gradients would be those of its output layers alone
         for p in stage.trainable.parameters():
             if not p.any():
                 torch.nn.init.normal_(p, std=0.05)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from diffportrait3d.networks.cross_view_attention import CrossViewModule
 from diffportrait3d.networks.layers import Attention, FeedForward, ResBlock
 from diffportrait3d.networks.novel_view import ResidualBlock
-from diffportrait3d.networks.view_attention import ViewAttentionModule
 
 # What FSDP gathers at a time. All of these are only ever run by calling them, which is when FSDP gathers them.
-SHARDED_UNITS = (ResBlock, Attention, FeedForward, ViewAttentionModule, ResidualBlock)
+SHARDED_UNITS = (ResBlock, Attention, FeedForward, CrossViewModule, ResidualBlock)
 # The other processes wait while the first one encodes the latents.
 PATIENCE = timedelta(hours=12)
 

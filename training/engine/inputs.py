@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffportrait3d.conversion.layout import SD15_AUTOENCODER, TEXT
-from diffportrait3d.networks import NETWORKS, AutoencoderKL, UNet, UNetConfig, ViewConsistency, ViewControlNet
+from diffportrait3d.networks import NETWORKS, AutoencoderKL, CrossViewAttention, UNet, UNetConfig, ViewControlNet
 from diffportrait3d.weights.files import CheckpointError, load_network, read_kind
 from diffportrait3d.weights.known_formats import describe_stranger
 from diffportrait3d.weights.reader import Source, open_source
@@ -160,7 +160,7 @@ def _squeezed(shape: Any) -> tuple[int, ...]:
     return shape
 
 
-def from_motion_modules(source: Source) -> ViewConsistency:
+def from_motion_modules(source: Source) -> CrossViewAttention:
     """View attention that starts as AnimateDiff's motion modules (Guo et al. 2023, v1 or v2 for SD1.5).
 
     Modules without counterpart (after Downsamples, the second after Upsamples, v1: in the middle) start as the
@@ -175,7 +175,7 @@ def from_motion_modules(source: Source) -> ViewConsistency:
               ".temporal_transformer.proj_in.weight")]  # fmt: skip
     if not widths:
         raise CheckpointError(_not_a(source.path, "view_consistency", source, "name one of ours or of AnimateDiff"))
-    module = ViewConsistency(UNetConfig(model_channels=widths[0]))
+    module = CrossViewAttention(UNetConfig(model_channels=widths[0]))
     places = {_place(match, module.config): stored for stored, match in keys.items() if _TABLE not in stored}
     wanted = {name.split(".temporal_transformer.")[0] for name in places}
     known = {name.split(".temporal_transformer.")[0] for name in module.state_dict()}

@@ -86,7 +86,7 @@ def distort(content: dict) -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(damage, "frame 1 .*transform_matrix is null"), (distort, "has k1 = 0.1; undistort the pictures first")],
+    [(damage, "frame 1 .*transform_matrix is null"), (distort, "has k1 = 0.1; undistort the images first")],
 )
 def test_a_set_that_cannot_be_used_is_left_out(tmp_path, capsys, change, reason):
     write_sets(tmp_path / "sets")

@@ -35,7 +35,7 @@ class PositionalEncoding(nn.Module):
         return x + self.pe[:, : x.shape[1]].to(x)
 
 
-class CrossViewAttention(Attention):
+class ViewAxisAttention(Attention):
     """Attention among the V views of one pixel; the position enters queries, keys and values, as in the release."""
 
     def __init__(self, config: UNetConfig, channels: int, operations=nn):
@@ -46,10 +46,10 @@ class CrossViewAttention(Attention):
         return super().forward(self.pos_encoder(x))
 
 
-class ViewTransformerBlock(nn.Module):
+class CrossViewBlock(nn.Module):
     def __init__(self, config: UNetConfig, channels: int, operations=nn):
         super().__init__()
-        self.attention_blocks = nn.ModuleList(CrossViewAttention(config, channels, operations) for _ in range(2))
+        self.attention_blocks = nn.ModuleList(ViewAxisAttention(config, channels, operations) for _ in range(2))
         self.norms = nn.ModuleList(operations.LayerNorm(channels) for _ in range(2))
         self.ff = FeedForward(channels, operations)
         self.ff_norm = operations.LayerNorm(channels)
@@ -60,12 +60,12 @@ class ViewTransformerBlock(nn.Module):
         return x + self.ff(self.ff_norm(x))
 
 
-class ViewTransformer(nn.Module):
+class CrossViewTransformer(nn.Module):
     def __init__(self, config: UNetConfig, channels: int, operations=nn):
         super().__init__()
         self.norm = operations.GroupNorm(config.norm_groups, channels, eps=1e-6)
         self.proj_in = operations.Linear(channels, channels)
-        self.transformer_blocks = nn.ModuleList([ViewTransformerBlock(config, channels, operations)])
+        self.transformer_blocks = nn.ModuleList([CrossViewBlock(config, channels, operations)])
         self.proj_out = zero_init(operations.Linear(channels, channels))
 
     def forward(self, x: Tensor, num_views: int) -> Tensor:
@@ -77,26 +77,26 @@ class ViewTransformer(nn.Module):
         return x + rearrange(self.proj_out(h), "(b h w) v c -> (b v) c h w", h=height, w=x.shape[3])
 
 
-class ViewAttentionModule(Checkpointed):
+class CrossViewModule(Checkpointed):
     """One module of the release; its weights live under `temporal_transformer`."""
 
     def __init__(self, config: UNetConfig, channels: int, operations=nn):
         super().__init__()
-        self.temporal_transformer = ViewTransformer(config, channels, operations)
+        self.temporal_transformer = CrossViewTransformer(config, channels, operations)
 
     def compute(self, x: Tensor, num_views: int) -> Tensor:
         return self.temporal_transformer(x, num_views)
 
 
-class ViewConsistency(nn.Module):
+class CrossViewAttention(nn.Module):
     """All cross-view modules of one UNet (27 for SD1.5), under the names they have in the release."""
 
     def __init__(self, config: UNetConfig, operations=nn):
         super().__init__()
         self.config = config
 
-        def module(channels: int) -> ViewAttentionModule:
-            return ViewAttentionModule(config, channels, operations)
+        def module(channels: int) -> CrossViewModule:
+            return CrossViewModule(config, channels, operations)
 
         upsampled = config.upsample_blocks()
         self.input_blocks_motion_module = nn.ModuleList(nn.ModuleList([module(c)]) for c in config.input_channels()[1:])
