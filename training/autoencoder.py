@@ -1,90 +1,86 @@
 """Stage 0a, miniature only: a small KL-f8 autoencoder (SD1.5 brings its own).
 
 L1 + multi-scale gradients + colours of whole latent cells + a little KL, from start values that already carry colour
-(``training.objectives.autoencoder_start``). Most of the run sees random crops, which cost a quarter or less; the last
-part sees whole images, since the norms average over the picture. At the end the latents' statistics are folded into the
+(`training.objectives.autoencoder_start`). Most of the run sees random crops, which cost a quarter or less; the last
+part sees whole images, since the norms average over the image. At the end the latents' statistics are folded into the
 quantisation convolutions: 0.18215 * mode has zero mean and unit std per channel, and the log-variance is a constant
 -30, so that hosts which sample the posterior get the mode.
 
-With ``decoder_only`` a finished autoencoder's decoder is trained on, alone: its latents, and all that was trained on
+With `decoder_only` a finished autoencoder's decoder is trained on, alone: its latents, and all that was trained on
 them, stay valid. That can run beside the later stages.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from diffportrait3d.command import run_main
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.networks.autoencoder import LATENT_SCALE
-from diffportrait3d.weights.files import save_network
 
-from .dataset.images import Batch, SingleImages, encode_all, open_splits, pick, to_network
+from .dataset.images import Batch, SingleImages, encode_all, pick, to_network
 from .dataset.sheets import save_grid
-from .engine.config import StageConfig, to_dict
-from .engine.inputs import Files
-from .engine.loop import stage_main
-from .engine.stage import Stage
+from .engine.command import stage_command
+from .engine.config import Number, StageConfig
+from .engine.stage import NetworkSource, Stage
 from .latent_colours import fit_latent_colours
 from .objectives.autoencoder_start import carry_colours
-from .objectives.denoising import InputsConfig, NetworkSource
 from .objectives.losses import gradient_loss, kl_loss, psnr
 
 
-@dataclass
 class AutoencoderStageConfig(StageConfig):
-    """Settings of ``training.autoencoder``."""
+    """Settings of `training.autoencoder`."""
 
-    network: dict = field(default_factory=dict)  # of AutoencoderConfig
-    crop: int = 64  # pixels; a multiple of the downscale factor
-    whole_from: float = 0.7  # progress from which whole images are seen
+    network: dict = Field({}, description="of AutoencoderConfig")
+    crop: int = Field(64, description="pixels; a multiple of the downscale factor")
+    whole_from: Number = Field(0.7, description="progress from which whole images are seen")
     whole_batch_size: int = 4
-    colour_weight: float = 1.0  # of the error after averaging over latent cells; without it small runs lose hues
-    decoder_only: bool = False  # the encoder of inputs.autoencoder, so every latent, stays bit-identical
-    latent_noise: float = 0.03  # decoder_only: noise on the unit-std latents; sampled ones carry about as much
-    inputs: InputsConfig = field(default_factory=InputsConfig)  # autoencoder: go on with this one
-    gradient_weight: float = 1.0
-    kl_weight: float = 1e-5
+    colour_weight: Number = Field(1.0, description="of the error averaged over latent cells; 0: small runs lose hues")
+    decoder_only: bool = Field(False, description="the encoder of inputs.autoencoder, so every latent, stays the same")
+    latent_noise: Number = Field(0.03, description="decoder_only: on the unit-std latents; sampled ones have as much")
+    gradient_weight: Number = 1.0
+    kl_weight: Number = 1e-5
     validation_images: int = 64
-    statistics_images: int = 512  # for the normalisation of the latents
+    statistics_images: int = Field(512, description="for the normalisation of the latents")
 
 
 class AutoencoderStage(Stage):
     """Reconstruction of single images."""
 
     name = "autoencoder"
+    kind = "autoencoder"
+    config_class = AutoencoderStageConfig
+    whole = False  # whether whole images are seen by now
 
-    def __init__(self, config: AutoencoderStageConfig, device: torch.device):
-        self.data, self.validation = open_splits(config.data, device)
-        self.prepare(config, device, Files(config.inputs), self.data.resolution)
-        self.sampler = SingleImages(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
-
-    def prepare(
-        self, config: AutoencoderStageConfig, device: torch.device, source: NetworkSource, resolution: int | None = None
-    ) -> None:
-        self.config, self.device, self.resolution, self.whole = config, device, resolution, False
+    def build_networks(self, networks: NetworkSource) -> None:
+        config = self.config
         if config.decoder_only or config.inputs.autoencoder:
-            self.autoencoder = source("autoencoder")[0].to(device)
+            self.autoencoder = networks("autoencoder")[0]
         else:
-            new = AutoencoderKL(AutoencoderConfig.from_dict(config.network))
-            self.autoencoder = well_started(new).to(device)
+            self.autoencoder = well_started(AutoencoderKL(AutoencoderConfig.from_dict(config.network)))
         step = self.autoencoder.config.downscale
-        if config.crop % step or not 0 < config.crop <= resolution:
-            raise ValueError(f"crop must be a multiple of {step} up to {resolution} pixels, not {config.crop}.")
-        self.trainable, self.frozen = self.autoencoder, {}
+        if config.crop % step or not 0 < config.crop <= self.resolution:
+            raise ValueError(f"crop must be a multiple of {step} up to {self.resolution} pixels, not {config.crop}.")
+        self.trainable = self.autoencoder
         if config.decoder_only:
             self.trainable = part_of(self.autoencoder, "decoder", "post_quant_conv")
-            self.frozen = {"encoder": part_of(self.autoencoder, "encoder", "quant_conv")}
+            self.frozen["encoder"] = part_of(self.autoencoder, "encoder", "quant_conv")
 
-    def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
-        cropped, whole = (samples, self.config.crop), (min(self.config.whole_batch_size, samples), resolution)
+    @property
+    def network(self) -> AutoencoderKL:
+        return self.autoencoder
+
+    def make_sampler(self) -> SingleImages:
+        return SingleImages(self.data, self.config.loop.batch_size, self.config.loop.seed, self.config.data.flip)
+
+    def dummy_loss(self, samples: int) -> dict[str, Tensor]:
+        cropped, whole = (samples, self.config.crop), (min(self.config.whole_batch_size, samples), self.resolution)
         samples, side = max(cropped, whole, key=lambda phase: phase[0] * phase[1] ** 2)  # the larger phase's
         return self.losses(torch.zeros(samples, 3, side, side, device=self.device))
 
@@ -120,7 +116,7 @@ class AutoencoderStage(Stage):
     def samples(self, batch: Batch) -> int:
         return min(self.config.whole_batch_size, len(batch)) if self.whole else len(batch)
 
-    def validate(self, picture: Path) -> dict[str, float]:
+    def validate(self, image: Path) -> dict[str, float]:
         images = self.validation.images[_spread(len(self.validation), self.config.validation_images)]
         outputs, values, spread = [], [], []
         for chunk in images.split(8):
@@ -132,20 +128,16 @@ class AutoencoderStage(Stage):
             outputs.append(y.cpu())
         shown = _spread(len(images), 16)
         x, y = to_network(images[shown]), torch.cat(outputs)[shown]
-        save_grid(picture, [row for pair in zip(x.split(8), y.split(8), strict=True) for row in pair])
+        save_grid(image, [row for pair in zip(x.split(8), y.split(8), strict=True) for row in pair])
         return {"psnr": float(torch.cat(values).mean()), "posterior_std": float(torch.stack(spread).mean())}
 
     def finish(self, run_dir: Path, summary: dict[str, Any]) -> None:
         if not self.config.decoder_only:
             self.normalise()
-        save_network(
-            run_dir / "autoencoder.safetensors",
-            self.autoencoder,
-            "autoencoder",
-            image_size=self.data.resolution,
-            latent_rgb=self.latent_colours(),
-            training={**summary, "config": to_dict(self.config)},
-        )
+        super().finish(run_dir, summary)
+
+    def facts(self) -> dict[str, Any]:
+        return {"latent_rgb": self.latent_colours()}
 
     def latent_colours(self) -> dict[str, list]:
         """What previews show of the finished network's latents, fitted to the validation images."""
@@ -196,12 +188,5 @@ def well_started(autoencoder: AutoencoderKL) -> AutoencoderKL:
     return autoencoder
 
 
-build = AutoencoderStage
-
-
-def main(argv: list[str] | None = None) -> int:
-    return stage_main(AutoencoderStage, AutoencoderStageConfig, __doc__, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    raise SystemExit(stage_command(AutoencoderStage))

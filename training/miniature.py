@@ -12,7 +12,6 @@ from networks that are there, in place of fresh ones; of the autoencoder only th
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import signal
 import sys
@@ -27,48 +26,48 @@ from diffportrait3d.files import WriteError
 from diffportrait3d.weights.files import load_network, read_metadata, save_network
 
 from . import render
+from .autoencoder import AutoencoderStage
+from .base import BaseStage
 from .dataset.images import DataError, read_manifest
 from .engine.config import ConfigError, load_config
 from .engine.loop import Interrupted, finished, run_stage
+from .engine.stage import Stage
+from .novel_view import NovelViewStage
+from .reference import ReferenceStage
+from .view_consistency import ViewConsistencyStage
+from .view_control import ViewControlStage
 
 CONFIGS = Path(__file__).parent / "configs"
 PRESETS = ("cpu", "gpu", "smoke")
 EXPORTED_METADATA_LEFT_OUT = ("format", "format_version", "network", "config")
 SHARD_BYTES = 15 * 2**20
 
-# stage: (its configuration's class, the kind of network it writes, the kinds it builds on)
-STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "autoencoder": ("AutoencoderStageConfig", "autoencoder", ()),
-    "base": ("BaseConfig", "unet", ("autoencoder",)),
-    "reference": ("ReferenceConfig", "reference_encoder", ("autoencoder", "unet")),
-    "view_control": ("ViewControlConfig", "view_controlnet", ("autoencoder", "unet", "reference_encoder")),
-    "view_consistency": (
-        "ViewConsistencyConfig",
-        "view_consistency",
-        ("autoencoder", "unet", "reference_encoder", "view_controlnet"),
-    ),
-    "novel_view": ("NovelViewStageConfig", "novel_view", ("autoencoder",)),
-}
+# In the order in which they are trained.
+STAGES: tuple[type[Stage], ...] = (
+    AutoencoderStage,
+    BaseStage,
+    ReferenceStage,
+    ViewControlStage,
+    ViewConsistencyStage,
+    NovelViewStage,
+)
 
 
-def network_file(out: Path, stage: str) -> Path:
-    """Where a stage of the run ``out`` writes its network."""
-    return out / stage / f"{STAGES[stage][1]}.safetensors"
+def network_file(out: Path, stage: type[Stage]) -> Path:
+    """Where a stage of the run `out` writes its network."""
+    return out / stage.name / f"{stage.kind}.safetensors"
 
 
-def stage_overrides(stage: str, out: Path, data: Path, start: Path | None = None) -> list[str]:
-    """What ties a preset's stage to this run: folders, data, the networks it builds on, and the one it goes on from."""
-    values = {"run_dir": out / stage, "data.root": data}
-    writers = {kind: name for name, (_, kind, _) in STAGES.items()}
-    for kind in STAGES[stage][2]:
-        values[f"inputs.{kind}"] = network_file(out, writers[kind])
-    if stage not in ("autoencoder", "novel_view"):
+def stage_overrides(stage: type[Stage], out: Path, data: Path, start: Path | None = None) -> list[str]:
+    """What ties a preset's stage to this run: folders, data, the networks it builds on, and the one it starts from."""
+    values = {"run_dir": out / stage.name, "data.root": data}
+    values |= {f"inputs.{other.kind}": network_file(out, other) for other in STAGES if other.kind in stage.needs}
+    if "latents_dir" in stage.config_class.model_fields:
         values["latents_dir"] = out / "latents"  # encoded once for all stages
     if start is not None:
-        kind = STAGES[stage][1]
-        values[f"inputs.{kind}"] = start / f"{kind}.safetensors"
+        values[f"inputs.{stage.kind}"] = start / f"{stage.kind}.safetensors"
     overrides = [f"{key}={json.dumps(str(value))}" for key, value in values.items()]
-    if start is not None and stage == "autoencoder":
+    if start is not None and "decoder_only" in stage.config_class.model_fields:
         overrides.append("decoder_only=true")  # the other networks know the latents of its encoder
     return overrides
 
@@ -99,17 +98,16 @@ def run(
     preset: str, out: Path, data: Path, ict: Path | None, overrides: list[str], start: Path | None = None
 ) -> list[dict[str, Any]]:
     """Data and all stages; ``overrides`` apply to every stage. Returns the stages' summaries in order."""
-    configs = {}
-    for stage, (class_name, _, _) in STAGES.items():  # all of them first: a typing error must not cost hours
-        cls = getattr(importlib.import_module(f"training.{stage}"), class_name)
-        path = CONFIGS / preset / f"{stage}.yaml"
-        configs[stage] = load_config(cls, path, [*stage_overrides(stage, out, data, start), *overrides])
+    configs = [  # all of them first: a typing error must not cost hours
+        load_config(
+            stage.config_class,
+            CONFIGS / preset / f"{stage.name}.yaml",
+            [*stage_overrides(stage, out, data, start), *overrides],
+        )
+        for stage in STAGES
+    ]
     render_data(preset, data, ict)
-    summaries = []
-    for stage, config in configs.items():
-        build = importlib.import_module(f"training.{stage}").build
-        summaries.append(run_stage(build, config))
-    return summaries
+    return [run_stage(stage.build, config) for stage, config in zip(STAGES, configs, strict=True)]
 
 
 def table(summaries: list[dict[str, Any]]) -> str:
@@ -130,15 +128,15 @@ def table(summaries: list[dict[str, Any]]) -> str:
 def export(out: Path, weights: Path) -> list[Path]:
     """Copy a finished run's networks to ``weights`` in half precision, shards below 16 MiB, metadata kept."""
     written = []
-    for stage, (_, kind, _) in STAGES.items():
+    for stage in STAGES:
         path = network_file(out, stage)
-        if finished(out / stage) is None:
-            raise ValueError(f"Stage '{stage}' of '{out}' is not finished; run the recipe to its end before exporting.")
+        if finished(out / stage.name) is None:
+            raise ValueError(f"Stage '{stage.name}' of '{out}' is not finished; run the recipe to its end first.")
         module, _ = load_network(path)
         metadata = {k: v for k, v in read_metadata(path).items() if k not in EXPORTED_METADATA_LEFT_OUT}
         metadata["training"] = without_paths(metadata.get("training", {}))
-        target = weights / f"{kind}.safetensors"
-        written += save_network(target, module, kind, torch.float16, max_shard_bytes=SHARD_BYTES, **metadata)
+        target = weights / path.name
+        written += save_network(target, module, stage.kind, torch.float16, max_shard_bytes=SHARD_BYTES, **metadata)
     return written
 
 

@@ -6,36 +6,29 @@ frozen autoencoder's encoder, or VGG-16's if the user names its weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from diffportrait3d.command import run_main
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
-from diffportrait3d.weights.files import save_network
 
-from .dataset.images import Batch, MultiViewDataset, Pairs, fixed_groups, open_splits, pick, pick_labels
+from .dataset.images import Batch, MultiViewDataset, Pairs, fixed_groups, pick, pick_labels
 from .dataset.sheets import save_grid
-from .engine.config import StageConfig, to_dict
-from .engine.inputs import Files
-from .engine.loop import stage_main
-from .engine.stage import Stage
-from .objectives.denoising import InputsConfig, NetworkSource
+from .engine.command import stage_command
+from .engine.config import Number, StageConfig
+from .engine.stage import NetworkSource, Stage
 from .objectives.losses import EncoderFeatures, VggFeatures, perceptual_loss, psnr
 
 
-@dataclass
 class NovelViewStageConfig(StageConfig):
-    """Settings of ``training.novel_view``."""
+    """Settings of `training.novel_view`."""
 
-    inputs: InputsConfig = field(default_factory=InputsConfig)
-    network: dict = field(default_factory=dict)  # of NovelViewConfig; image_size comes from the data
-    perceptual_weight: float = 0.05
-    perceptual_vgg: str | None = None  # torchvision's vgg16 state dict; None: the autoencoder's encoder
+    network: dict = Field({}, description="of NovelViewConfig; image_size comes from the data")
+    perceptual_weight: Number = 0.05
+    perceptual_vgg: str | None = Field(None, description="torchvision's vgg16 weights; none: the autoencoder's encoder")
     perceptual_levels: int = 3
     validation_subjects: int = 8
     validation_views: int = 4
@@ -45,29 +38,25 @@ class NovelViewStage(Stage):
     """Regression of one view from another one with known cameras."""
 
     name = "novel_view"
+    kind = "novel_view"
+    needs = ("autoencoder",)
+    config_class = NovelViewStageConfig
 
-    def __init__(self, config: NovelViewStageConfig, device: torch.device):
-        self.data, self.validation = open_splits(config.data, device)
-        self.prepare(config, device, Files(config.inputs), self.data.resolution)
-        self.sampler = Pairs(self.data, config.loop.batch_size, config.loop.seed, config.data.flip)
-
-    def prepare(
-        self, config: NovelViewStageConfig, device: torch.device, source: NetworkSource, resolution: int | None = None
-    ) -> None:
-        self.config, self.device = config, device
+    def build_networks(self, networks: NetworkSource) -> None:
+        config = self.config
         if config.perceptual_vgg:
-            self.features = VggFeatures(config.perceptual_vgg if source.weights else None)
+            self.features = VggFeatures(config.perceptual_vgg if networks.weights else None)
         else:
-            self.features = EncoderFeatures(source("autoencoder")[0], config.perceptual_levels)
-        self.frozen = {"perceptual features": self.features}
-        if config.inputs.novel_view:
-            self.trainable = source("novel_view")[0]
-        else:
-            network = {"image_size": resolution, **config.network}
-            self.trainable = NovelViewModel(NovelViewConfig.from_dict(network))
+            self.features = EncoderFeatures(networks("autoencoder")[0], config.perceptual_levels)
+        self.frozen["perceptual features"] = self.features
+        sizes = {"image_size": self.resolution, **config.network}
+        self.trainable = self.trained_network(networks, lambda: NovelViewModel(NovelViewConfig.from_dict(sizes)))
 
-    def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
-        image = torch.zeros(samples, 3, resolution, resolution, device=self.device)
+    def make_sampler(self) -> Pairs:
+        return Pairs(self.data, self.config.loop.batch_size, self.config.loop.seed, self.config.data.flip)
+
+    def dummy_loss(self, samples: int) -> dict[str, Tensor]:
+        image = torch.zeros(samples, 3, self.resolution, self.resolution, device=self.device)
         label = torch.zeros(samples, 25, device=self.device)
         return self.errors(self.trainable(image, label, label).float(), image)
 
@@ -88,7 +77,7 @@ class NovelViewStage(Stage):
         mse, perceptual = F.mse_loss(output, target), perceptual_loss(self.features, output, target)
         return {"loss": mse + self.config.perceptual_weight * perceptual, "mse": mse, "perceptual": perceptual}
 
-    def validate(self, picture: Path) -> dict[str, float]:
+    def validate(self, image: Path) -> dict[str, float]:
         groups = fixed_groups(self.validation, self.config.validation_subjects, self.config.validation_views)
         sources, outputs, targets = [], [], []
         for column in range(groups.targets.shape[1]):
@@ -98,7 +87,7 @@ class NovelViewStage(Stage):
             outputs.append(self.trainable(*inputs).float().clamp(-1, 1))
             sources.append(inputs[0])
             targets.append(target)
-        save_grid(picture, [sources[0], *(image for pair in zip(targets, outputs, strict=True) for image in pair)])
+        save_grid(image, [sources[0], *(row for pair in zip(targets, outputs, strict=True) for row in pair)])
         output, target = torch.cat(outputs), torch.cat(targets)
         # What survives in the start noise is coarse, so the coarse error is reported on its own.
         coarse = psnr(F.avg_pool2d(output, 8), F.avg_pool2d(target, 8))
@@ -108,22 +97,6 @@ class NovelViewStage(Stage):
             "psnr_copy_of_source": float(psnr(torch.cat(sources), target).mean()),
         }
 
-    def finish(self, run_dir: Path, summary: dict[str, Any]) -> None:
-        save_network(
-            run_dir / "novel_view.safetensors",
-            self.trainable,
-            "novel_view",
-            image_size=self.data.resolution,
-            training={**summary, "config": to_dict(self.config)},
-        )
-
-
-build = NovelViewStage
-
-
-def main(argv: list[str] | None = None) -> int:
-    return stage_main(NovelViewStage, NovelViewStageConfig, __doc__, argv)
-
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    raise SystemExit(stage_command(NovelViewStage))

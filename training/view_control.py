@@ -6,56 +6,40 @@ read the camera, and nothing else, from a portrait of another person at the targ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffportrait3d.command import run_main
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ViewControlNet
-from diffportrait3d.weights.files import save_network
 
-from .dataset.images import Sampler, ViewGroups
 from .dataset.sheets import save_grid
-from .engine.config import to_dict
-from .engine.loop import stage_main
-from .objectives.denoising import DenoisingConfig, DenoisingStage, NetworkSource, Openings, guided_views, schedule_of
-
-
-@dataclass
-class ViewControlConfig(DenoisingConfig):
-    """Settings of ``training.view_control``. ``loop.batch_size`` counts references."""
-
-    targets_per_reference: int = 1  # views that share one pass of F_ref, and so its timestep
+from .engine.command import stage_command
+from .engine.stage import NetworkSource
+from .objectives.denoising import DenoisingStage, Openings, copy_of, guided_views, schedule_of
+from .reference import ReferenceConfig
 
 
 class ViewControlStage(DenoisingStage):
     """Noise prediction of one view, given a reference view and a camera condition."""
 
     name = "view_control"
+    kind = "view_controlnet"
+    needs = ("autoencoder", "unet", "reference_encoder")
+    config_class = ReferenceConfig
     uses_references = True
     uses_conditions = True
 
-    def build_networks(self, source: NetworkSource) -> None:
-        unet, metadata = source("unet")
-        reference, reference_metadata = source("reference_encoder")
-        config = self.config
-        config.reference_timestep = reference_metadata.get("reference_timestep", config.reference_timestep)
-        self.schedule, self.sharing = schedule_of(metadata), config.targets_per_reference
-        if config.inputs.view_controlnet:
-            self.trainable, _ = source("view_controlnet")
-        else:
-            self.trainable = ViewControlNet(unet.config)
-            self.trainable.load_from_unet(unet.state_dict())
-        self.frozen |= {"unet": unet.to(self.device), "reference_encoder": reference.to(self.device)}
-        self.denoiser = Denoiser(unet, reference, self.trainable, reference_timestep=config.reference_timestep)
-
-    def make_sampler(self) -> Sampler:
-        loop = self.config.loop
-        return ViewGroups(self.data, loop.batch_size, self.sharing, loop.seed, self.config.data.flip)
+    def build_denoiser(self, networks: NetworkSource) -> None:
+        unet, metadata = networks("unet")
+        reference, reference_metadata = networks("reference_encoder")
+        self.reference_timestep = reference_metadata.get("reference_timestep", self.reference_timestep)
+        self.schedule, self.sharing = schedule_of(metadata), self.config.targets_per_reference
+        self.trainable = self.trained_network(networks, lambda: copy_of(unet, ViewControlNet))
+        self.frozen |= {"unet": unet, "reference_encoder": reference}
+        self.denoiser = Denoiser(unet, reference, self.trainable, reference_timestep=self.reference_timestep)
 
     def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
         with torch.no_grad():
@@ -63,31 +47,15 @@ class ViewControlStage(DenoisingStage):
         context = self.context(len(x))
         return self.denoiser.conditional(x, t, context, bank, openings.hints)
 
-    def validate(self, picture: Path) -> dict[str, float]:
+    def validate(self, image: Path) -> dict[str, float]:
         batch = self.validation_batch()
-        references, targets = self.pictures(batch)
-        save_grid(picture, [references, self.hints(batch, self.validation), targets, guided_views(self, batch)])
+        references, targets = self.images(batch)
+        save_grid(image, [references, self.hints(batch, self.validation), targets, guided_views(self, batch)])
         return {"loss": self.validation_loss(batch)}
 
-    def finish(self, run_dir: Path, summary: dict[str, Any]) -> None:
-        save_network(
-            run_dir / "view_controlnet.safetensors",
-            self.trainable,
-            "view_controlnet",
-            hint_range=[-1, 1],
-            reference_timestep=self.config.reference_timestep,
-            linear_end=self.schedule.linear_end,
-            image_size=self.data.resolution,
-            training={**summary, "config": to_dict(self.config)},
-        )
-
-
-build = ViewControlStage
-
-
-def main(argv: list[str] | None = None) -> int:
-    return stage_main(ViewControlStage, ViewControlConfig, __doc__, argv)
+    def facts(self) -> dict[str, Any]:
+        return {"hint_range": [-1, 1], **super().facts()}
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    raise SystemExit(stage_command(ViewControlStage))

@@ -5,7 +5,6 @@ What the tests share is here: pytest loads this module first, and test modules c
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -15,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from training import miniature
 from training.engine.config import load_config
-from training.engine.loop import Trainer, prepare
+from training.engine.device import prepare
+from training.engine.loop import Trainer
 
 RESOLUTION = 64
 VIEWS = 9
@@ -28,15 +29,7 @@ TINY_UNET = {
     "attention_levels": [0],
 }
 TINY_AUTOENCODER = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "patch_size": 4}
-# stage: (its configuration's class, the kind of network it trains, settings of its own)
-STAGES = {
-    "autoencoder": ("AutoencoderStageConfig", "autoencoder", ["crop=32"]),
-    "base": ("BaseConfig", "unet", ["samples=2"]),
-    "reference": ("ReferenceConfig", "reference_encoder", []),
-    "view_control": ("ViewControlConfig", "view_controlnet", []),
-    "view_consistency": ("ViewConsistencyConfig", "view_consistency", ["views=4"]),
-    "novel_view": ("NovelViewStageConfig", "novel_view", []),
-}
+STAGES = {stage.name: stage for stage in miniature.STAGES}
 # What happens to files: name -> what is left of the bytes.
 DAMAGES = {
     "truncated": lambda data: data[: len(data) // 2],
@@ -123,10 +116,9 @@ def networks(tmp_path_factory) -> dict[str, str]:
 
 
 def stage_config(stage, dataset, networks, run_dir, *more):
-    """(training.STAGE, its settings) for two steps on the tiny networks."""
-    module = importlib.import_module(f"training.{stage}")
+    """(the stage's class, its settings) for two steps on the tiny networks."""
     values = settings_of(stage, dataset, networks, run_dir, *more)
-    return module, load_config(getattr(module, STAGES[stage][0]), None, values)
+    return STAGES[stage], load_config(STAGES[stage].config_class, None, values)
 
 
 def settings_of(stage, dataset, networks, run_dir, *more) -> list[str]:
@@ -136,21 +128,24 @@ def settings_of(stage, dataset, networks, run_dir, *more) -> list[str]:
     if stage in DENOISING:
         values += ["ddim_steps=2", "validation_loss_samples=2", "validation_subjects=2"]
     if stage in (*DENOISING, "novel_view"):
-        values += [f"inputs.{kind}={file}" for kind, file in networks.items() if kind != STAGES[stage][1]]
+        values += [f"inputs.{kind}={file}" for kind, file in networks.items() if kind != STAGES[stage].kind]
     if stage == "autoencoder":
-        values += [f"network={json.dumps(TINY_AUTOENCODER)}", "validation_images=2", "statistics_images=4"]
+        values += [f"network={json.dumps(TINY_AUTOENCODER)}", "validation_images=2", "statistics_images=4",
+                   "crop=32"]  # fmt: skip
     if stage == "base":
-        values += [f"network={json.dumps(TINY_UNET)}", "linear_end=0.005"]
+        values += [f"network={json.dumps(TINY_UNET)}", "linear_end=0.005", "samples=2"]
+    if stage == "view_consistency":
+        values += ["views=4"]
     if stage == "novel_view":
         values += ["network={render_size: 16, base_channels: 16, volume_size: 8, samples_per_ray: 4}"]
-    return [*values, *STAGES[stage][2], *more]
+    return [*values, *more]
 
 
 def trainer_of(stage, dataset, networks, run_dir, *more) -> Trainer:
     """The trainer of a stage, ready for its first step."""
-    module, config = stage_config(stage, dataset, networks, run_dir, *more)
+    stage_class, config = stage_config(stage, dataset, networks, run_dir, *more)
     device = prepare(config.loop)
-    trainer = Trainer(module.build(config, device), config, device)
+    trainer = Trainer(stage_class.build(config, device), config, device)
     trainer.started = 0.0
     return trainer
 

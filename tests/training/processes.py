@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 
+from training.engine.config import load_config
+from training.engine.device import prepare
 from training.engine.distributed import Processes, join, whole
-from training.engine.loop import Trainer, prepare
+from training.engine.loop import Trainer
+from training.miniature import STAGES
 
 
 def seeded_noise(stage, batch, _progress):
@@ -27,16 +30,12 @@ def seeded_noise(stage, batch, _progress):
 
 def one_step(stage_name: str, settings: list[str]) -> dict[str, torch.Tensor]:
     """Gradients of the first step (as clipped) and the weights after it, whole."""
-    import importlib
-
-    from training.engine.config import load_config
-
-    module = importlib.import_module(f"training.{stage_name}")
-    config = load_config(module.ReferenceConfig, None, settings)
+    stage_class = next(stage for stage in STAGES if stage.name == stage_name)
+    config = load_config(stage_class.config_class, None, settings)
     device = prepare(config.loop)
     processes = join("cpu") or Processes(device)
     with processes.main_first():
-        stage = module.build(config, device)
+        stage = stage_class.build(config, device)
     stage.loss = lambda batch, progress: seeded_noise(stage, batch, progress)
     trainer = Trainer(stage, config, device, processes)
     trainer.started = 0.0

@@ -203,7 +203,6 @@ def test_networks_of_different_widths_are_refused(networks, dataset, tmp_path):
 
     save_network(tmp_path / "wide.safetensors", ReferenceEncoder(UNetConfig(model_channels=64)), "reference_encoder")
     others = {**networks, "reference_encoder": str(tmp_path / "wide.safetensors")}
-    module, config = stage_config("view_control", dataset, others, tmp_path)
-    stage = module.build.__new__(module.build)
+    stage, config = stage_config("view_control", dataset, others, tmp_path)
     with pytest.raises(ValueError, match="inputs.reference_encoder is 64 channels wide"):
-        stage.prepare(config, torch.device("cpu"), Files(config.inputs))
+        stage(config, torch.device("cpu"), Files(config.inputs), 64)

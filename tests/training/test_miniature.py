@@ -22,22 +22,22 @@ def test_the_whole_recipe(tmp_path, capsys):
         assert str(tmp_path) not in str(metadata)
         load_network(weights / f"{kind}.safetensors", kind)
     printed = capsys.readouterr().out
-    assert all(stage in printed for stage in miniature.STAGES) and "total" in printed
+    assert all(stage.name in printed for stage in miniature.STAGES) and "total" in printed
 
     # A second run finds everything finished and trains nothing.
-    before = {stage: checkpoints(out / stage)[0].stat().st_mtime_ns for stage in miniature.STAGES}
+    before = {stage: checkpoints(out / stage.name)[0].stat().st_mtime_ns for stage in miniature.STAGES}
     assert miniature.main(arguments[:4]) == 0
-    assert before == {stage: checkpoints(out / stage)[0].stat().st_mtime_ns for stage in miniature.STAGES}
+    assert before == {stage: checkpoints(out / stage.name)[0].stat().st_mtime_ns for stage in miniature.STAGES}
 
 
 def test_a_run_goes_on_from_the_networks_of_a_folder(tmp_path):
     start, out, data = Path("start"), Path("run"), Path("data")
-    for stage, (_, kind, built_on) in miniature.STAGES.items():
+    for stage in miniature.STAGES:
         values = dict(line.split("=", 1) for line in miniature.stage_overrides(stage, out, data, start))
-        assert values.pop(f"inputs.{kind}") == f'"{start / kind}.safetensors"'
-        assert (values.pop("decoder_only", "false") == "true") == (stage == "autoencoder")
+        assert values.pop(f"inputs.{stage.kind}") == f'"{start / stage.kind}.safetensors"'
+        assert (values.pop("decoder_only", "false") == "true") == (stage.name == "autoencoder")
         fresh = dict(line.split("=", 1) for line in miniature.stage_overrides(stage, out, data))
-        assert values == fresh and {f"inputs.{name}" for name in built_on} <= set(fresh)
+        assert values == fresh and {f"inputs.{name}" for name in stage.needs} <= set(fresh)
 
 
 def test_exporting_an_unfinished_run_is_refused(tmp_path, dataset, capsys):

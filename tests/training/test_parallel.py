@@ -14,8 +14,9 @@ import torch
 
 from diffportrait3d.weights.files import load_network
 from training.dataset.images import Batch, DataError
+from training.engine.device import prepare
 from training.engine.distributed import Processes
-from training.engine.loop import Trainer, prepare
+from training.engine.loop import Trainer
 from training.miniature import CONFIGS
 
 from .conftest import stage_config
@@ -64,9 +65,9 @@ def test_two_processes_are_one_with_the_joint_batch(sharded, more, dataset, netw
 
     # One process goes on with the checkpoint of both, sharded or not.
     saved = torch.load(tmp_path / "checkpoints/step-00000001.pt", weights_only=True)
-    module, config = stage_config("reference", dataset, networks, tmp_path, "optimizer.ema=0.9")
+    stage, config = stage_config("reference", dataset, networks, tmp_path, "optimizer.ema=0.9")
     device = prepare(config.loop)
-    trainer = Trainer(module.build(config, device), config, device)
+    trainer = Trainer(stage.build(config, device), config, device)
     assert trainer.resume() and trainer.step == 1
     own = trainer.stage.trainable.state_dict()
     assert all(torch.equal(own[k], v) for k, v in saved["network"].items())

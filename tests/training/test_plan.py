@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffportrait3d.networks import UNet, UNetConfig
 from diffportrait3d.weights.files import save_network
-from training import reference
+from training.engine.command import stage_main
 from training.engine.plan import ATTENTION, make_plan
+from training.reference import ReferenceStage
 
 from .conftest import TINY_UNET, stage_config, trainer_of
 
@@ -58,8 +59,7 @@ def measure(trainer) -> dict[str, int]:
 def test_the_plan_is_what_a_run_measures(stage, more, dataset, networks, tmp_path):
     settings = [*WORK, *more]
     measured = measure(trainer_of(stage, dataset, networks, tmp_path, *settings))
-    module, config = stage_config(stage, dataset, networks, tmp_path, *settings)
-    made = make_plan(module.build, config)
+    made = make_plan(*stage_config(stage, dataset, networks, tmp_path, *settings))
     assert sum(made.trained.values()) == pytest.approx(measured["trained"], rel=0.1)
     assert sum(made.frozen.values()) == pytest.approx(measured["frozen"], rel=0.1)
     assert made.flops == pytest.approx(measured["flops"], rel=0.1)
@@ -70,7 +70,7 @@ def test_a_plan_says_what_it_assumed(tmp_path, capsys):
     """Without data and without networks it is SD1.5 at 512 px; here with a narrow one, for time's sake."""
     save_network(tmp_path / "unet.safetensors", UNet(UNetConfig.from_dict(TINY_UNET)), "unet")
     values = [f"inputs.unet={tmp_path / 'unet.safetensors'}", f"data.root={tmp_path}", "loop.batch_size=4"]
-    assert reference.main(["--plan", "--processes", "2", "--set", *values]) == 0
+    assert stage_main(ReferenceStage, ["--plan", "--processes", "2", "--set", *values]) == 0
     printed = capsys.readouterr().out
     assert "512 px assumed" in printed and "2 samples x 1 passes" in printed
     for word in ("trained", "frozen", "gradients", "optimizer", "activations", "peak", "TFLOP per step"):

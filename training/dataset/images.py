@@ -31,8 +31,6 @@ from diffportrait3d.cameras.labels import camera_angles
 from diffportrait3d.images import ImageError, NoteLog, read_image
 from diffportrait3d.weights.tensor_files import write_tensors
 
-from ..engine.config import DataConfig
-
 FORMAT, VERSION = "diffportrait3d-multiview", 1
 MADE_AGAIN = "run the command that made the data set (training.render, training.import_data): it makes what is missing"
 
@@ -166,16 +164,6 @@ class MultiViewDataset:
 
     def __len__(self) -> int:
         return len(self._views)
-
-
-def open_splits(config: DataConfig, device: torch.device) -> tuple[MultiViewDataset, MultiViewDataset]:
-    """The splits for training and validation."""
-    store = config.store(device)
-    train, validation = (
-        MultiViewDataset(config.root, split, store, config.in_memory)
-        for split in (config.split, config.validation_split)
-    )
-    return train, validation
 
 
 def mirror_label(label: Tensor) -> Tensor:

@@ -1,18 +1,13 @@
-"""Configuration: dataclasses filled from a YAML file and ``--set section.key=value`` overrides, checked strictly."""
+"""Configuration: pydantic models filled from a YAML file and `--set section.key=value` overrides, checked strictly."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import types
-import typing
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-
-T = TypeVar("T")
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 # Settings of other trainers that must not exist here. 3D-aware noise works because SD1.5's last timestep still holds
 # 7 % of the image, and because F predicts noise: these change the one or the other.
@@ -21,194 +16,168 @@ REFUSED = {
     "v_prediction", "v_parameterization", "prediction_type", "parameterization", "noise_offset",
 }  # fmt: skip
 
+# YAML 1.1 reads "1e-4" as a string.
+Number = Annotated[float, BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)]
+
 
 class ConfigError(ValueError):
-    """A configuration that names an unknown key or holds a value of the wrong type."""
+    """A configuration with an unknown key or an invalid value; the message names it and what is allowed."""
 
 
-@dataclass
-class DataConfig:
-    """Which multi-view dataset is read (``training.dataset.images`` documents the format)."""
+class Settings(BaseModel):
+    """A section of a configuration; unknown keys and values of another type are rejected."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+T = TypeVar("T", bound=Settings)
+
+
+class DataConfig(Settings):
+    """Which multi-view dataset is read (`training.dataset.images` documents the format)."""
 
     root: str = "runs/miniature/data"
     split: str = "train"
     validation_split: str = "val"
-    flip: bool = True  # random horizontal mirroring, camera labels included
-    on_device: bool = True  # pictures and latents stay in the device's memory; off: in the host's
-    in_memory: bool = True  # pictures are read once; off: when a batch needs them (512 px take 0.8 MB each)
-
-    def store(self, device: Any) -> Any:
-        """Where pictures and latents are kept."""
-        return device if self.on_device else "cpu"
+    flip: bool = Field(True, description="random horizontal mirroring, camera labels included")
+    on_device: bool = Field(True, description="images and latents stay in the device's memory; off: in the host's")
+    in_memory: bool = Field(True, description="images are read once; off: when needed (512 px take 0.8 MB each)")
 
 
-@dataclass
-class OptimizerConfig:
+class InputsConfig(Settings):
+    """Files of the networks that a stage builds on; each stage needs those before it.
+
+    A file of the kind that the stage itself trains is what it starts from, in place of fresh weights. Files of other
+    projects that may be named, too, and what the empty prompt is without `context`: `training.engine.inputs`.
+    """
+
+    autoencoder: str | None = None
+    unet: str | None = None
+    reference_encoder: str | None = None
+    view_controlnet: str | None = None
+    view_consistency: str | None = None
+    novel_view: str | None = None
+    context: str | None = Field(None, description="CLIP's states of the empty prompt")
+
+
+class OptimizerConfig(Settings):
     """AdamW with linear warm-up, then a constant or decaying learning rate."""
 
-    name: str = "adamw"  # adamw | adamw8bit (needs bitsandbytes)
-    lr: float = 4e-4
-    weight_decay: float = 1e-2
+    name: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit needs bitsandbytes")
+    lr: Number = 4e-4
+    weight_decay: Number = 1e-2
     warmup_steps: int = 100
-    decay: str = "cosine"  # cosine | linear | constant
-    final_lr_ratio: float = 0.02  # of lr, reached at progress 1
-    grad_clip: float = 1.0
-    ema: float | None = None  # decay of the weight average; None: the last weights are saved
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    final_lr_ratio: Number = Field(0.02, description="of lr, reached at the end of the run")
+    grad_clip: Number = 1.0
+    ema: Number | None = Field(None, description="decay of the weight average; none: the last weights are saved")
 
 
-@dataclass
-class LoopConfig:
+class LoopConfig(Settings):
     """How long to train, what to write and how often, and on which device."""
 
     steps: int = 1000
-    minutes: float | None = None  # wall-clock budget over all resumes; the earlier of both limits ends the run
-    batch_size: int = 32  # samples of one pass, shared out over all processes
-    accumulate: int = 1  # passes whose gradients make one step
-    checkpointing: bool = False  # compute activations anew in the backward pass: less memory, a third more work
+    minutes: Number | None = Field(None, description="time limit over all resumes; the earlier limit ends the run")
+    batch_size: int = Field(32, description="samples of one pass, divided among all processes")
+    accumulate: int = Field(1, ge=1, description="passes whose gradients make one step")
+    checkpointing: bool = Field(False, description="recompute activations: less memory, a third more work")
     seed: int = 0
     log_every: int = 20
     validate_every: int = 500
     checkpoint_every: int = 500
     keep_last: int = 2
-    precision: str = "auto"  # auto | float32 | bfloat16 | float16; of computation, trained weights are in float32
-    frozen_precision: str = "float32"  # of frozen weights in memory: float32 | training (that of precision)
-    device: str = "auto"  # auto | cpu | cuda | cuda:N
-    threads: int | None = None  # torch intra-op threads
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of computation; trained weights are in float32"
+    )
+    frozen_precision: Literal["float32", "training"] = Field(
+        "float32", description="of frozen weights in memory; training: that of precision"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, description="torch intra-op threads")
 
 
-@dataclass
-class StageConfig:
+class StageConfig(Settings):
     """What all stages have in common; every stage's script extends it."""
 
     run_dir: str = "runs/stage"
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    data: DataConfig = DataConfig()
+    inputs: InputsConfig = InputsConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig = LoopConfig()
 
 
-def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
-    """Build dataclass ``cls`` from plain ``values``; nested dataclasses from nested mappings.
+def from_dict(cls: type[T], values: Any) -> T:
+    """The settings `cls` with these values; what is not named has its default.
 
     Raises:
-        ConfigError: an unknown key (the message lists the known ones) or a value that does not fit its type.
+        ConfigError: unknown keys (the message lists the known ones) or invalid values.
     """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where or 'the configuration'} must be a mapping of keys to values, not {values!r}.")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key in values:
-        if key in REFUSED:
-            raise ConfigError(
-                f"'{where}{key}' does not exist on purpose: zero terminal SNR, v-prediction and noise offsets destroy "
-                "what 3D-aware noise relies on; remove it."
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentences(cls, error))) from None
+
+
+def to_dict(config: Settings) -> dict[str, Any]:
+    """Plain nested dict of a configuration, lists for tuples, ready for YAML or JSON."""
+    return config.model_dump(mode="json")
+
+
+def _sentences(cls: type[Settings], error: ValidationError) -> Iterator[str]:
+    for found in error.errors():
+        where = ".".join(map(str, found["loc"])) or "the configuration"
+        if found["type"] != "extra_forbidden":
+            yield f"'{where}': {found['msg'][0].lower()}{found['msg'][1:]}, not {found['input']!r}"
+        elif found["loc"][-1] in REFUSED:
+            yield (
+                f"'{where}' does not exist on purpose: zero terminal SNR, v-prediction and noise offsets destroy what "
+                "3D-aware noise relies on; remove it"
             )
-        if key not in names:
-            raise ConfigError(f"Unknown key '{where}{key}'; known here: {', '.join(sorted(names))}.")
-    return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in values.items()})
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    if value is None:
-        if type(None) in options:
-            return None
-        raise ConfigError(f"'{where}' must not be empty.")
-    kind = next(option for option in options if option is not type(None))
-    origin = typing.get_origin(kind) or kind
-    if dataclasses.is_dataclass(kind):
-        return from_dict(kind, value, where + ".")
-    if origin in (list, tuple) and isinstance(value, (list, tuple)):
-        item = typing.get_args(kind)[0]
-        return origin(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML 1.1 reads "1e-4" as a string
-        except ValueError:
-            pass
-    if origin is dict and isinstance(value, dict):
-        return dict(value)
-    if isinstance(origin, type) and isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"'{where}' must be of type {getattr(origin, '__name__', origin)}, got {value!r}.")
+        else:
+            section = cls
+            for name in found["loc"][:-1]:
+                section = section.model_fields[str(name)].annotation
+            yield f"unknown key '{where}'; known here: {', '.join(sorted(section.model_fields))}"
 
 
 def set_value(values: dict[str, Any], assignment: str) -> None:
-    """Apply one ``a.b=c`` override to a nested dict in place; ``c`` is read as YAML."""
+    """Apply one `a.b=c` override to a nested dict in place; `c` is read as YAML."""
     path, separator, text = assignment.partition("=")
     if not separator or not path:
         raise ConfigError(f"--set wants section.key=value, got '{assignment}'.")
     *parents, last = path.strip().split(".")
     for parent in parents:
-        node = values.setdefault(parent, {})
-        if not isinstance(node, dict):
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
             raise ConfigError(f"--set {path}: '{parent}' is a value, not a section.")
-        values = node
     values[last] = yaml.safe_load(text) if text.strip() else None
 
 
-def load_config(cls: type[T], path: str | Path | None, overrides: typing.Sequence[str] = ()) -> T:
-    """Read a YAML file (or only defaults if ``path`` is None), apply overrides and check everything."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError(f"No configuration file at '{path}'; the presets lie in training/configs/.")
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"'{path}' must hold a mapping of keys to values.")
+def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
+    """Read a YAML file (or only defaults if `path` is None), apply overrides and check everything.
+
+    Raises:
+        ConfigError: the message names file, key, value and what is allowed.
+    """
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(f"No configuration file at '{path}'; the presets are in training/configs/.")
+    values = {} if path is None else yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"'{path}' must hold a mapping of keys to values.")
     for assignment in overrides:
         set_value(values, assignment)
     try:
         return from_dict(cls, values)
     except ConfigError as error:
-        raise ConfigError(f"{path or 'defaults'}: {error}") from None
+        raise ConfigError(f"{path or 'defaults'}: {error}.") from None
 
 
-class Command(typing.NamedTuple):
-    """What a stage's command line says.
-
-    config: the checked configuration.
-    plan: only say what the stage would take.
-    resolution: of the pictures that are planned with, in pixels; None: the dataset's.
-    processes: that share the batch in the plan.
-    """
-
-    config: typing.Any
-    plan: bool
-    resolution: int | None
-    processes: int
-
-
-def parse_arguments(cls: type, description: str, argv: typing.Sequence[str] | None = None) -> Command:
-    """The command line that every stage shares: ``--config FILE --set a.b=c ... [--plan]``."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", help="YAML file, e.g. training/configs/cpu/base.yaml")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override single values, e.g. loop.steps=100 data.root=DIR",
-    )
-    parser.add_argument("--plan", action="store_true", help="print parameters, memory and FLOPs of a step, and stop")
-    parser.add_argument("--resolution", type=int, metavar="PIXELS", help="with --plan: of pictures not there yet")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --plan: that share the batch")
-    arguments = parser.parse_args(argv)
-    try:
-        config = load_config(cls, arguments.config, arguments.overrides)
-        return Command(config, arguments.plan, arguments.resolution, arguments.processes)
-    except (ConfigError, yaml.YAMLError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested dict of a configuration, lists for tuples, ready for YAML or JSON."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-    return plain(dataclasses.asdict(config))
+def settings_help(cls: type[Settings], section: str = "") -> Iterator[str]:
+    """One line for every key of a configuration: default, choices, meaning."""
+    for name, field in cls.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            yield from settings_help(field.annotation, f"{section}{name}.")
+            continue
+        choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+        notes = [" | ".join(choices), field.description or ""]
+        yield f"  {section}{name}={field.default}".ljust(44) + "; ".join(filter(None, notes))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import signal
 import sys
 import tempfile
@@ -30,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffportrait3d.choices import check_choice
-from diffportrait3d.files import WriteError, file_hash, write_atomically, write_text, writing
+from diffportrait3d.files import file_hash, write_atomically, write_text, writing
 from diffportrait3d.networks import set_checkpointing
 
-from .config import LoopConfig, StageConfig, parse_arguments, to_dict
+from .config import StageConfig, to_dict
+from .device import pick_precision, prepare
 from .distributed import Processes, join, put_together, sharded_like, whole
 from .log import RunLog
 from .optimizer import Scaler, build_optimizer, learning_rate
@@ -50,41 +49,12 @@ from .state import (
     rng_state,
 )
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-FROZEN_PRECISIONS = ("float32", "training")
 SUMMARY = "summary.json"
 SUMMARY_ENTRIES = {"stage", "steps", "samples", "minutes", "samples_per_second", "losses"}
 
 
 class Interrupted(Exception):
     """The run was stopped by a signal after saving; the same command continues it."""
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on CUDA and on CPUs with AMX tiles, else float32."""
-    if name == "auto":
-        fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else torch.float32
-    check_choice("loop.precision", name, ("auto", *PRECISIONS))
-    return getattr(torch, name)
-
-
-def prepare(config: LoopConfig) -> torch.device:
-    """Set threads and seeds; returns the device. Call it before the networks are built."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)
-    random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)
-    torch.manual_seed(config.seed)
-    return pick_device(config.device)
 
 
 class _Signals:
@@ -134,10 +104,7 @@ class Trainer:
             torch.manual_seed(config.loop.seed + self.processes.rank)  # every process has noise of its own
 
     def _check(self) -> None:
-        loop, sharded = self.config.loop, self.processes.sharded
-        check_choice("loop.frozen_precision", loop.frozen_precision, FROZEN_PRECISIONS)
-        if loop.accumulate < 1:
-            raise ValueError(f"loop.accumulate must be at least 1, not {loop.accumulate}.")
+        sharded = self.processes.sharded
         if sharded and self.dtype == torch.float16:
             raise ValueError("loop.precision=float16 does not work with FSDP; use bfloat16, or DDP.")
         if sharded and self.stage.branches:
@@ -424,23 +391,3 @@ def run_stage(build: Any, config: StageConfig) -> dict[str, Any]:
         return train(stage, config, processes.device, processes)
     finally:
         processes.leave()
-
-
-def stage_main(stage: type[Stage], config_class: type[StageConfig], description: str, argv: Any = None) -> int:
-    """A stage's script. Returns its exit status; errors that a user can mend become one sentence."""
-    command = parse_arguments(config_class, description, argv)
-    try:
-        if command.plan:
-            from .plan import plan
-
-            print(plan(stage, command.config, command.resolution, command.processes))
-            return 0
-        summary = run_stage(stage, command.config)
-    except Interrupted as stop:
-        print(stop, flush=True)
-        return 130
-    except (FileNotFoundError, ValueError, FloatingPointError, WriteError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    print(json.dumps(summary, indent=1))
-    return 0

@@ -8,12 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffportrait3d.choices import check_choice
-
 from .config import OptimizerConfig
 
-OPTIMIZERS = ("adamw", "adamw8bit")
-DECAYS = ("cosine", "linear", "constant")
 BETAS = (0.9, 0.999)
 # Below this the loss overflows whatever its scale: the run has diverged.
 SMALLEST_SCALE = 1.0
@@ -37,10 +33,8 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter], sha
     """AdamW, with states in 32 or 8 bits.
 
     Raises:
-        ValueError: no such optimizer or decay, 8 bits without bitsandbytes, or 8 bits with FSDP.
+        ValueError: 8 bits without bitsandbytes, or 8 bits with FSDP.
     """
-    check_choice("optimizer.name", config.name, OPTIMIZERS)
-    check_choice("optimizer.decay", config.decay, DECAYS)
     settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "weight_decay": config.weight_decay}
     if config.name == "adamw":
         # On GPUs the default one makes a temporary copy of all weights.

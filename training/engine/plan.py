@@ -30,8 +30,8 @@ from diffportrait3d.weights.reader import open_source
 
 from ..dataset.images import read_manifest
 from .config import StageConfig
+from .device import pick_device, pick_precision
 from .inputs import is_own, network_of
-from .loop import pick_device, pick_precision
 from .optimizer import state_bytes
 from .stage import Stage
 
@@ -129,11 +129,6 @@ class _Living(TorchDispatchMode):
                 end.detach()
 
 
-def plan(stage: type[Stage], config: StageConfig, resolution: int | None = None, processes: int = 1) -> str:
-    """The plan of a stage as text; see ``make_plan``."""
-    return describe(make_plan(stage, config, resolution, processes), stage.name)
-
-
 def make_plan(stage: type[Stage], config: StageConfig, resolution: int | None = None, processes: int = 1) -> Plan:
     """Runs one step of ``stage`` on fake tensors.
 
@@ -148,8 +143,7 @@ def make_plan(stage: type[Stage], config: StageConfig, resolution: int | None = 
     samples = -(-config.loop.batch_size // processes)
     notes.append(f"{samples} samples x {config.loop.accumulate} passes, {pixels} px, {device.type}, {dtype}")
     with FakeTensorMode():
-        with mock.patch.object(nn.Module, "to", lambda module, *_: module):  # it cannot move fake parameters
-            built = stage.without_data(config, torch.device("cpu"), Unallocated(config.inputs, notes), pixels)
+        built = stage(config, torch.device("cpu"), Unallocated(config.inputs, notes), pixels)
         for name, module in built.frozen.items():
             if config.loop.frozen_precision == "training" and name not in stage.full_precision:
                 _cast(module, dtype)
@@ -157,7 +151,7 @@ def make_plan(stage: type[Stage], config: StageConfig, resolution: int | None = 
         built.trainable.train().requires_grad_(True)
         for module in (built.trainable, *built.frozen.values()):
             set_checkpointing(module, config.loop.checkpointing)
-        return _measure(built, config, samples, pixels, dtype, device.type == "cuda", notes)
+        return _measure(built, config, samples, dtype, device.type == "cuda", notes)
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
@@ -173,9 +167,7 @@ def _resolution(config: StageConfig, notes: list[str]) -> int:
     return SD15_RESOLUTION
 
 
-def _measure(
-    stage: Stage, config: StageConfig, samples: int, pixels: int, dtype: torch.dtype, cuda: bool, notes: list[str]
-) -> Plan:
+def _measure(stage: Stage, config: StageConfig, samples: int, dtype: torch.dtype, cuda: bool, notes: list[str]) -> Plan:
     parameters = list(stage.trainable.parameters())
     frozen = [p for module in stage.frozen.values() for p in (*module.parameters(), *module.buffers())]
     weights = [*parameters, *stage.trainable.buffers()]
@@ -196,7 +188,7 @@ def _measure(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
         ):
-            loss = stage.rehearse(samples, pixels)["loss"]
+            loss = stage.dummy_loss(samples)["loss"]
         loss.backward()
     living.forget()
     gc.unfreeze()

@@ -1,55 +1,100 @@
-"""What one training script gives to the loop (``training.engine.loop``): networks, batches, a loss."""
+"""What one training script gives to the loop (`training.engine.loop`): networks, batches, a loss."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from diffportrait3d.weights.files import save_network
+
+from ..dataset.images import MultiViewDataset
+from .config import StageConfig, to_dict
+from .inputs import Files
+
+
+class NetworkSource(Protocol):
+    """Where networks come from: files (`training.engine.inputs.Files`), or a plan's, which have no weights."""
+
+    weights: bool
+
+    def __call__(self, kind: str) -> tuple[nn.Module, dict[str, Any]]:
+        """The network of a kind and its metadata."""
+
+    def prompt(self, context_dim: int) -> Tensor:
+        """The empty prompt [1, L, context_dim]."""
+
 
 class Stage:
-    """What one training script gives to the loop. Subclasses set the attributes and fill in the methods.
+    """What one training script gives to the loop. Subclasses set the class attributes and fill in the methods.
+
+    Args:
+        networks: gives networks by their kind.
+        resolution: of the images, in pixels.
 
     Attributes:
-        name: the stage's name, also its summary's.
-        trainable: the one network whose parameters are trained.
-        frozen: networks that take part but must not change; the loop puts them in eval mode without gradients.
-        sampler: yields batches by ``next()``; its position is ``state_dict()`` / ``load_state_dict()``.
-        branches: batches differ in which layers of the trained network they use (FSDP cannot do that).
+        name: the stage's name, also its script's and its summary's.
+        kind: the kind of network it trains and writes.
+        needs: the kinds that it builds on.
+        config_class: its settings.
         full_precision: frozen networks that always stay in float32.
+        trainable: the one module whose parameters are trained.
+        frozen: networks that take part but must not change; the loop puts them in eval mode without gradients.
+        data, validation: the dataset's two splits, from `open_data` on.
+        sampler: yields batches by `next()`; its position is `state_dict()` / `load_state_dict()`. From `open_data` on.
     """
 
-    branches = False
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    config_class: ClassVar[type[StageConfig]] = StageConfig
     full_precision = ("autoencoder",)
 
-    name: str
     trainable: nn.Module
     frozen: dict[str, nn.Module]
     sampler: Any
+
+    def __init__(self, config: StageConfig, device: torch.device, networks: NetworkSource, resolution: int):
+        self.config, self.device, self.resolution, self.frozen = config, device, resolution, {}
+        self.build_networks(networks)
+
+    @classmethod
+    def build(cls, config: StageConfig, device: torch.device) -> Stage:
+        """The stage with networks from the files in `config.inputs`, and its data."""
+        store = device if config.data.on_device else "cpu"
+        data, validation = (
+            MultiViewDataset(config.data.root, split, store, config.data.in_memory)
+            for split in (config.data.split, config.data.validation_split)
+        )
+        stage = cls(config, device, Files(config.inputs), data.resolution)
+        stage.open_data(data, validation)
+        return stage
+
+    def build_networks(self, networks: NetworkSource) -> None:
+        """Set `trainable`, and the networks in `frozen`."""
+        raise NotImplementedError
+
+    def trained_network(self, networks: NetworkSource, new: Callable[[], nn.Module]) -> nn.Module:
+        """The network to train: that of the stage's own kind in `config.inputs`, else a new one."""
+        return networks(self.kind)[0] if getattr(self.config.inputs, self.kind) else new()
+
+    def open_data(self, data: MultiViewDataset, validation: MultiViewDataset) -> None:
+        """Take the data and make `sampler`."""
+        self.data, self.validation = data, validation
+        self.sampler = self.make_sampler()
+
+    def make_sampler(self) -> Any:
+        """The training batches."""
+        raise NotImplementedError
 
     def loss(self, batch: Any, progress: float) -> dict[str, Tensor]:
         """Losses of one batch; the entry "loss" is minimised, all are logged. May draw from torch's global RNG."""
         raise NotImplementedError
 
-    @classmethod
-    def without_data(cls, config: Any, device: torch.device, source: Any, resolution: int) -> Stage:
-        """The stage with its networks and nothing to train them on, for a plan."""
-        stage = cls.__new__(cls)
-        stage.prepare(config, device, source, resolution)
-        return stage
-
-    def prepare(self, config: Any, device: torch.device, source: Any, resolution: int | None = None) -> None:
-        """Check the settings and build the networks: all that a step needs but its batch.
-
-        Args:
-            source: gives networks by their kind (``training.objectives.denoising.NetworkSource``).
-            resolution: of the pictures, in pixels.
-        """
-        raise NotImplementedError
-
-    def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
+    def dummy_loss(self, samples: int) -> dict[str, Tensor]:
         """Losses of a made-up batch: the same work as a real one of so many samples, without its values."""
         raise NotImplementedError
 
@@ -57,10 +102,21 @@ class Stage:
         """Number of training images in a batch."""
         return len(batch)
 
-    def validate(self, picture: Path) -> dict[str, float]:
-        """Numbers to log; writes a grid to ``picture``. Runs on the averaged weights under ``no_grad``."""
+    def validate(self, image: Path) -> dict[str, float]:
+        """Numbers to log; writes a contact sheet to `image`. Runs on the averaged weights under `no_grad`."""
+        return {}
+
+    @property
+    def network(self) -> nn.Module:
+        """What is written at the end."""
+        return self.trainable
+
+    def facts(self) -> dict[str, Any]:
+        """The network's metadata besides its training."""
         return {}
 
     def finish(self, run_dir: Path, summary: dict[str, Any]) -> None:
         """Write the trained network (averaged weights are in place)."""
-        raise NotImplementedError
+        training = {**summary, "config": to_dict(self.config)}
+        path = run_dir / f"{self.kind}.safetensors"
+        save_network(path, self.network, self.kind, **self.facts(), image_size=self.resolution, training=training)

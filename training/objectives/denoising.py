@@ -3,69 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from diffportrait3d.choices import check_choice
-from diffportrait3d.denoiser import REFERENCE_TIMESTEPS, Denoiser
+from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample
+from diffportrait3d.networks import UNet
 
-from ..dataset.images import Batch, LatentCache, MultiViewDataset, Sampler, fixed_groups, open_splits, pick
-from ..engine.config import StageConfig
-from ..engine.inputs import Files
-from ..engine.stage import Stage
-
-TIMESTEPS = ("uniform", "cubic")
-LOSS_WEIGHTINGS = ("epsilon", "velocity")
+from ..dataset.images import Batch, LatentCache, MultiViewDataset, Sampler, ViewGroups, fixed_groups, pick
+from ..engine.config import Number, StageConfig
+from ..engine.stage import NetworkSource, Stage
 
 
-@dataclass
-class InputsConfig:
-    """Files of the networks that a stage builds on; each stage needs those before it.
-
-    A file of the kind that the stage itself trains is what it starts from, in place of fresh weights. Files of other
-    people's that may be named, too, and what the empty prompt is without ``context``: ``training.engine.inputs``.
-    """
-
-    autoencoder: str | None = None
-    unet: str | None = None
-    reference_encoder: str | None = None
-    view_controlnet: str | None = None
-    view_consistency: str | None = None
-    novel_view: str | None = None
-    context: str | None = None  # CLIP's states of the empty prompt
-
-
-@dataclass
 class DenoisingConfig(StageConfig):
     """Settings of all diffusion stages."""
 
-    inputs: InputsConfig = field(default_factory=InputsConfig)
-    latents_dir: str | None = None  # where encoded training images are kept; None: the run folder
-    reference_timestep: str = "current"  # what F_ref is given: the step's timestep, or zero
-    timesteps: str = "uniform"  # of training; cubic: mostly noisy ones, where pose and colours are decided
-    loss_weighting: str = "epsilon"  # of training: the paper's; velocity: times 1 / alphas_cumprod, noisier ones count
-    linear_end: float = 0.012  # last beta; used by the base stage, later stages follow the base model's file
+    latents_dir: str | None = Field(None, description="where encoded training images are kept; none: the run folder")
+    reference_timestep: Literal["current", "zero"] = Field(
+        "current", description="what F_ref is given: the step's timestep, or zero; later stages follow F_ref's file"
+    )
+    timesteps: Literal["uniform", "cubic"] = Field(
+        "uniform", description="of training; cubic: mostly noisy ones, where pose and colours are decided"
+    )
+    loss_weighting: Literal["epsilon", "velocity"] = Field(
+        "epsilon", description="of training: the paper's; velocity: times 1 / alphas_cumprod, noisier ones count"
+    )
+    linear_end: Number = Field(0.012, description="last beta of the base stage; later stages follow its file")
     validation_subjects: int = 8
     validation_loss_samples: int = 96
     ddim_steps: int = 25
-    guidance_scale: float = 3.0
-
-
-class NetworkSource(Protocol):
-    """Where networks come from: files (``training.engine.inputs.Files``), or a plan's, which have no weights."""
-
-    weights: bool
-
-    def __call__(self, kind: str) -> tuple[nn.Module, dict[str, Any]]:
-        """The network of a kind and its metadata."""
-
-    def prompt(self, context_dim: int) -> Tensor:
-        """The empty prompt [1, L, context_dim]."""
+    guidance_scale: Number = 3.0
 
 
 @dataclass
@@ -97,30 +69,16 @@ class DenoisingStage(Stage):
     sharing = 1
     denoiser: Denoiser
 
-    def __init__(self, config: DenoisingConfig, device: torch.device):
-        self.prepare(config, device, Files(config.inputs))
-        self.open_data()
-        self.sampler = self.make_sampler()
-
-    def prepare(
-        self, config: DenoisingConfig, device: torch.device, source: NetworkSource, resolution: int | None = None
-    ) -> None:
-        self.check(config)
-        self.config, self.device, self.frozen = config, device, {}
-        self.build_networks(source)
+    def build_networks(self, networks: NetworkSource) -> None:
+        self.reference_timestep = self.config.reference_timestep
+        self.build_denoiser(networks)
         self.check_widths()
-        self.autoencoder = source("autoencoder")[0].to(device)  # it encodes the data, and decodes previews
+        self.autoencoder = networks("autoencoder")[0]  # it encodes the data, and decodes previews
         self.frozen["autoencoder"] = self.autoencoder
-        self.prompt = source.prompt(self.denoiser.unet.config.context_dim)
+        self.prompt = networks.prompt(self.denoiser.unet.config.context_dim)
 
-    def check(self, config: DenoisingConfig) -> None:
-        """Raises ValueError for a setting that has no such choice."""
-        check_choice("reference_timestep", config.reference_timestep, REFERENCE_TIMESTEPS)
-        check_choice("timesteps", config.timesteps, TIMESTEPS)
-        check_choice("loss_weighting", config.loss_weighting, LOSS_WEIGHTINGS)
-
-    def build_networks(self, source: NetworkSource) -> None:
-        """Set ``trainable``, ``denoiser``, ``schedule`` and the networks in ``frozen``."""
+    def build_denoiser(self, networks: NetworkSource) -> None:
+        """Set `trainable`, `denoiser`, `schedule` and the networks in `frozen`."""
         raise NotImplementedError
 
     def check_widths(self) -> None:
@@ -134,21 +92,24 @@ class DenoisingStage(Stage):
                 )
 
     def make_sampler(self) -> Sampler:
-        """The training batches."""
-        raise NotImplementedError
+        loop = self.config.loop
+        return ViewGroups(self.data, loop.batch_size, self.views, loop.seed, self.config.data.flip)
 
     def context(self, count: int) -> Tensor:
         """The empty prompt for ``count`` latents [N, L, context_dim]."""
         return self.prompt.to(self.device).expand(count, -1, -1)
 
-    def open_data(self) -> None:
-        """Both splits, and their latents."""
-        config = self.config
-        store = config.data.store(self.device)
-        self.data, self.validation = open_splits(config.data, self.device)
-        folder = Path(config.latents_dir or config.run_dir)
-        self.latents = LatentCache.build(self.data, self.autoencoder, folder).to(store)
-        self.validation_latents = LatentCache.build(self.validation, self.autoencoder, folder).to(store)
+    def open_data(self, data: MultiViewDataset, validation: MultiViewDataset) -> None:
+        super().open_data(data, validation)
+        folder = Path(self.config.latents_dir or self.config.run_dir)
+        self.autoencoder.to(self.device)
+        self.latents, self.validation_latents = (
+            LatentCache.build(split, self.autoencoder, folder).to(split.device) for split in (data, validation)
+        )
+
+    def facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"linear_end": self.schedule.linear_end}
+        return {**facts, "reference_timestep": self.reference_timestep} if self.uses_references else facts
 
     # ---- training
 
@@ -196,10 +157,10 @@ class DenoisingStage(Stage):
         """Targets per reference in a batch."""
         return self.sharing
 
-    def rehearse(self, samples: int, resolution: int) -> dict[str, Tensor]:
-        count, side = samples * self.views, resolution // 8
+    def dummy_loss(self, samples: int) -> dict[str, Tensor]:
+        count, size, side = samples * self.views, self.resolution, self.resolution // 8
         references = torch.zeros(samples, 4, side, side, device=self.device) if self.uses_references else None
-        hints = torch.zeros(count, 3, resolution, resolution, device=self.device) if self.uses_conditions else None
+        hints = torch.zeros(count, 3, size, size, device=self.device) if self.uses_conditions else None
         z = torch.zeros(count, 4, side, side, device=self.device)
         t = torch.zeros(count, dtype=torch.long, device=self.device)
         return self.losses(self.error(z, t, torch.zeros_like(z), Openings(references, hints)), t)
@@ -236,14 +197,14 @@ class DenoisingStage(Stage):
 
     def references(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
         """F_ref's token bank for one reference per sample: 16 tensors [B, M, C]. ``t``: [B]."""
-        t_ref = t if self.config.reference_timestep == "current" else torch.zeros_like(t)
+        t_ref = t if self.reference_timestep == "current" else torch.zeros_like(t)
         return self.denoiser.reference_encoder(z_ref, t_ref, self.context(len(z_ref)))
 
     def bank(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
         """Tokens of references [B, 4, h, w] for targets at ``t`` [B*V]: 16 tensors, [B, M, C] where the V targets of a
         reference share its timestep, else [B*V, M, C]."""
         views = len(t) // len(z_ref)
-        if self.config.reference_timestep == "current" and self.sharing != views:
+        if self.reference_timestep == "current" and self.sharing != views:
             return self.references(z_ref.repeat_interleave(views, 0), t)
         return self.references(z_ref, t[::views])
 
@@ -254,14 +215,15 @@ class DenoisingStage(Stage):
         batch = fixed_groups(self.validation, self.config.validation_subjects, 1)
         return Batch(batch.targets[:, 0], batch.references, batch.flips)
 
-    def validation_loss(self, batch: Batch) -> float:
+    def validation_loss(self, batch: Batch, repeats: int | None = None) -> float:
         """The noise loss on fixed samples, fixed noise, and timesteps spread evenly: comparable over the run."""
-        generator = torch.Generator().manual_seed(1)
-        repeats, total = max(1, self.config.validation_loss_samples // len(batch)), 0.0
-        shape = (len(batch), *self.validation_latents.values.shape[2:])
+        generator, total = torch.Generator().manual_seed(1), 0.0
+        count, views = len(batch.flips), batch.targets.size // len(batch.flips)
+        repeats = repeats or max(1, self.config.validation_loss_samples // count)
+        shape = (count * views, *self.validation_latents.values.shape[2:])
         for k in range(repeats):
-            offset = (torch.arange(len(batch)) * repeats + k + 0.5) / (repeats * len(batch))
-            t = (offset * self.schedule.num_timesteps).long().to(self.device)
+            offset = (torch.arange(count) * repeats + k + 0.5) / (repeats * count)
+            t = (offset * self.schedule.num_timesteps).long().repeat_interleave(views).to(self.device)
             noise = torch.randn(shape, generator=generator).to(self.device)
             total += float(self.noise_loss(batch, self.validation, self.validation_latents, t, noise))
         return total / repeats
@@ -281,7 +243,7 @@ class DenoisingStage(Stage):
         """Images of latents, a few at a time."""
         return torch.cat([self.autoencoder.decode(chunk) for chunk in latents.split(8)])
 
-    def pictures(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+    def images(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """References (or None) and targets of a validation batch as images in [-1, 1]."""
         flat = pick(self.validation.images, batch.targets.ravel(), batch.target_flips)
         references = None
@@ -290,8 +252,12 @@ class DenoisingStage(Stage):
         return references, flat
 
 
-def guided_views(stage: DenoisingStage, batch: Batch) -> Tensor:
-    """Samples of a batch's targets with guidance, each with its own subject's reference; groups see each other."""
+def guided_views(stage: DenoisingStage, batch: Batch, denoiser: Denoiser | None = None) -> Tensor:
+    """Samples of a batch's targets with guidance, each with its own subject's reference; groups see each other.
+
+    denoiser: other networks than the stage's.
+    """
+    denoiser = denoiser or stage.denoiser
     grouped = batch.targets.ndim == 2
     views = batch.targets.shape[1] if grouped else 1
     count = batch.targets.size
@@ -303,9 +269,16 @@ def guided_views(stage: DenoisingStage, batch: Batch) -> Tensor:
     def eps(x: Tensor, t: Tensor) -> Tensor:
         bank = [tokens.repeat_interleave(views, 0) for tokens in stage.references(z_ref, t[: len(z_ref)])]
         num_views = views if grouped else None
-        return stage.denoiser.guided(x, t, context, bank, hints, num_views, scale)
+        return denoiser.guided(x, t, context, bank, hints, num_views, scale)
 
     return stage.sample(eps, count)
+
+
+def copy_of(unet: UNet, network_class: type[nn.Module]) -> nn.Module:
+    """A new F_ref or F_cam that starts from F's weights."""
+    network = network_class(unet.config)
+    network.load_from_unet(unet.state_dict())
+    return network
 
 
 def schedule_of(metadata: dict) -> Schedule:
