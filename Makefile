@@ -4,10 +4,10 @@ RUN := .venv/bin/python
 PRESET ?= cpu
 WORKERS ?= 2
 
-.PHONY: help setup test demo miniature golden evaluate ablations clean
+.PHONY: help setup test test-core demo miniature golden evaluate ablations clean
 
 help: ## show the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST) | sed 's/ - /\t/' | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST) | sed 's/ - /\t/' | expand -t 20
 
 setup: ## .venv, the pinned packages, ComfyUI
 	@$(PYTHON) tools/bootstrap.py
@@ -15,7 +15,10 @@ setup: ## .venv, the pinned packages, ComfyUI
 test: setup ## ruff (rules and format) and all tests; in WORKERS=2 processes; ARGS="-k name" is passed to pytest
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check --quiet
-	.venv/bin/pytest -q -n $(WORKERS) --dist loadfile tests $(ARGS)
+	.venv/bin/pytest -q -n $(WORKERS) --dist loadfile --durations 10 tests $(ARGS)
+
+test-core: setup ## the core's tests alone: no ComfyUI, no browser, no training
+	.venv/bin/pytest -q -n $(WORKERS) tests/core $(ARGS)
 
 demo: setup ## a turntable from a portrait through real ComfyUI; PORTRAIT=file PORT=number
 	@$(RUN) -m tools.demo $(if $(PORTRAIT),--portrait "$(PORTRAIT)") $(if $(PORT),--port $(PORT)) $(ARGS)

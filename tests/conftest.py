@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -14,6 +15,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# First: pytest would make packages of these names out of tests/training and tests/evaluation.
+for package in ("diffportrait3d", "training", "evaluation", "tools"):
+    importlib.import_module(package)
+
 
 def pytest_configure(config):
     if hasattr(config, "workerinput"):  # side by side: each worker and its servers keep to their share of the cores
@@ -21,7 +26,7 @@ def pytest_configure(config):
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     # `python -m pytest` puts the working directory on sys.path, where nodes/ would hide ComfyUI's nodes.py.
     sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != ROOT]
-    for name in ("diffportrait3d", "tools"):
+    for name in ("diffportrait3d", "training", "evaluation", "tools"):
         spec = importlib.util.find_spec(name)
         if spec is None or Path(spec.origin).resolve().parent != ROOT / name:
             found = "nowhere" if spec is None else spec.origin
