@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -192,7 +193,19 @@ def _deep_opacity(image: Image.Image) -> np.ndarray:
     return np.ones(values.shape, bool) if key is None else values != key
 
 
+def as_pixels(images: Tensor) -> np.ndarray:
+    """Images [..., 3, H, W] in [0, 1] as uint8 [..., H, W, 3]."""
+    return (images.detach().clamp(0, 1) * 255).round().byte().movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def sheet(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of images [n, 3, H, W] as one image [3, rows * H, most * W]; short rows end in grey."""
+    most = max(map(len, rows))
+    full = [torch.cat([row, row.new_full((most - len(row), *row.shape[1:]), 128 / 255)]) for row in rows]
+    return torch.cat([torch.cat(list(row), dim=-1) for row in full], dim=-2)
+
+
 def save_image(path: str | os.PathLike, image: Tensor) -> None:
     """Writes an image [3, H, W] in [0, 1] as PNG, whole or not at all; WriteError says why it cannot be written."""
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()  # [H, W, 3]
+    pixels = as_pixels(image)
     write_atomically(Path(path), lambda file: Image.fromarray(pixels).save(file, "PNG"))

@@ -10,7 +10,6 @@ gallery.png (a row per person: portrait, then views) and gallery.json (who, and 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -23,14 +22,15 @@ from PIL import Image
 from torch import Tensor
 
 from diffportrait3d.cameras.labels import orbit_camera, trajectory
-from diffportrait3d.files import write_atomically, write_text
-from diffportrait3d.pipeline import Pipeline, Sampling
+from diffportrait3d.command import run_main
+from diffportrait3d.files import file_hash, write_atomically, write_text
+from diffportrait3d.images import as_pixels
+from diffportrait3d.pipeline import Pipeline
 from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render_views
 from diffportrait3d.synthetic_heads.materials import Look, sample_look
 from training.render import FIRST_SEED
 
-from .studies.command import run_command
-from .studies.study import add_sampling
+from .studies.command import WEIGHTS, add_device, add_sampling, parse_options, run_command, sampling_of
 from .tables.report import image_rows, save_png
 
 FIRST_INDEX, STRIDE = 100_000, 1_000  # of test people: far behind those that evaluations measure; per seed
@@ -73,15 +73,14 @@ def turn(pipeline: Pipeline, person: Chosen, options: argparse.Namespace) -> tup
     front = orbit_camera(0.0, 0.0)
     portrait = render_views(scene, front[None], pipeline.resolution).image
     cameras = trajectory("arc", options.views, (-options.yaw, options.yaw), (0.0, 0.0))
-    sampling = Sampling(options.steps, options.solver, options.eta, options.guidance)
-    return portrait, pipeline(portrait, cameras, portrait_camera=front, seed=options.seed, sampling=sampling)
+    views = pipeline(portrait, cameras, portrait_camera=front, seed=options.seed, sampling=sampling_of(options))
+    return portrait, views
 
 
 def animation(people: list[Tensor]) -> list[Image.Image]:
     """Frames of people [V, 3, S, S] side by side, there and back."""
     wide = torch.cat(people, dim=3)  # [V, 3, S, P * S]
-    pixels = (wide.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    frames = [Image.fromarray(frame) for frame in pixels]
+    frames = [Image.fromarray(frame) for frame in as_pixels(wide)]
     return frames + frames[-2:0:-1]
 
 
@@ -94,16 +93,13 @@ def run(options: argparse.Namespace) -> None:
     first, *rest = animation([views for _, views in made])
     settings = {"save_all": True, "append_images": rest, "duration": FRAME_MILLISECONDS, "loop": 0}
     write_atomically(out / "gallery.webp", lambda file: first.save(file, format="WEBP", quality=85, **settings))
-    rows = [(person.wish, torch.cat(pictures)) for person, pictures in zip(people, made, strict=True)]
+    rows = [(person.wish, torch.cat(images)) for person, images in zip(people, made, strict=True)]
     save_png(image_rows(rows), out / "gallery.png")
     facts = {
         "people": [person._asdict() for person in people],
         "heads": "ict" if options.ict else "analytic",
-        "sampling": asdict(Sampling(options.steps, options.solver, options.eta, options.guidance)),
-        "weights_sha256": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(options.weights.glob("*.safetensors"))
-        },
+        "sampling": asdict(sampling_of(options)),
+        "weights_sha256": {path.name: file_hash(path) for path in sorted(options.weights.glob("*.safetensors"))},
     }
     write_text(out / "gallery.json", json.dumps(facts, indent=1) + "\n")
     for person in people:
@@ -113,20 +109,15 @@ def run(options: argparse.Namespace) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m evaluation.gallery", description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, default=Path("weights/miniature"), help="folder of the six networks")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the six networks")
     parser.add_argument("--ict", type=Path, help="ICT Face Model Light: people of that kind instead of analytic ones")
     parser.add_argument("--seed", type=int, default=0, help="where the search begins, and of the noise")
     parser.add_argument("--views", type=int, default=16, help="of every person (default %(default)s)")
     parser.add_argument("--yaw", type=float, default=45.0, help="degrees to both sides (default %(default)s)")
     add_sampling(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"), help="folder (default %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--device", default="cpu", help="where the networks run, e.g. cuda (default %(default)s)")
-    options = parser.parse_args(arguments)
-    for name, least in (("seed", 0), ("views", 2), ("steps", 1)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
-    return options
+    add_device(parser)
+    return parse_options(parser, arguments, seed=0, views=2, steps=1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -134,4 +125,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

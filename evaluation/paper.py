@@ -23,9 +23,9 @@ from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
 from training.dataset.images import DataError
 
-from .metrics.faces import FACE_METRICS, INSTALL, OTHERS, add_faces_option, face_metrics, load_face_networks
+from .metrics.faces import FACE_METRICS, INSTALL, OTHERS, face_metrics, load_face_networks
 from .metrics.networks import SET_METRICS, MetricNetworks
-from .studies.command import run_command
+from .studies.command import WEIGHTS, add_faces, run_command
 from .subjects.dataset import resize
 from .subjects.view_folders import Views, all_views, identities, read_header
 from .tables.bootstrap import Interval, bootstrap_mean
@@ -49,7 +49,10 @@ def prepare(views: Views, size: int, background: str) -> tuple[Tensor, Tensor, T
     """Generated, truth [V, 3, S, S] and reference [1, 3, S, S] at a size; without background it becomes white.
 
     A generated view without a mask of its own is cut out by the truth's. The reference keeps its background: only ID
-    reads it. Raises DataError if there are no masks.
+    reads it.
+
+    Raises:
+        DataError: there are no masks.
     """
     generated, truth = views.generated, views.truth
     if background == "without":
@@ -178,15 +181,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--miniature",
         type=Path,
-        help="weights folder whose networks judge, too, under names with "
-        "'mini'; without any backbone: weights/miniature",
+        help="weights folder whose networks measure, too, under names with 'mini'; without any backbone: "
+        "weights/miniature",
     )
-    add_faces_option(parser)
+    add_faces(parser)
     parser.add_argument("--pictures", type=int, default=4, help="identities of every folder in pictures.png")
     parser.add_argument("--device", default="cpu", help="where the backbones run")
     options = parser.parse_args(arguments)
     if not options.miniature and not any(getattr(options, name) for name in FILES):
-        options.miniature = Path("weights/miniature")
+        options.miniature = WEIGHTS
     if any(size < 32 or size % 8 for size in options.sizes):
         parser.error(f"--sizes must be multiples of 8 from 32 on, got {' '.join(map(str, options.sizes))}")
     return options

@@ -3,7 +3,7 @@
     python -m evaluation.pose_regressor --data DIR --out weights/miniature/pose_regressor.safetensors
 
 It is trained on the TRAINING identities of a rendered dataset and scored on its held-out renders, whose error is the
-floor below which generated views cannot be judged. Generated views are blurrier and off in colour, so training
+floor below which errors of generated views mean nothing. Generated views are blurrier and off in colour, so training
 images are blurred, recoloured, shifted, covered in part and noised.
 """
 

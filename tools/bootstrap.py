@@ -79,7 +79,9 @@ def link_clone_packages() -> None:
         link.symlink_to(PACK / name, target_is_directory=True)
     command = [VENV_PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    Path(packages, "clone.pth").write_text(f"{links}\n", encoding="utf-8")
+    # The second line runs whenever this Python starts: torchvision beside a CPU build of torch, see cpu_wheels.
+    lines = f"{links}\nimport tools.cpu_wheels; tools.cpu_wheels.install()\n"
+    Path(packages, "clone.pth").write_text(lines, encoding="utf-8")
 
 
 def setup() -> Path:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample, start_noise
-from diffportrait3d.networks import CrossViewAttention, ReferenceEncoder, UNet, ViewControlNet
+from diffportrait3d.networks import NETWORKS as REGISTRY
 
-from .data import GOLDEN_CONFIG, PREFIXES, Golden, deterministic_weights, sample_tap
+from .data import GOLDEN_CONFIG, PREFIXES, Golden, deterministic_weights
 
 NUM_VIEWS = 8
-NETWORKS = {
-    "unet": UNet,
-    "reference_encoder": ReferenceEncoder,
-    "view_controlnet": ViewControlNet,
-    "view_consistency": CrossViewAttention,
-}
+NETWORKS = {kind: REGISTRY[kind].module for kind in PREFIXES}
 
 
 def golden_denoiser() -> Denoiser:
@@ -83,44 +76,3 @@ def trajectories(golden: Golden, denoiser: Denoiser) -> dict[str, Tensor]:
         outputs[f"{name}.pred_x0"] = torch.stack(predictions)
         outputs[f"{name}.timesteps"] = torch.tensor(schedule.ddim_timesteps(5)[::-1])
     return outputs
-
-
-@torch.no_grad()
-def core_taps(golden: Golden, denoiser: Denoiser) -> dict[str, Tensor]:
-    """Samples of the intermediate tensors of both passes, so that an error shows where it starts."""
-    inputs, context = golden.inputs, golden.context
-    x, t, hint = inputs["x_noisy"], inputs["t"], inputs["hint"]
-    unet, views = denoiser.unet, denoiser.view_consistency
-    bank = denoiser.bank(inputs["ref_latent"], t, context)
-    residuals = denoiser.view_controlnet(x, hint, t, context)
-    taps = {f"bank.{i:02d}": tokens for i, tokens in enumerate(bank)}
-    taps |= {f"pose.{i:02d}": residual[:2] for i, residual in enumerate(residuals)}
-
-    hooks = _record("input_blocks", unet.input_blocks, taps)
-    hooks += _record("output_blocks", unet.output_blocks, taps)
-    hooks += _record("input_blocks_motion_module", (m[-1] for m in views.input_blocks_motion_module), taps)
-    hooks += _record("output_blocks_motion_module", (m[-1] for m in views.output_blocks_motion_module), taps)
-    hooks.append(unet.middle_block[-1].register_forward_hook(_keep(taps, "middle_block")))
-    denoiser.conditional(x, t, context, bank, hint, NUM_VIEWS)
-    for hook in hooks:
-        hook.remove()
-
-    middle = views.middle_block_motion_module[0]
-    hook = middle.register_forward_hook(_keep(taps, "uncond.middle_motion.out", "uncond.middle_motion.in"))
-    denoiser.unconditional(x, t, context, NUM_VIEWS)
-    hook.remove()
-    return {name: sample_tap(tensor) for name, tensor in taps.items()}
-
-
-def _record(name: str, modules: Iterable[nn.Module], taps: dict[str, Tensor]) -> list:
-    return [m.register_forward_hook(_keep(taps, f"{name}.{i:02d}")) for i, m in enumerate(modules)]
-
-
-def _keep(taps: dict[str, Tensor], output_name: str, input_name: str | None = None):
-    def hook(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output  # a block of F also gives its tokens
-        taps[output_name] = hidden[:2]  # the golden taps hold the first two views
-        if input_name is not None:
-            taps[input_name] = arguments[0][:2]
-
-    return hook

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffportrait3d.networks import UNetConfig
+from diffportrait3d.networks import NETWORKS, UNetConfig
 from diffportrait3d.networks.cross_view_attention import sinusoidal_table
 
 PACKED = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden_mid.npz"
@@ -28,10 +28,7 @@ GOLDEN_CONFIG = UNetConfig(model_channels=64, context_dim=96)
 HINT_STEPS = 1024
 TAP_SAMPLES = 64
 PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "view_consistency": "model.diffusion_model.",
-    "reference_encoder": "control_model.",
-    "view_controlnet": "pose_control_model.",
+    kind: NETWORKS[kind].prefix for kind in ("unet", "reference_encoder", "view_controlnet", "view_consistency")
 }
 
 

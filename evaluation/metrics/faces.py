@@ -9,18 +9,17 @@ which are not free for commercial use, are never opened.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import importlib.util
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from diffportrait3d.cameras.labels import viewing_directions, yaw_pitch
 from diffportrait3d.files import file_hash, write_atomically
+from diffportrait3d.images import as_pixels
 
 from ..subjects.dataset import resize
 from .metric import Metric
@@ -31,7 +30,7 @@ FILES = {
     "landmarks": "shape_predictor_5_face_landmarks.dat",
     "embedding": "dlib_face_recognition_resnet_model_v1.dat",
 }
-SIDE = 256  # pixels that every image is judged at: the detector wants faces of 80, and sizes stay comparable
+SIDE = 256  # pixels that every image is resized to: the detector wants faces of 80, and sizes stay comparable
 NUMBERS = 128  # of an embedding
 NEAR_YAW = 60.0  # degrees
 
@@ -76,7 +75,7 @@ class FaceNetworks:
     def __init__(self, cache: Path | None = None):
         folder = model_folder()
         if folder is None:
-            raise FacesMissing(f"Faces are judged by packages that are not installed: {INSTALL}.")
+            raise FacesMissing(f"The packages that measure faces are not installed: {INSTALL}.")
         import dlib
 
         paths = {name: str(folder / file) for name, file in FILES.items()}
@@ -88,7 +87,7 @@ class FaceNetworks:
 
     def embeddings(self, images: Tensor) -> np.ndarray:
         """Images [N, 3, H, W] in [0, 1] -> float32 [N, 128]; a row of NaN where no face is found."""
-        pixels = _pixels(images)
+        pixels = as_pixels(resize(images, SIDE))
         if self.cache is None:
             return self._embeddings(pixels)
         digest = hashlib.sha256(repr((pixels.shape, sorted(self.sha256.items()))).encode())
@@ -114,25 +113,11 @@ class FaceNetworks:
         return np.asarray(numbers, dtype=np.float32)
 
 
-def _pixels(images: Tensor) -> np.ndarray:
-    """uint8 [N, SIDE, SIDE, 3]."""
-    return (resize(images, SIDE) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-
-
 def load_face_networks(wanted: bool | None, cache: Path | None = None) -> FaceNetworks | None:
     """dlib's networks; None if they are not `wanted` (False), or not installed and not asked for (None)."""
     if wanted is False or (wanted is None and model_folder() is None):
         return None
     return FaceNetworks(cache)
-
-
-def add_faces_option(parser: argparse.ArgumentParser) -> None:
-    """--faces and --no-faces."""
-    parser.add_argument(
-        "--faces",
-        action=argparse.BooleanOptionalAction,
-        help=f"judge faces by dlib's networks, on the CPU ({INSTALL}); default: if they are installed",
-    )
 
 
 def pack(embeddings: np.ndarray) -> str:
@@ -166,6 +151,18 @@ def face_metrics(people: list[dict]) -> list[dict[str, dict[str, float]]]:
         | {OTHERS: _others(k, people)}
         for k in range(len(people))
     ]
+
+
+def add_face_metrics(records: list[dict]) -> None:
+    """Replace the packed embeddings of records by the metrics that need those of all people."""
+    people = []
+    for record in records:
+        found = record.pop("faces")
+        rows = {name: unpack(text) for name, text in found["rows"].items()}
+        people.append({"reference": unpack(found["reference"])[0], "yaws": found["yaws"], "rows": rows})
+    for record, metrics in zip(records, face_metrics(people), strict=True):
+        rows = [*record["results"], OTHERS]
+        record["results"] = {row: record["results"].get(row, {}) | metrics[row] for row in rows}
 
 
 def _row_metrics(row: str, found: np.ndarray, person: dict, own: int, gallery: np.ndarray) -> dict[str, float]:

@@ -12,7 +12,7 @@ class Metric(NamedTuple):
         title: of the column.
         digits: after the decimal point.
         more_is_better: as for PSNR; of errors less is better.
-        paper: the column of the paper's tables that it stands beside, "" for none.
+        paper: the column of the paper's tables that it is compared with, "" for none.
     """
 
     title: str

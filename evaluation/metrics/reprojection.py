@@ -15,7 +15,7 @@ from diffportrait3d.cameras.labels import split_label
 from diffportrait3d.cameras.projection import camera_rays, pixel_centres, world_to_camera
 
 DEPTH_TOLERANCE = 0.015  # world units; a head is about 0.45 tall and 128 px see 0.64
-MIN_SHARED = 0.02  # a pair counts if at least this part of the picture is co-visible
+MIN_SHARED = 0.02  # a pair counts if at least this part of the image is co-visible
 
 
 def unproject(depth: Tensor, label: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def unproject(depth: Tensor, label: Tensor) -> Tensor:
 
 
 def correspondence(depth: Tensor, mask: Tensor, labels: Tensor, source: int, target: int) -> tuple[Tensor, Tensor]:
-    """Where each pixel of view `target` lies in view `source`.
+    """Where each pixel of view `target` is seen in view `source`.
 
     depth [V, H, W], mask [V, H, W] (bool, foreground), labels [V, 25]. Returns a grid [H, W, 2] in [-1, 1] for
     grid_sample(align_corners=False) and the co-visible pixels [H, W] (bool).

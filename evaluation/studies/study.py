@@ -1,23 +1,25 @@
-"""A study: arms of the system on held-out people, one after the other, in one process or several.
+"""A study: variants of the system on held-out people, one person after the other, in one process or several.
 
-Views come from the store (`evaluation.studies.view_store`), which generates what is missing, and everything is measured
-on its 8-bit pictures: a metric that is added later needs no new views.
+Views come from the store (`evaluation.studies.view_store`), which generates missing ones, and everything is measured
+on its 8-bit images: a metric that is added later needs no new views.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffportrait3d.pipeline import SOLVERS
+from diffportrait3d.files import file_hash, write_text
+from diffportrait3d.pipeline import Sampling
 from training import render
 from training.dataset.images import DataError
 from training.engine.workers import worker_pool
@@ -26,11 +28,14 @@ from ..metrics import faces
 from ..metrics.images import mini_lpips
 from ..metrics.pose import load_pose_regressor
 from ..metrics.reprojection import reprojection_pairs
-from ..metrics.views import measure
-from ..subjects.dataset import IDENTITIES, Subject, held_out_lines, load_subject, read_pictures
-from ..subjects.variants import ABLATION_ARMS, Arm, Sampling
-from ..tables.results_log import append_record, read_journal
-from .system import Miniature
+from ..metrics.views import QUALITY_METRICS, measure
+from ..subjects.dataset import IDENTITIES, Subject, held_out_lines, load_subject, read_images
+from ..subjects.variants import ABLATION_VARIANTS, Variant
+from ..tables.report import image_rows, publish, save_png, save_webp, stack_pages
+from ..tables.results_log import append_record, read_log, write_json
+from ..tables.summary import Intervals, as_dicts, difference_table, differences, face_table, mean_table, means
+from .command import sampling_of, sampling_text
+from .generator import ViewGenerator
 from .view_store import SubjectViews, ViewStore
 
 CONTEXT = {
@@ -41,80 +46,117 @@ CONTEXT = {
 }
 # Of the test people that are rendered when no dataset is named: the range that the pose regressor was trained for.
 YAW, PITCH, CONDITION_PEOPLE = 60.0, 20.0, 64
-REFERENCES = max(arm.references for arm in ABLATION_ARMS.values())  # that these have: all arms find theirs
+REFERENCES = max(variant.references for variant in ABLATION_VARIANTS.values())  # that these have: enough for all
 
 
 class Study:
-    """The networks, judges and options that measure one identity after the other, in this process.
+    """Networks, metrics and options that measure one identity after the other, in this process.
+
+    Attributes:
+        command: whose results are published under its name.
+        metrics: that are measured of every row.
+        shown: those in the table of means; None is all.
+        compared: those in the table of differences; None is all, with those of faces.
+        hidden: rows that the pages of images leave out.
 
     Args:
-        options: of `common_parser`.
-        arms: by name, "full" among them.
-        system: whose views they are, and whose autoencoder judges.
+        options: of the command.
+        variants: by name.
+        generator: whose views they are, and whose autoencoder measures mini-LPIPS.
         sampling: None takes the options'.
     """
 
+    command = ""
+    metrics = QUALITY_METRICS
+    shown: tuple[str, ...] | None = None
+    compared: tuple[str, ...] | None = None
+    hidden = ("autoencoder", "reference_copy")
+
     def __init__(
-        self, options: argparse.Namespace, arms: dict[str, Arm], system: Miniature, sampling: Sampling | None = None
+        self,
+        options: argparse.Namespace,
+        variants: dict[str, Variant],
+        generator: ViewGenerator,
+        sampling: Sampling | None = None,
     ):
-        self.options, self.arms, self.system = options, arms, system
-        self.store = ViewStore(options.store, self.system, sampling or sampling_of(options))
-        self.regressor = load_pose_regressor(options.pose_regressor)
+        self.options, self.variants, self.generator = options, variants, generator
+        self.store = ViewStore(options.store, generator, sampling or sampling_of(options))
+        regressor = options.pose_regressor or options.weights / "pose_regressor.safetensors"
+        self.regressor, self.regressor_hash = load_pose_regressor(regressor), file_hash(regressor)
         self.faces = faces.load_face_networks(options.faces, options.store / "faces")
-        self.references = max((arm.references for arm in arms.values()), default=1)
-        self.titles = CONTEXT | {name: arm.title for name, arm in arms.items()}
+        self.references = max((variant.references for variant in variants.values()), default=1)
+        self.titles = CONTEXT | {name: variant.title for name, variant in variants.items()}
+        self.rows, self.baseline, self.baseline_title = tuple(variants), "full", "full"  # of the differences
 
     def conditions(self) -> dict:
         """Everything, besides the subjects, that the numbers depend on; only results under equal ones are joined."""
-        options, system = self.options, self.system
+        options, sampling = self.options, self.store.sampling
         return {
-            "weights_sha256": system.hashes,
-            "pose_regressor_sha256": hashlib.sha256(options.pose_regressor.read_bytes()).hexdigest(),
+            "weights_sha256": self.generator.hashes,
+            "pose_regressor_sha256": self.regressor_hash,
             "views": options.views,
-            **asdict(self.store.sampling),
+            **{name: getattr(sampling, name) for name in ("solver", "steps", "guidance", "eta", "guided")},
             "seed": options.seed,
             "faces_sha256": self.faces and self.faces.sha256,
-            "linear_end": system.linear_end,
-            "resolution": system.resolution,
-            "arms": {name: asdict(arm) for name, arm in self.arms.items()},
+            "linear_end": self.generator.pipeline.schedule.linear_end,
+            "resolution": self.generator.pipeline.resolution,
+            "arms": {name: asdict(variant) for name, variant in self.variants.items()},
         }
 
     def subject(self, index: int) -> Subject:
-        """Subject `index`, with a stranger's portraits."""
+        """Subject `index`, with another person's portraits where a variant needs them."""
         options = self.options
         lines = held_out_lines(options.data, options.identities)
         subject = load_subject(options.data, lines[index], options.views, self.references)
-        check_resolution(subject, self.system, options)
-        if any(arm.person == "another" for arm in self.arms.values()):
+        check_resolution(subject, self.generator, options)
+        if any(variant.person == "another" for variant in self.variants.values()):
             others = held_out_lines(options.data, max(options.identities, 2))
-            stranger = others[(index + 1) % len(others)]["views"][:1]
-            subject.other_reference = read_pictures(options.data, stranger, "image")
+            view = others[(index + 1) % len(others)]["views"][:1]
+            subject.other_reference = read_images(options.data, view, "image")
         return subject
 
     def views(self, subject: Subject, seed: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The pictures [V, 3, H, W] of every row of the table, and the seconds that making each arm's took."""
+        """The images [V, 3, H, W] of every row of the table, and the seconds that generating took."""
         made = SubjectViews(self.store, subject, seed)
+        stored = {name: made.variant(variant) for name, variant in self.variants.items()}
         views = {
             "ground_truth": subject.images,
             "autoencoder": made.autoencoder().images,
             "proxy": made.proxy().images,
             "reference_copy": subject.reference[:1].expand_as(subject.images),
-        }
-        stored = {name: made.arm(arm) for name, arm in self.arms.items()}
-        views |= {name: arm.images for name, arm in stored.items()}
-        return views, {name: arm.seconds for name, arm in stored.items()}
+        } | {name: found.images for name, found in stored.items()}
+        return views, {name: found.seconds for name, found in stored.items()}
 
     def measure(self, index: int) -> dict:
-        """The record of one identity; also saves its pictures if they are to be shown."""
+        """The record of one identity; also saves its page of images if it is to be shown."""
         subject, seed = self.subject(index), self.options.seed + index
         views, seconds = self.views(subject, seed)
         if index < self.options.pictures:
-            self.save_pictures(index, subject, views)
+            self.save_page(index, subject, views)
         record = {"id": subject.id, "digest": subject.digest, "seed": seed, "seconds": seconds}
-        return record | {"results": self.results(subject, views), "faces": self.judge_faces(subject, views)}
+        return record | {"results": self.results(subject, views), "faces": self.face_embeddings(subject, views)}
 
-    def judge_faces(self, subject: Subject, views: dict[str, Tensor]) -> dict | None:
-        """Embeddings of the portrait and of every row, as text; what they mean takes everybody's."""
+    def results(self, subject: Subject, views: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+        """The metrics of every row of the table."""
+        pairs = reprojection_pairs(subject.depth, subject.mask, subject.labels)
+        return {
+            name: measure(images, subject, self.regressor, pairs) | self.more_metrics(name, subject, views)
+            for name, images in views.items()
+            if name in self.titles
+        }
+
+    def more_metrics(self, name: str, subject: Subject, views: dict[str, Tensor]) -> dict[str, float]:
+        """Besides METRICS, of one row."""
+        return {"mini_lpips": self.distances(views[name], subject).mean().item()}
+
+    def distances(self, images: Tensor, subject: Subject) -> Tensor:
+        """mini-LPIPS to the truth, [V]."""
+        pipeline = self.generator.pipeline
+        pair = images.to(pipeline.device), subject.images.to(pipeline.device)
+        return mini_lpips(*pair, pipeline.autoencoder).cpu()
+
+    def face_embeddings(self, subject: Subject, views: dict[str, Tensor]) -> dict | None:
+        """Of the portrait and of every row, as text; their metrics need those of everybody."""
         if self.faces is None:
             return None
         portrait = self.faces.embeddings(subject.reference[:1])  # [1, 128]
@@ -123,50 +165,31 @@ class Study:
         packed = {name: faces.pack(found) for name, found in rows.items()}
         return {"reference": faces.pack(portrait), "yaws": faces.view_yaws(subject.labels), "rows": packed}
 
-    def quality(self, subject: Subject, views: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-        """QUALITY_METRICS of every row, by this study's judges."""
-        pairs = reprojection_pairs(subject.depth, subject.mask, subject.labels)
-        results = {}
-        for name, images in views.items():
-            results[name] = measure(images, subject, self.regressor, pairs)
-            distance = mini_lpips(images.to(self.system.device), subject.images.to(self.system.device),
-                                  self.system.autoencoder)  # fmt: skip
-            results[name]["mini_lpips"] = distance.mean().item()
-        return results
-
     def with_faces(self, metrics: dict) -> dict:
-        """These metrics and, if faces are judged, theirs."""
+        """These metrics and, if faces are measured, theirs."""
         return metrics | (faces.FACE_METRICS if self.faces else {})
 
-    def results(self, subject: Subject, views: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-        """The metrics of every row of the table."""
-        raise NotImplementedError
-
-    def save_pictures(self, index: int, subject: Subject, views: dict[str, Tensor]) -> None:
-        """The page of one identity."""
-        raise NotImplementedError
+    def save_page(self, index: int, subject: Subject, views: dict[str, Tensor]) -> None:
+        """The images of one identity."""
+        rows = [("reference", subject.reference), ("condition", subject.conditions)]
+        rows += [(title, views[name]) for name, title in self.titles.items() if name not in self.hidden]
+        save_png(image_rows(rows), self.page_file(index))
 
     def page_file(self, index: int) -> Path:
-        """Where it goes."""
         return self.options.out.with_suffix(".pages") / f"{index:03d}.png"
-
-    def pages(self, count: int) -> list[Path]:
-        """Those of the first `count` identities that are there."""
-        pages = [self.page_file(index) for index in range(min(self.options.pictures, count))]
-        return [page for page in pages if page.is_file()]
 
     def measure_all(self) -> list[dict]:
         """The records of all identities asked for; those of an earlier run are reused, new ones written at once."""
-        options, journal = self.options, self.options.out.with_suffix(".identities.jsonl")
+        options, log = self.options, self.options.out.with_suffix(".identities.jsonl")
         held_out_lines(options.data, options.identities)  # too few: known before anything is generated
-        records = read_journal(journal, self.conditions(), options.data)[: options.identities]
+        records = read_log(log, self.conditions(), options.data)[: options.identities]
         remaining = range(len(records), options.identities)
         with self._record_stream(remaining) as stream:
             for record in tqdm(stream, total=options.identities, initial=len(records), desc="identities", unit="id"):
-                append_record(journal, record)
+                append_record(log, record)
                 records.append(record)
         if self.faces is not None:
-            add_face_metrics(records)
+            faces.add_face_metrics(records)
         return records
 
     @contextlib.contextmanager
@@ -179,6 +202,61 @@ class Study:
         threads = max(1, torch.get_num_threads() // workers)
         with worker_pool(workers, _start_worker, (type(self), self.options, threads)) as pool:
             yield pool.imap(_measure, indices)
+
+    def run(self) -> dict:
+        """Measure what is not measured yet; print and write tables, JSON and images; return the results."""
+        started, options = time.perf_counter(), self.options
+        options.data = test_data(options, self.generator.pipeline.resolution)
+        records, metrics = self.measure_all(), self.with_faces(self.metrics)
+        summary = means(records, self.titles, metrics)
+        against = differences(records, self.baseline, self.rows, metrics)
+        text = self.report(records, summary, against)
+        print(text)
+        write_text(options.out.with_suffix(".md"), text + "\n")
+        pages = [self.page_file(index) for index in range(min(options.pictures, len(records)))]
+        if pages := [page for page in pages if page.is_file()]:
+            stack_pages(pages, options.out.with_suffix(".png"))
+        if options.doc:
+            publish(options.doc, f"evaluation.{self.command}", text)
+            for name, image in self.published().items():
+                if image.is_file():
+                    save_webp(image, options.doc.with_suffix("") / f"{name}.webp")
+        seconds = {name: float(np.mean([r["seconds"][name] for r in records])) for name in records[0]["seconds"]}
+        results = {"conditions": self.conditions(), "seconds_per_identity": seconds, "summary": as_dicts(summary)}
+        write_json(options.out, results | self.facts(records, as_dicts(against)) | {"identities": records})
+        print(
+            f"\n{seconds[self.baseline]:.1f} s for {options.views} views of an identity ({self.baseline_title}), "
+            f"{time.perf_counter() - started:.0f} s in this run. Results: {options.out}"
+        )
+        return results
+
+    def facts(self, records: list[dict], against: dict) -> dict:
+        """What the JSON holds besides: the differences under a name of their own."""
+        raise NotImplementedError
+
+    def published(self) -> dict[str, Path]:
+        """The images of a page, by name."""
+        return {self.command: self.page_file(0)}
+
+    def setting(self) -> str:
+        """How views are made, for the first line of the report."""
+        return sampling_text(self.store.sampling)
+
+    def report(self, records: list[dict], summary: Intervals, against: Intervals) -> str:
+        """Means, paired differences and faces, as Markdown."""
+        shown = {name: self.metrics[name] for name in self.shown or self.metrics}
+        compared = self.with_faces(self.metrics)
+        compared = {name: compared[name] for name in self.compared or compared if name in compared}
+        return "\n\n".join(
+            (
+                f"{len(records)} held-out identities, {self.options.views} views each, {self.setting()}; "
+                "mean [95 % bootstrap interval over identities]",
+                mean_table(summary, shown, self.titles),
+                "Paired difference (PSNR, SSIM, faces, ID: more is better; errors: less is better)",
+                difference_table(against, self.baseline_title, compared, self.titles),
+                face_table(records, self.titles, self.faces is not None),
+            )
+        )
 
 
 _study: Study  # of a worker process
@@ -195,38 +273,20 @@ def _measure(index: int) -> dict:
     return _study.measure(index)
 
 
-def add_face_metrics(records: list[dict]) -> None:
-    """Replace the embeddings of records by the metrics that need those of all people."""
-    people = []
-    for record in records:
-        found = record.pop("faces")
-        rows = {name: faces.unpack(text) for name, text in found["rows"].items()}
-        people.append({"reference": faces.unpack(found["reference"])[0], "yaws": found["yaws"], "rows": rows})
-    for record, metrics in zip(records, faces.face_metrics(people), strict=True):
-        record["results"] = {
-            row: record["results"].get(row, {}) | metrics[row] for row in [*record["results"], faces.OTHERS]
-        }
-
-
-def sampling_of(options: argparse.Namespace) -> Sampling:
-    """What --solver, --steps, --guidance and --eta say."""
-    return Sampling(options.solver, options.steps, options.guidance, options.eta)
-
-
-def check_resolution(subject: Subject, system: Miniature, options: argparse.Namespace) -> None:
-    """DataError if the subject's pictures are of another size than the weights work at."""
-    side = subject.images.shape[-1]
-    if side != system.resolution:
+def check_resolution(subject: Subject, generator: ViewGenerator, options: argparse.Namespace) -> None:
+    """Raises DataError if the subject's images are of another size than the weights work at."""
+    side, resolution = subject.images.shape[-1], generator.pipeline.resolution
+    if side != resolution:
         raise DataError(
-            f"'{options.data}' has {side} px pictures, the weights in '{options.weights}' work at "
-            f"{system.resolution} px; use a dataset of that resolution."
+            f"'{options.data}' has {side} px images, the weights in '{options.weights}' work at {resolution} px; "
+            "use a dataset of that resolution."
         )
 
 
 def test_data(options: argparse.Namespace, resolution: int) -> Path:
-    """The dataset asked for; if none was named, held-out people are rendered into the cache (what is there stays).
+    """The dataset asked for; if none was named, held-out people are rendered into the cache (existing ones are kept).
 
-    Settles how many people are measured if nobody said.
+    Also sets `options.identities`, where it is not given.
     """
     if options.data:
         options.identities = options.identities or len(held_out_lines(options.data, None))
@@ -238,61 +298,3 @@ def test_data(options: argparse.Namespace, resolution: int) -> Path:
     counts = {"train": 0, "val": 0, "test": options.identities}
     render.render_dataset(folder, settings, counts, options.ict, workers=options.workers)
     return folder
-
-
-def common_parser(prog: str, description: str, out: str, views: int = 6) -> argparse.ArgumentParser:
-    """Options of every command that measures a weights folder on held-out identities."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("--weights", type=Path, default=Path("weights/miniature"), help="folder of the six networks")
-    parser.add_argument("--pose-regressor", type=Path, help="default: pose_regressor.safetensors in --weights")
-    add_people(parser, views)
-    add_sampling(parser)
-    add_output(parser, out)
-    return parser
-
-
-def add_output(parser: argparse.ArgumentParser, out: str) -> None:
-    """Where the results go."""
-    parser.add_argument("--out", type=Path, default=Path(out), help="JSON of the results (default %(default)s)")
-    parser.add_argument("--pictures", type=int, default=4, help="identities shown in the PNG beside --out")
-    parser.add_argument(
-        "--doc", type=Path, help="publish: tables between this page's marks, pictures in the folder called like it"
-    )
-
-
-def add_people(parser: argparse.ArgumentParser, views: int) -> None:
-    """Who is looked at, and by how many processes."""
-    parser.add_argument("--data", type=Path, help="dataset with a test split; rendered into --cache if absent")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache/evaluation"), help="where test subjects are rendered"
-    )
-    parser.add_argument("--ict", type=Path, help="ICT Face Model Light, to render test subjects of that kind")
-    parser.add_argument("--identities", type=int, help=f"default: {IDENTITIES}, or as many as --data has")
-    parser.add_argument("--views", type=int, default=views, help="target views per identity, generated together")
-    parser.add_argument("--seed", type=int, default=0, help="identity k uses seed + k in every arm")
-    parser.add_argument(
-        "--store", type=Path, default=Path("runs/views"), help="where generated views are kept (default %(default)s)"
-    )
-    faces.add_faces_option(parser)
-    parser.add_argument("--workers", type=int, default=1, help="processes; identities are shared out among them")
-    parser.add_argument("--threads", type=int, help="CPU threads, of all processes together")
-    parser.add_argument("--device", default="cpu", help="where the networks run, e.g. cuda (default %(default)s)")
-
-
-def add_sampling(parser: argparse.ArgumentParser, default: Sampling = Sampling()) -> None:  # noqa: B008
-    """How views are sampled."""
-    parser.add_argument("--solver", choices=SOLVERS, default=default.solver, help="default %(default)s")
-    parser.add_argument("--steps", type=int, default=default.steps, help="of the solver (default %(default)s)")
-    parser.add_argument("--eta", type=float, default=default.eta, help="DDIM's noise (default %(default)s)")
-    parser.add_argument("--guidance", type=float, default=default.guidance, help="scale (default %(default)s)")
-
-
-def finish_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
-    """Fill in what depends on other options and refuse numbers that make no sense."""
-    if hasattr(options, "weights"):
-        options.pose_regressor = options.pose_regressor or options.weights / "pose_regressor.safetensors"
-    for name in ("identities", "views", "steps", "workers"):
-        value = getattr(options, name, None)
-        if isinstance(value, int) and value < 1:
-            parser.error(f"--{name} must be at least 1, got {value}")
-    return options

@@ -1,9 +1,9 @@
-"""Generated views kept on disk by what made them, so that they are generated once and judged as often as one likes.
+"""Generated views kept on disk by what made them, so that they are generated once and measured as often as one likes.
 
-    STORE/<kind>-<key>/conditions.json          weights, arm, sampling: what the key is made of
+    STORE/<kind>-<key>/conditions.json          weights, variant, sampling: what the key is made of
     STORE/<kind>-<key>/<person>-<inputs>.png    the person's views side by side, 8 bits
 
-Commands that ask for the same arm under the same conditions share the file, whatever they call the arm. Every file is
+Commands that ask for the same variant under the same conditions share the file, whatever they call it. Every file is
 written whole or not at all; one that cannot be read is made again.
 """
 
@@ -23,10 +23,12 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from diffportrait3d.files import write_atomically, write_text
+from diffportrait3d.images import as_pixels, sheet
+from diffportrait3d.pipeline import Sampling
 
 from ..subjects.dataset import Subject
-from ..subjects.variants import Arm, Sampling
-from .system import Miniature
+from ..subjects.variants import Variant
+from .generator import ViewGenerator
 
 VERSION = 1  # of what generation does with its conditions: another number finds no views of the former
 
@@ -40,36 +42,36 @@ class StoredViews:
 
 
 class ViewStore:
-    """A folder of views of one system under one sampling.
+    """A folder of views of one generator under one sampling.
 
     Args:
-        root: of the store; other systems and samplings may share it.
+        root: of the store; other generators and samplings may share it.
     """
 
-    def __init__(self, root: Path, system: Miniature, sampling: Sampling):
-        self.root, self.system, self.sampling = root, system, sampling
+    def __init__(self, root: Path, generator: ViewGenerator, sampling: Sampling):
+        self.root, self.generator, self.sampling = root, generator, sampling
 
-    def arm_conditions(self, arm: Arm, views: int) -> dict:
-        """Everything, besides a person's inputs, that the views of an arm depend on."""
-        system, sampling = self.system, arm.sampling(self.sampling)
+    def variant_conditions(self, variant: Variant, views: int) -> dict:
+        """Everything, besides a person's inputs, that the views of a variant depend on."""
+        pipeline = self.generator.pipeline
         return {
             "version": VERSION,
-            "weights_sha256": system.hashes_for(arm),
-            "resolution": system.resolution,
-            "linear_end": system.linear_end,
-            "reference_timestep": system.reference_timestep,
+            "weights_sha256": self.generator.hashes_for(variant),
+            "resolution": pipeline.resolution,
+            "linear_end": pipeline.schedule.linear_end,
+            "reference_timestep": pipeline.denoiser.reference_timestep,
             "views": views,
-            "arm": arm.changes(),
-            "sampling": sampling.facts(),
+            "arm": variant.changes(),
+            "sampling": sampling_facts(variant.sampling(self.sampling)),
         }
 
     def network_conditions(self, name: str, views: int) -> dict:
         """The same for views that one network makes."""
         file = f"{name}.safetensors"
-        return {"version": VERSION, "weights_sha256": {file: self.system.hashes[file]}, "views": views}
+        return {"version": VERSION, "weights_sha256": {file: self.generator.hashes[file]}, "views": views}
 
     def folder(self, kind: str, conditions: dict) -> Path:
-        """Where views of these conditions lie."""
+        """Where views of these conditions are kept."""
         return self.root / f"{kind}-{_digest(conditions)[:12]}"
 
     def load_or_make(
@@ -96,7 +98,7 @@ class SubjectViews:
     """The views of one subject, each generated when it is first asked for.
 
     Args:
-        seed: of the subject's noise, the same in every arm.
+        seed: of the subject's noise, the same in every variant.
     """
 
     def __init__(self, store: ViewStore, subject: Subject, seed: int):
@@ -105,27 +107,27 @@ class SubjectViews:
     @cached_property
     def proxies(self) -> Tensor:
         """S's views, [V, 3, H, W] in [0, 1], not rounded: start noise is made of them."""
-        return self.store.system.proxies(self.subject)
+        return self.store.generator.proxies(self.subject)
 
-    def arm(self, arm: Arm) -> StoredViews:
-        """The views of an arm."""
+    def variant(self, variant: Variant) -> StoredViews:
+        """The views of a variant."""
         store, subject = self.store, self.subject
-        conditions = store.arm_conditions(arm, len(subject.labels))
-        sampling = arm.sampling(store.sampling)
+        conditions = store.variant_conditions(variant, len(subject.labels))
+        sampling = variant.sampling(store.sampling)
 
         def make() -> Tensor:
-            return store.system.generate(arm, subject, self.proxies, self.seed, store.sampling)
+            return store.generator.generate(variant, subject, self.proxies, self.seed, store.sampling)
 
         kind = f"{sampling.solver}-{sampling.steps}"
-        return store.load_or_make(kind, conditions, subject.id, arm_inputs(arm, subject, self.seed), make)
+        return store.load_or_make(kind, conditions, subject.id, variant_inputs(variant, subject, self.seed), make)
 
     def autoencoder(self) -> StoredViews:
         """The ground truth through the autoencoder and back: the best the system could do."""
         store, images = self.store, self.subject.images
         conditions = store.network_conditions("autoencoder", len(images))
         inputs = {"images": _tensor_digest(images)}
-        make = lambda: store.system.reconstruct(images)  # noqa: E731
-        return store.load_or_make("autoencoder", conditions, self.subject.id, inputs, make)
+        name = self.subject.id
+        return store.load_or_make("autoencoder", conditions, name, inputs, lambda: store.generator.reconstruct(images))
 
     def proxy(self) -> StoredViews:
         """S alone."""
@@ -135,16 +137,26 @@ class SubjectViews:
         return store.load_or_make("proxy", conditions, subject.id, inputs, lambda: self.proxies)
 
 
-def arm_inputs(arm: Arm, subject: Subject, seed: int) -> dict:
-    """Everything that the networks of an arm are given for a subject; a difference in any of it makes other views."""
+def sampling_facts(sampling: Sampling) -> dict:
+    """What the views depend on: without an eta that the solver lacks, or `guided` where that is all timesteps."""
+    facts = {name: getattr(sampling, name) for name in ("solver", "steps", "guidance")}
+    if sampling.solver == "ddim":
+        facts["eta"] = sampling.eta
+    if sampling.guided != Sampling.guided:
+        facts["guided"] = sampling.guided
+    return facts
+
+
+def variant_inputs(variant: Variant, subject: Subject, seed: int) -> dict:
+    """Everything that the networks of a variant are given for a subject; any difference makes other views."""
     facts = {"seed": seed, "labels": _tensor_digest(subject.labels)} | _portrait(subject)
-    if arm.encoder != "none":
-        pictures = subject.reference if arm.person == "own" else subject.other_reference
-        facts["reference"] = _tensor_digest(pictures[: arm.references])
-    if arm.condition != "none":
-        shown = subject.conditions if arm.condition == "given" else subject.other_conditions
+    if variant.encoder != "none":
+        images = subject.reference if variant.person == "own" else subject.other_reference
+        facts["reference"] = _tensor_digest(images[: variant.references])
+    if variant.condition != "none":
+        shown = subject.conditions if variant.condition == "given" else subject.other_conditions
         facts["conditions"] = _tensor_digest(shown)
-    if arm.start == "truth":
+    if variant.start == "truth":
         facts["truth"] = _tensor_digest(subject.images)
     return facts
 
@@ -172,17 +184,15 @@ def _rounded(images: Tensor) -> Tensor:
 
 
 def _write(path: Path, views: StoredViews) -> None:
-    count, _, height, width = views.images.shape
-    pixels = (views.images * 255).round().to(torch.uint8).permute(2, 0, 3, 1).reshape(height, count * width, 3)
     facts = PngImagePlugin.PngInfo()
-    facts.add_text("views", str(count))
+    facts.add_text("views", str(len(views.images)))
     facts.add_text("seconds", str(views.seconds))
-    strip = Image.fromarray(pixels.numpy())
+    strip = Image.fromarray(as_pixels(sheet([views.images])))
     write_atomically(path, lambda file: strip.save(file, format="PNG", pnginfo=facts), durable=False)
 
 
 def _read(path: Path) -> StoredViews | None:
-    """None if there is no such file, or none that is whole."""
+    """None if there is no such file, or it is damaged."""
     try:
         with Image.open(path) as strip:
             count, seconds = int(strip.text["views"]), float(strip.text["seconds"])

@@ -1,1 +1,1 @@
-"""What is generated and judged: held-out people, folders of views, variants of the system."""
+"""What is generated and measured: held-out people, folders of views, variants of the system."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,20 +52,12 @@ def held_out_lines(root: str | Path, count: int | None) -> list[dict]:
     return test[:count]
 
 
-def held_out_subjects(
-    root: str | Path, count: int, views: int, start: int = 0, references: int = 1
-) -> Iterator[Subject]:
-    """Subjects start..count-1 of split test: their first view is the reference, the next `views` are targets, and
-    further references follow these.
-
-    Raises DataError if there are fewer subjects or views, or if a file cannot be read.
-    """
-    for line in held_out_lines(root, count)[start:]:
-        yield load_subject(Path(root), line, views, references)
-
-
 def load_subject(root: Path, line: dict, views: int, references: int = 1, depth: bool = True) -> Subject:
-    """A subject by its line in the manifest; `depth` also reads depth and mask. Raises DataError."""
+    """A subject by its line in the manifest; `depth` also reads depth and mask.
+
+    Raises:
+        DataError: it has too few views, or a file is missing or damaged.
+    """
     name, needed = line["id"], views + references
     if len(line["views"]) < needed:
         possible = len(line["views"]) - references
@@ -83,10 +74,10 @@ def load_subject(root: Path, line: dict, views: int, references: int = 1, depth:
     return Subject(
         id=name,
         digest=subject_digest(line),
-        reference=read_pictures(root, portraits, "image"),
+        reference=read_images(root, portraits, "image"),
         reference_label=_labels(portraits),
-        images=read_pictures(root, targets, "image"),
-        conditions=read_pictures(root, targets, "condition"),
+        images=read_images(root, targets, "image"),
+        conditions=read_images(root, targets, "condition"),
         labels=_labels(targets),
         **exact,
     )
@@ -100,14 +91,14 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def at_size(subject: Subject, size: int) -> Subject:
-    """The subject as networks of another resolution are given it: its pictures resized, without depth and mask."""
+    """The subject as networks of another resolution are given it: its images resized, without depth and mask."""
     names = ("reference", "images", "conditions")
-    pictures = {name: resize(getattr(subject, name), size) for name in names}
-    return replace(subject, **pictures, depth=None, mask=None, other_reference=None, other_conditions=None)
+    images = {name: resize(getattr(subject, name), size) for name in names}
+    return replace(subject, **images, depth=None, mask=None, other_reference=None, other_conditions=None)
 
 
-def read_pictures(root: Path, views: list[dict], kind: str) -> Tensor:
-    """The pictures that a manifest names under `kind`, [V, 3, H, W] in [0, 1]."""
+def read_images(root: Path, views: list[dict], kind: str) -> Tensor:
+    """The images that a manifest names under `kind`, [V, 3, H, W] in [0, 1]."""
     return torch.stack([read_image(root / view[kind]) for view in views])
 
 
@@ -127,12 +118,11 @@ def _depth_file(name: str, view: dict) -> str:
 
 
 def read_image(path: Path) -> Tensor:
-    """A picture as [3, H, W] in [0, 1]; DataError names the file."""
+    """An image file as [3, H, W] in [0, 1]; DataError names the file."""
     try:
-        pixels = _report(path, read_user_image(path)).as_floats()  # [H, W, 3]
+        return _report(path, read_user_image(path)).as_tensor()
     except ImageError as error:
         raise DataError(f"Image '{path}' cannot be read ({error.reason}); make its folder again.") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _read_depth(path: Path) -> tuple[Tensor, Tensor]:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 SCALE, TURN, SHIFT = "scale", "turn", "shift"
 MISALIGNMENTS = (SCALE, TURN, SHIFT)
-MAX_SCALE, MAX_DEGREES, MAX_SHIFT = 0.10, 10.0, 0.05  # shift in parts of the picture's side
+MAX_SCALE, MAX_DEGREES, MAX_SHIFT = 0.10, 10.0, 0.05  # shift in parts of the image's side
 
 
 def unaligned(images: Tensor, seed: int, parts: Collection[str] = MISALIGNMENTS) -> Tensor:
-    """Pictures [N, 3, H, W], each scaled by up to 10 %, turned by up to 10 degrees and shifted by up to 5 %.
+    """Images [N, 3, H, W], each scaled by up to 10 %, turned by up to 10 degrees and shifted by up to 5 %.
 
-    What comes in at the sides repeats the border. The same seed gives the same pictures. With some of the `parts` only,
+    What comes in at the sides repeats the border. The same seed gives the same images. With some of the `parts` only,
     these are as with all of them.
     """
     generator = torch.Generator().manual_seed(seed)

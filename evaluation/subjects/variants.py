@@ -1,69 +1,39 @@
-"""How views are sampled, and what is changed about the system in each experiment, one thing at a time."""
+"""What is changed about the system in each experiment, one thing at a time."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from diffportrait3d.pipeline import ETA, GUIDANCE
+from diffportrait3d.pipeline import Sampling
 
 from .misalignment import MISALIGNMENTS, SCALE, SHIFT, TURN
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """Solver and guidance of a command.
-
-    Attributes:
-        solver: of SOLVERS.
-        steps: evaluations of the networks.
-        guidance: scale over appearance and camera together; 1 is none.
-        eta: DDIM's noise per step; DPM++ 2M adds none.
-        guided: the timesteps, from the first to before the second, at which guidance acts.
-    """
-
-    solver: str = "dpmpp_2m"
-    steps: int = 8
-    guidance: float = GUIDANCE
-    eta: float = ETA
-    guided: tuple[int, int] = (0, 1000)
-
-    def facts(self) -> dict:
-        """What the views depend on: without an eta that the solver does not have, or a limit that is none."""
-        facts = asdict(self)
-        if self.solver != "ddim":
-            del facts["eta"]
-        if self.guided == Sampling.guided:
-            del facts["guided"]
-        return facts
-
-    def __str__(self) -> str:
-        eta = f", eta {self.eta}" if self.solver == "ddim" else ""
-        return f"{self.steps} steps of {self.solver}{eta}, guidance {self.guidance}"
-
-
-SAMPLING_FIELDS = ("guidance", "eta", "guided", "solver")  # of an arm that a sampling has, too
+SAMPLING_FIELDS = ("guidance", "eta", "guided", "solver")  # of a variant that a sampling has, too
 NOT_INPUTS = ("title", "steps_factor", *SAMPLING_FIELDS)
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """A way to generate the views of a subject; the defaults are the full system.
 
+    The names of the fields are stored beside results and views.
+
     Attributes:
-        title: how tables and pictures call it.
+        title: its name in tables and images.
         encoder: F_ref as "trained", the "untrained" copy of F that its training began with, or "none".
         references: how many portraits F_ref reads; S always reads the first one alone.
         person: whose portraits F_ref reads, the subject's "own" or those of "another" person. S reads the subject's.
         misaligned: what is done to F_ref's portraits, of "scale", "turn" and "shift" (`.misalignment`).
-        condition: what F_cam is shown: the "given" pictures, the "swapped" ones (somebody else at the same cameras),
+        condition: what F_cam is shown: the "given" images, the "swapped" ones (somebody else at the same cameras),
             or "none".
-        view_consistency: "trained", as it ships; one of a pair of modules with positions that the user names, trained
+        view_consistency: "trained", as published; one of a pair of modules with positions that the user names, trained
             alike but on "shuffled" and on "ordered" views; or "none".
-        in_order: the networks are given the views sorted by yaw, as a camera that goes round; else as they come.
+        in_order: the networks are given the views sorted by yaw, as of a camera that moves around the head; else as
+            they come.
         start: what is diffused to the terminal step for the start noise: S's "proxy" views, the "reference" in every
             view (the release's fallback), the "truth" (the best there could be); or pure noise, "random" in every
             view or the "shared" one.
-        strength: what S's views are multiplied by before they are diffused.
+        strength: factor of S's views before they are diffused.
         steps_factor: of the command's number of steps.
         guidance, eta, guided, solver: None takes the command's.
     """
@@ -85,98 +55,98 @@ class Arm:
     solver: str | None = None
 
     def sampling(self, command: Sampling) -> Sampling:
-        """The command's, with what this arm changes about it."""
+        """The command's, with what this variant changes about it."""
         own = {name: getattr(self, name) for name in SAMPLING_FIELDS}
         own = {name: value for name, value in own.items() if value is not None}
         return replace(command, steps=max(1, round(command.steps * self.steps_factor)), **own)
 
     def changes(self) -> dict:
-        """What is not as in the full system, but for title and sampling: a field that is added later changes none."""
-        here, full = asdict(self), asdict(Arm(""))
+        """What differs from the full system, but for title and sampling: a field that is added later changes none."""
+        here, full = asdict(self), asdict(Variant(""))
         return {name: value for name, value in here.items() if name not in NOT_INPUTS and value != full[name]}
 
 
 # "No reference" and "no camera" keep S's start noise, which carries a trace of both: one part is removed at a time.
-ARMS = {
-    "full": Arm("full system"),
-    "no_reference": Arm("no reference", encoder="none"),
-    "no_camera": Arm("no camera", condition="none"),
-    "no_view_consistency": Arm("no view consistency", view_consistency="none"),
-    "random_noise": Arm("random noise", start="random"),
+PART_VARIANTS = {
+    "full": Variant("full system"),
+    "no_reference": Variant("no reference", encoder="none"),
+    "no_camera": Variant("no camera", condition="none"),
+    "no_view_consistency": Variant("no view consistency", view_consistency="none"),
+    "random_noise": Variant("random noise", start="random"),
 }
 
 # In the order of the paper's experiments. Random noise in some pairs: S's start noise carries so much layout that it
 # hides what the other parts do. The miniature's view consistency has no positions, so that order is nothing to it: what
 # shuffling brings shows in a pair of modules that have them.
-ABLATION_ARMS = {
-    "full": ARMS["full"],
+ABLATION_VARIANTS = {
+    "full": PART_VARIANTS["full"],
     # appearance reference
-    "no_reference": ARMS["no_reference"],
-    "untrained_reference": Arm("F_ref untrained", encoder="untrained"),
-    "unaligned_reference": Arm("reference unaligned", misaligned=MISALIGNMENTS),
-    "scaled_reference": Arm("reference scaled", misaligned=(SCALE,)),
-    "turned_reference": Arm("reference turned", misaligned=(TURN,)),
-    "shifted_reference": Arm("reference shifted", misaligned=(SHIFT,)),
-    "swapped_reference": Arm("reference of somebody else", person="another"),
-    "two_references": Arm("2 references", references=2),
-    "four_references": Arm("4 references", references=4),
+    "no_reference": PART_VARIANTS["no_reference"],
+    "untrained_reference": Variant("F_ref untrained", encoder="untrained"),
+    "unaligned_reference": Variant("reference unaligned", misaligned=MISALIGNMENTS),
+    "scaled_reference": Variant("reference scaled", misaligned=(SCALE,)),
+    "turned_reference": Variant("reference turned", misaligned=(TURN,)),
+    "shifted_reference": Variant("reference shifted", misaligned=(SHIFT,)),
+    "swapped_reference": Variant("reference of somebody else", person="another"),
+    "two_references": Variant("2 references", references=2),
+    "four_references": Variant("4 references", references=4),
     # view control
-    "no_camera": ARMS["no_camera"],
-    "swapped_condition": Arm("condition of somebody else", condition="swapped"),
+    "no_camera": PART_VARIANTS["no_camera"],
+    "swapped_condition": Variant("condition of somebody else", condition="swapped"),
     # view consistency
-    "no_view_consistency": ARMS["no_view_consistency"],
-    "shuffled_views": Arm("view consistency with positions, shuffled views", view_consistency="shuffled"),
-    "ordered_views": Arm("view consistency with positions, ordered views", view_consistency="ordered"),
-    "shuffled_views_in_order": Arm("shuffled views, sampled in order", view_consistency="shuffled", in_order=True),
-    "ordered_views_in_order": Arm("ordered views, sampled in order", view_consistency="ordered", in_order=True),
+    "no_view_consistency": PART_VARIANTS["no_view_consistency"],
+    "shuffled_views": Variant("view consistency with positions, shuffled views", view_consistency="shuffled"),
+    "ordered_views": Variant("view consistency with positions, ordered views", view_consistency="ordered"),
+    "shuffled_views_in_order": Variant("shuffled views, sampled in order", view_consistency="shuffled", in_order=True),
+    "ordered_views_in_order": Variant("ordered views, sampled in order", view_consistency="ordered", in_order=True),
     # start noise
-    "random_noise": ARMS["random_noise"],
-    "shared_noise": Arm("noise shared by the views", start="shared"),
-    "reference_noise": Arm("noise from the reference", start="reference"),
-    "truth_noise": Arm("noise from the ground truth", start="truth"),
-    "random_noise_no_reference": Arm("random noise, no reference", start="random", encoder="none"),
-    "random_noise_no_camera": Arm("random noise, no camera", start="random", condition="none"),
-    "random_noise_no_view_consistency": Arm(
+    "random_noise": PART_VARIANTS["random_noise"],
+    "shared_noise": Variant("noise shared by the views", start="shared"),
+    "reference_noise": Variant("noise from the reference", start="reference"),
+    "truth_noise": Variant("noise from the ground truth", start="truth"),
+    "random_noise_no_reference": Variant("random noise, no reference", start="random", encoder="none"),
+    "random_noise_no_camera": Variant("random noise, no camera", start="random", condition="none"),
+    "random_noise_no_view_consistency": Variant(
         "random noise, no view consistency", start="random", view_consistency="none"
     ),
     # sampling
-    "guidance_1": Arm("guidance 1", guidance=1.0),
-    "guidance_2": Arm("guidance 2", guidance=2.0),
-    "guidance_5": Arm("guidance 5", guidance=5.0),
-    "guidance_8": Arm("guidance 8", guidance=8.0),
-    "quarter_steps": Arm("a quarter of the steps", steps_factor=0.25),
-    "half_steps": Arm("half of the steps", steps_factor=0.5),
-    "double_steps": Arm("twice the steps", steps_factor=2.0),
+    "guidance_1": Variant("guidance 1", guidance=1.0),
+    "guidance_2": Variant("guidance 2", guidance=2.0),
+    "guidance_5": Variant("guidance 5", guidance=5.0),
+    "guidance_8": Variant("guidance 8", guidance=8.0),
+    "quarter_steps": Variant("a quarter of the steps", steps_factor=0.25),
+    "half_steps": Variant("half of the steps", steps_factor=0.5),
+    "double_steps": Variant("twice the steps", steps_factor=2.0),
 }
 
-# What may spoil faces, one suspect at a time; no claim of the paper's, and not among the arms that run by default.
-EXPERIMENT_ARMS = {
-    "guided_early": Arm("guidance at the noisy half only", guided=(500, 1000)),
-    "guided_late": Arm("guidance at the clean half only", guided=(0, 500)),
-    "ddim_eta_0": Arm("DDIM, eta 0", solver="ddim", eta=0.0),
-    "ddim_eta_half": Arm("DDIM, eta 0.5", solver="ddim", eta=0.5),
-    "ddim_eta_1": Arm("DDIM, eta 1", solver="ddim", eta=1.0),
-    "half_strength": Arm("S's views at half strength", strength=0.5),
-    "double_strength": Arm("S's views at double strength", strength=2.0),
+# What may spoil faces, one suspect at a time; no claim of the paper's, and not among the variants that run by default.
+EXPERIMENT_VARIANTS = {
+    "guided_early": Variant("guidance at the noisy half only", guided=(500, 1000)),
+    "guided_late": Variant("guidance at the clean half only", guided=(0, 500)),
+    "ddim_eta_0": Variant("DDIM, eta 0", solver="ddim", eta=0.0),
+    "ddim_eta_half": Variant("DDIM, eta 0.5", solver="ddim", eta=0.5),
+    "ddim_eta_1": Variant("DDIM, eta 1", solver="ddim", eta=1.0),
+    "half_strength": Variant("S's views at half strength", strength=0.5),
+    "double_strength": Variant("S's views at double strength", strength=2.0),
 }
-ALL_ARMS = ABLATION_ARMS | EXPERIMENT_ARMS
+ALL_VARIANTS = ABLATION_VARIANTS | EXPERIMENT_VARIANTS
 
-# Sets of arms that the command knows by one word; "full" is in each of them.
+# Sets of variants that the command knows by one word; "full" is in each of them.
 GROUPS = {
-    "all": tuple(ABLATION_ARMS),
+    "all": tuple(ABLATION_VARIANTS),
     "main": (  # Table 1b, Table 2 and figure 5, figure 8
         "untrained_reference", "unaligned_reference", "two_references", "four_references", "no_view_consistency",
         "random_noise", "random_noise_no_view_consistency",
     ),
     "faces": (
         "two_references", "four_references", "no_view_consistency", "truth_noise", "guidance_1", "guidance_2",
-        "guidance_5", "half_steps", "double_steps", *EXPERIMENT_ARMS,
+        "guidance_5", "half_steps", "double_steps", *EXPERIMENT_VARIANTS,
     ),
 }  # fmt: skip
 
-# View consistency whose weights the user names, in the order of the option, and the arms that need them.
+# View consistency whose weights the user names, in the order of the option, and the variants that need them.
 ORDER_WEIGHTS = ("shuffled", "ordered")
-ORDER_ARMS = tuple(name for name, arm in ABLATION_ARMS.items() if arm.view_consistency in ORDER_WEIGHTS)
+ORDER_VARIANTS = tuple(name for name, variant in ABLATION_VARIANTS.items() if variant.view_consistency in ORDER_WEIGHTS)
 
 # Rows that are looked at together, each group beside the full system.
 THEMES = {
@@ -193,5 +163,5 @@ THEMES = {
     "sampling": (
         "guidance_1", "guidance_2", "guidance_5", "guidance_8", "quarter_steps", "half_steps", "double_steps",
     ),
-    "faces": tuple(EXPERIMENT_ARMS),
+    "faces": tuple(EXPERIMENT_VARIANTS),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Generated views and their ground truth as files: what `evaluation.generate` writes and `evaluation.paper` reads.
+"""Generated views and their ground truth as files, written by `evaluation.generate` and read by `evaluation.paper`.
 
     VIEWS/views.json              {"format": "diffportrait3d-views", "version": 1, "task": "novel" | "reconstruction",
                                    "reference": "aligned" | "unaligned", and any facts about how they were made}
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffportrait3d.files import write_folder, write_text
+from diffportrait3d.images import save_image
 from training.dataset.images import DataError
 
 from .dataset import read_image
@@ -43,7 +43,7 @@ class Views:
 
 
 def write_header(root: Path, task: str, reference: str, **facts) -> None:
-    """Start a folder; DataError if it holds views that were made otherwise."""
+    """Start a folder; DataError if it holds views of other settings."""
     header = {"format": FORMAT, "version": VERSION, "task": task, "reference": reference, **facts}
     path = root / "views.json"
     if path.is_file() and (found := _read_header(path)) != header:
@@ -57,17 +57,12 @@ def write_views(root: Path, views: Views) -> None:
     kinds = {"generated": views.generated, "truth": views.truth, "mask": views.mask}
 
     def fill(folder: Path) -> None:
-        _save(folder / "reference.png", views.reference[0])
-        for kind, pictures in kinds.items():
-            for k, picture in enumerate(() if pictures is None else pictures):
-                _save(folder / f"{k:02d}_{kind}.png", picture)
+        save_image(folder / "reference.png", views.reference[0])
+        for kind, images in kinds.items():
+            for k, image in enumerate(() if images is None else images):
+                save_image(folder / f"{k:02d}_{kind}.png", image.expand(3, -1, -1))
 
     write_folder(root / views.id, fill)
-
-
-def _save(path: Path, picture: Tensor) -> None:
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).expand(-1, -1, 3).numpy()
-    Image.fromarray(pixels.copy()).save(path)
 
 
 def read_header(root: Path) -> dict:
@@ -90,7 +85,7 @@ def _read_header(path: Path) -> dict:
         header = None
     if not isinstance(header, dict):
         raise DataError(
-            f"'{path}' is damaged, and with it is lost how the views beside it were made: write it again by hand "
+            f"'{path}' is damaged, so that it is not known how the views beside it were made: write it again by hand "
             "(docs/evaluation.md), or delete the folder and generate them again."
         )
     return header
@@ -105,7 +100,7 @@ def identities(root: Path) -> list[Path]:
 
 
 def read_views(folder: Path) -> Views:
-    """One identity's pictures; DataError names what is missing."""
+    """One identity's images; DataError names what is missing."""
     names = sorted(path.name.removesuffix("_generated.png") for path in folder.glob("*_generated.png"))
     if not names:
         raise DataError(f"'{folder}' has no NN_generated.png; see docs/evaluation.md for the layout.")

@@ -1,12 +1,12 @@
 """The orders that the paper reports, written down before they were looked for, and the verdict on each.
 
 Nothing here may be changed after results were seen, except by adding a line that says so. Changed after a trial with
-two people and three steps, before any result that counts: the arms with other numbers of steps became relative to the
-command's (they were 5 and 50), and fewer than FEWEST people decide nothing. Changed before it was ever run: ordered
-views are compared with shuffled ones of a module that has positions, not with the full system's, which has none.
-Added after 34 people had shown that training on ordered views does no harm here: the line that asks whether such a
-module heeds the order at all. Added before any generated view was judged by dlib: the paper's ID column, by cosine to
-the portrait and to the truth and by the rank of the right person; where the paper's ID is equal, by distance, as dlib's
+two people and three steps, before any result that counts: the variants with other numbers of steps became relative to
+the command's (they were 5 and 50), and fewer than FEWEST people decide nothing. Changed before it was ever run: ordered
+views are compared with shuffled ones of a module that has positions, not with the full system's, which has none. Added
+after 34 people had shown that training on ordered views does no harm here: the line that asks whether such a module
+heeds the order at all. Added before any generated view was measured by dlib: the paper's ID column, by cosine to the
+portrait and to the truth and by the rank of the right person; where the paper's ID is equal, by distance, as dlib's
 cosines of different people already lie within 5 % of one another.
 """
 
@@ -28,11 +28,11 @@ class Expectation:
     """One order.
 
     Attributes:
-        source: where in the paper it stands, or why it follows.
-        first, second: names of arms; `second` is empty if `relation` is SMALL.
-        metrics: each is judged for itself; the first one is the paper's nearest.
-        relation: BETTER: the paired difference has the right sign. EQUAL: it lies within +-margin of the second arm's
-            mean. SMALL: the first arm's number itself lies within +-margin.
+        source: the place in the paper, or why it follows.
+        first, second: names of variants; `second` is empty if `relation` is SMALL.
+        metrics: each has its own verdict; the first one is the paper's nearest.
+        relation: BETTER: the paired difference has the right sign. EQUAL: it lies within +-margin of the second
+            variant's mean. SMALL: the first variant's number itself lies within +-margin.
         margin: a part of the mean for EQUAL, in the metric's unit for SMALL.
     """
 
@@ -44,7 +44,7 @@ class Expectation:
     margin: float = 0.0
 
     @property
-    def arms(self) -> set[str]:
+    def variants(self) -> set[str]:
         return {self.first, self.second} - {""}
 
 
@@ -125,7 +125,7 @@ class Verdict(NamedTuple):
     word: str
 
 
-def judge(expectation: Expectation, metric: str, records: list[dict]) -> Verdict:
+def verdict(expectation: Expectation, metric: str, records: list[dict]) -> Verdict:
     """The verdict by the 95 % paired bootstrap interval over identities."""
     first = column(records, expectation.first, metric)
     if expectation.relation == SMALL:
@@ -151,8 +151,8 @@ def _verdict(expectation: Expectation, metric: str, interval: Interval, allowed:
     return Verdict(expectation, metric, interval, allowed, word if interval.count >= FEWEST else "undecided")
 
 
-def verdicts(records: list[dict], arms: set[str]) -> list[Verdict]:
-    """Every expectation whose arms were all run, metric by metric; without metrics whose judge was not there."""
-    chosen = [expectation for expectation in EXPECTATIONS if expectation.arms <= arms]
+def verdicts(records: list[dict], variants: set[str]) -> list[Verdict]:
+    """Every expectation whose variants were all run, metric by metric; without metrics that were not measured."""
+    chosen = [expectation for expectation in EXPECTATIONS if expectation.variants <= variants]
     measured = set(records[0]["results"]["full"])
-    return [judge(e, metric, records) for e in chosen for metric in e.metrics if metric in measured]
+    return [verdict(e, metric, records) for e in chosen for metric in e.metrics if metric in measured]

@@ -75,7 +75,7 @@ ROWS = [
 
 
 def rows_for(task: str, size: int, background: str, reference: str) -> list[Row]:
-    """The paper's rows for a setting; Table 1b, which compares references, stands beside both."""
+    """The paper's rows for a setting; Table 1b, which compares references, is shown with both."""
     setting = (task, size, background)
     rows = [row for row in ROWS if (row.task, row.size, row.background) == setting]
     return [row for row in rows if row.reference == reference or row.table == "1b"]

@@ -6,11 +6,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffportrait3d.files import write_atomically, write_text
+from diffportrait3d.images import as_pixels, sheet
 from training.dataset.images import DataError
 
 from .bootstrap import Interval
@@ -36,15 +36,13 @@ def cell(interval: Interval, digits: int, signed: bool = False) -> str:
 
 def image_rows(rows: list[tuple[str, Tensor]]) -> Image.Image:
     """Rows of images [n, 3, H, W] in [0, 1], each with its title at the left; short rows end in grey."""
-    side, count = rows[0][1].shape[-1], max(len(images) for _, images in rows)
-    page = Image.new("RGB", (LABEL_WIDTH + count * side, len(rows) * side), (128, 128, 128))
+    side, images = rows[0][1].shape[-1], Image.fromarray(as_pixels(sheet([images for _, images in rows])))
+    page = Image.new("RGB", (LABEL_WIDTH + images.width, images.height), (128, 128, 128))
+    page.paste(images, (LABEL_WIDTH, 0))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
-    for y, (title, images) in enumerate(rows):
+    for y, (title, _) in enumerate(rows):
         lines = textwrap.wrap(title, LABEL_CHARACTERS)
         draw.text((6, y * side + side // 2 - 8 * len(lines)), "\n".join(lines), fill=(255, 255, 255), font=font)
-        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()  # [n, H, W, 3]
-        for x, image in enumerate(pixels):
-            page.paste(Image.fromarray(image), (LABEL_WIDTH + x * side, y * side))
     return page
 
 

@@ -1,4 +1,4 @@
-"""Results written down identity by identity, so that an interrupted run goes on where it was."""
+"""Results written identity by identity, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from ..subjects.dataset import subject_digest
 RECORD = ("digest", "results")  # what every record has
 
 
-def read_journal(path: Path, expected: dict, root: Path) -> list[dict]:
-    """Finished identities of an earlier run under the same conditions; starts the journal if there is none.
+def read_log(path: Path, expected: dict, root: Path) -> list[dict]:
+    """Finished identities of an earlier run under the same conditions; starts the log if there is none.
 
-    Of a damaged journal the records before the damage count; without its first line, the conditions, none does: it is
-    kept beside the new one.
+    Of a damaged log the records before the damage count; without its first line, the conditions, none does: it is kept
+    beside the new one.
 
-    Raises DataError if conditions or subjects differ.
+    Raises:
+        DataError: conditions or subjects differ.
     """
     found, *records = _read_lines(path) or [None]
     if found is None:
@@ -70,7 +71,7 @@ def _entry(line: bytes, needed: tuple[str, ...]) -> dict | None:
 
 
 def append_record(path: Path, record: dict) -> None:
-    """Write down one finished identity."""
+    """Write one finished identity."""
     append_line(path, json.dumps(record))
 
 

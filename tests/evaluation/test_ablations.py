@@ -1,4 +1,4 @@
-"""The ablations on a tiny untrained system: arms, verdicts, resuming, processes, the document."""
+"""The ablations on a tiny untrained system: variants, verdicts, resuming, processes, the document."""
 
 import json
 
@@ -12,8 +12,8 @@ from evaluation.metrics.faces import FACE_METRICS
 from evaluation.metrics.images import background_variation, leak, mini_lpips
 from evaluation.metrics.views import ABLATION_METRICS
 from evaluation.subjects.misalignment import MISALIGNMENTS, unaligned
-from evaluation.subjects.variants import ABLATION_ARMS, ALL_ARMS, GROUPS, ORDER_ARMS, THEMES
-from evaluation.tables.expectations import BETTER, EQUAL, EXPECTATIONS, SMALL, Expectation, judge
+from evaluation.subjects.variants import ABLATION_VARIANTS, ALL_VARIANTS, GROUPS, ORDER_VARIANTS, THEMES
+from evaluation.tables.expectations import BETTER, EQUAL, EXPECTATIONS, SMALL, Expectation, verdict
 from evaluation.tables.report import publish
 
 FEW = ["untrained_reference", "two_references", "swapped_condition", "swapped_reference"]
@@ -95,14 +95,14 @@ def test_processes_give_the_same_numbers(finished, weights, ball_dataset, tmp_pa
 
 
 def test_every_arm_changes_something(weights, ball_dataset, tmp_path):
-    names = [n for n in ALL_ARMS if ALL_ARMS[n].steps_factor == 1 and ALL_ARMS[n].references < 3]
+    names = [n for n in ALL_VARIANTS if ALL_VARIANTS[n].steps_factor == 1 and ALL_VARIANTS[n].references < 3]
     ordered = ["--order-weights", *[str(weights / "view_consistency.safetensors")] * 2]
     steps = ["--steps", "2"]  # one of them in each half
     options = ablations.parse([*command(weights, ball_dataset, tmp_path / "r.json", *names), *ordered, *steps])
     study = ablations.AblationStudy(options)
     subject = study.subject(0)
     views, _ = study.views(subject, seed=0)
-    as_they_come = [name for name in ORDER_ARMS if not ABLATION_ARMS[name].in_order]
+    as_they_come = [name for name in ORDER_VARIANTS if not ABLATION_VARIANTS[name].in_order]
     assert set(names) < set(views) and len(as_they_come) == 2
     assert all(torch.equal(views["full"], views[name]) for name in as_they_come)  # one file
     different = {name: views[name] for name in names if name not in ("full", *as_they_come)}
@@ -110,31 +110,36 @@ def test_every_arm_changes_something(weights, ball_dataset, tmp_path):
         assert (images - views["full"]).abs().mean() > 1e-6, name
     reference = subject.reference
     assert not torch.equal(subject.other_reference[0], reference[0])
-    again = study.system.generate(ABLATION_ARMS["shared_noise"], subject, views["proxy"], 0, study.store.sampling)
+    again = study.generator.generate(
+        ABLATION_VARIANTS["shared_noise"], subject, views["proxy"], 0, study.store.sampling
+    )
     assert torch.equal((again * 255).round() / 255, views["shared_noise"])  # which is not made of S's views
 
 
 def test_expectations_name_what_exists():
     for expectation in EXPECTATIONS:
-        assert expectation.arms <= set(ALL_ARMS) and set(expectation.metrics) <= {*ABLATION_METRICS, *FACE_METRICS}
+        assert expectation.variants <= set(ALL_VARIANTS) and set(expectation.metrics) <= {
+            *ABLATION_METRICS,
+            *FACE_METRICS,
+        }
         assert (expectation.margin > 0) == (expectation.relation != BETTER) and expectation.source
 
 
 def test_every_arm_is_shown_somewhere():
-    assert {name for names in THEMES.values() for name in names} == set(ALL_ARMS) - {"full"}
+    assert {name for names in THEMES.values() for name in names} == set(ALL_VARIANTS) - {"full"}
 
 
 def test_groups():
     """The main orders' arms are all that the paper's tables 1b and 2 and figures 5 and 8 need."""
-    assert all(set(names) <= set(ALL_ARMS) for names in GROUPS.values())
+    assert all(set(names) <= set(ALL_VARIANTS) for names in GROUPS.values())
     main = {"full", *GROUPS["main"]}
     for expectation in EXPECTATIONS:
         place = expectation.source.partition(":")[0]
         if any(name in place for name in ("Table 1b", "Table 2", "Figure 5", "Figure 8")):
-            assert expectation.arms <= main, expectation
-    arms = ablations.chosen_arms(ablations.parse(["--group", "faces"]))
+            assert expectation.variants <= main, expectation
+    arms = ablations.chosen_variants(ablations.parse(["--group", "faces"]))
     assert list(arms)[0] == "full" and set(arms) == {"full", *GROUPS["faces"]}
-    assert set(ablations.chosen_arms(ablations.parse([]))) == set(ABLATION_ARMS) - set(ORDER_ARMS)
+    assert set(ablations.chosen_variants(ablations.parse([]))) == set(ABLATION_VARIANTS) - set(ORDER_VARIANTS)
 
 
 def records(**columns) -> list[dict]:
@@ -164,8 +169,8 @@ def test_verdicts(relation, margin, metric, shift, word):
     first += second.mean() + shift - first.mean()  # the mean difference is exactly the shift
     expectation = Expectation("a test", "a", relation, "" if relation == SMALL else "b", (metric,), margin)
     found = records(a=first, b=second)
-    assert judge(expectation, metric, found).word == word
-    assert judge(expectation, metric, found[:5]).word == "undecided"  # too few people to say
+    assert verdict(expectation, metric, found).word == word
+    assert verdict(expectation, metric, found[:5]).word == "undecided"  # too few people to say
 
 
 def test_leak_is_the_slope():
@@ -185,9 +190,9 @@ def test_background_variation_sees_only_changes_between_views():
 
 
 def test_mini_lpips_grows_with_the_change(weights):
-    from evaluation.studies.system import Miniature
+    from evaluation.studies.generator import ViewGenerator
 
-    autoencoder = Miniature(weights).autoencoder
+    autoencoder = ViewGenerator(weights).pipeline.autoencoder
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     small, large = (mini_lpips((images + s * noise).clamp(0, 1), images, autoencoder) for s in (0.05, 0.3))

@@ -11,7 +11,7 @@ from diffportrait3d.networks import NovelViewConfig, NovelViewModel
 from diffportrait3d.weights.files import save_network
 from evaluation import compare, solvers
 from evaluation.metrics.views import QUALITY_METRICS
-from evaluation.subjects.dataset import at_size, held_out_subjects, resize
+from evaluation.subjects.dataset import at_size, held_out_lines, load_subject, resize
 from evaluation.tables.report import publish
 
 
@@ -34,15 +34,15 @@ def command(data, out, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["small first", "large first"])
-def test_two_resolutions_are_judged_at_the_larger(weights, small_weights, ball_dataset, tmp_path, capsys, order):
+def test_two_resolutions_are_measured_at_the_larger(weights, small_weights, ball_dataset, tmp_path, capsys, order):
     folders = [str(small_weights), str(weights)][::order]
     out, page = tmp_path / "compare.json", tmp_path / "page.md"
     arguments = command(ball_dataset, out, "--steps", "1", "--doc", str(page))
     assert compare.main([*folders, *arguments]) == 0
     results = json.loads(out.read_text())
     summary, conditions = results["summary"], results["conditions"]
-    judged_by = conditions["second_sha256" if order == 1 else "first_sha256"]
-    assert conditions["resolution"] == 64 and conditions["weights_sha256"] == judged_by
+    measured_by = conditions["second_sha256" if order == 1 else "first_sha256"]
+    assert conditions["resolution"] == 64 and conditions["weights_sha256"] == measured_by
     assert summary["ground_truth"]["mini_lpips"]["mean"] == 0 < summary["small_truth"]["mini_lpips"]["mean"]
     assert results["titles"]["small_truth"] == "ground truth at 32 px"
     for metric in QUALITY_METRICS:
@@ -64,7 +64,7 @@ def test_a_folder_against_itself_differs_in_nothing(weights, ball_dataset, tmp_p
 
 
 def test_data_of_the_smaller_resolution_are_refused(weights, small_weights, ball_dataset, tmp_path):
-    with pytest.raises(SystemExit, match="64 px pictures, the weights in .* work at 32 px"):
+    with pytest.raises(SystemExit, match="64 px images, the weights in .* work at 32 px"):
         arguments = command(ball_dataset, tmp_path / "x.json", "--steps", "1")
         compare.main([str(small_weights), str(small_weights), *arguments])
     with pytest.raises(SystemExit, match="nowhere"):
@@ -72,7 +72,7 @@ def test_data_of_the_smaller_resolution_are_refused(weights, small_weights, ball
 
 
 def test_what_the_smaller_networks_are_given(ball_dataset):
-    subject = next(held_out_subjects(ball_dataset, 1, 2))
+    subject = load_subject(ball_dataset, held_out_lines(ball_dataset, 1)[0], 2)
     small = at_size(subject, 32)
     assert small.images.shape == (2, 3, 32, 32) and small.reference.shape == (1, 3, 32, 32)
     assert torch.equal(small.labels, subject.labels) and small.id == subject.id and small.depth is None

@@ -1,4 +1,4 @@
-"""The judge from outside on rendered heads: faces, persons, baselines; the commands with and without it."""
+"""dlib on rendered heads: faces, persons, baselines; the commands with and without it."""
 
 import json
 
@@ -9,7 +9,7 @@ import torch
 from evaluation import ablations, generate, miniature, paper
 from evaluation.metrics import faces
 from evaluation.metrics.faces import FACE_METRICS, OTHERS, FaceNetworks, FacesMissing, face_metrics, pack, unpack
-from evaluation.subjects.dataset import held_out_subjects
+from evaluation.subjects.dataset import held_out_lines, load_subject
 from training import render
 
 
@@ -23,21 +23,22 @@ def heads(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judge():
+def networks():
     return FaceNetworks()
 
 
-def test_finds_rendered_heads_and_tells_them_apart(judge, heads):
+def test_finds_rendered_heads_and_tells_them_apart(networks, heads):
     people = []
-    for subject in held_out_subjects(heads, 2, 2):
-        truth = judge.embeddings(subject.images)
+    for line in held_out_lines(heads, 2):
+        subject = load_subject(heads, line, 2)
+        truth = networks.embeddings(subject.images)
         assert truth.shape == (2, 128) and not np.isnan(truth).any()
-        nothing = judge.embeddings(torch.full((1, 3, 64, 64), 0.5))
+        nothing = networks.embeddings(torch.full((1, 3, 64, 64), 0.5))
         assert np.isnan(nothing).all()
         rows = {"ground_truth": truth, "half": np.concatenate([truth[:1], nothing])}
         yaws = faces.view_yaws(subject.labels)
         assert max(map(abs, yaws)) <= 30
-        people.append({"reference": judge.embeddings(subject.reference)[0], "yaws": yaws, "rows": rows})
+        people.append({"reference": networks.embeddings(subject.reference)[0], "yaws": yaws, "rows": rows})
     for metrics in face_metrics(people):
         truth, half, others = metrics["ground_truth"], metrics["half"], metrics[OTHERS]
         assert truth["dlib_found"] == truth["dlib_found_near"] == truth["dlib_first"] == truth["dlib_rank"] == 1
@@ -46,10 +47,10 @@ def test_finds_rendered_heads_and_tells_them_apart(judge, heads):
         assert others["dlib_distance_reference"] > 1.5 * truth["dlib_distance_reference"]
 
 
-def test_size_hardly_matters(judge, heads):
-    subject = next(held_out_subjects(heads, 1, 2))
+def test_size_hardly_matters(networks, heads):
+    subject = load_subject(heads, held_out_lines(heads, 1)[0], 2)
     larger = torch.nn.functional.interpolate(subject.images, scale_factor=2, mode="bicubic").clamp(0, 1)
-    small, large = judge.embeddings(subject.images), judge.embeddings(larger)
+    small, large = networks.embeddings(subject.images), networks.embeddings(larger)
     assert np.linalg.norm(small - large, axis=-1).max() < 0.2  # dlib's border between people is 0.6
 
 
@@ -97,12 +98,12 @@ def test_packed_embeddings_are_exact():
     assert np.array_equal(unpack(pack(numbers)), numbers, equal_nan=True)
 
 
-def test_embeddings_are_kept(judge, heads, tmp_path, monkeypatch):
-    images = next(held_out_subjects(heads, 1, 2)).images
+def test_embeddings_are_kept(networks, heads, tmp_path, monkeypatch):
+    images = load_subject(heads, held_out_lines(heads, 1)[0], 2).images
     kept = FaceNetworks(tmp_path)
     found = kept.embeddings(images[:1])
     (path,) = tmp_path.iterdir()
-    monkeypatch.setattr(kept, "_judge", lambda pixels: pytest.fail("judged again"))
+    monkeypatch.setattr(kept, "_embeddings", lambda pixels: pytest.fail("measured again"))
     assert np.array_equal(kept.embeddings(images[:1]), found)
     monkeypatch.undo()
     path.write_bytes(path.read_bytes()[:100])
@@ -116,7 +117,7 @@ def command(weights, data, out, *more: str) -> list[str]:
     return [*paths, "--identities", "2", "--views", "2", "--steps", "1", "--pictures", "0", *more]
 
 
-def test_commands_judge_faces(weights, heads, tmp_path, capsys):
+def test_commands_measure_faces(weights, heads, tmp_path, capsys):
     assert miniature.main(command(weights, heads, tmp_path / "miniature.json", "--faces")) == 0
     printed = capsys.readouterr().out
     assert "right person first (dlib)" in printed and "| true views of other people" in printed
@@ -126,18 +127,18 @@ def test_commands_judge_faces(weights, heads, tmp_path, capsys):
     assert copy["dlib_id_reference"]["mean"] == pytest.approx(1, abs=1e-6) and copy["dlib_id_truth"]["mean"] < 1
     assert results["summary"]["full"]["dlib_found"]["mean"] == 0  # the tiny system is untrained
     assert len(results["conditions"]["faces_sha256"]) == 3 and "faces" not in results["identities"][0]
-    # the ablations read the same views and faces, and judge the paper's ID order
+    # the ablations read the same views and faces, and decide on the paper's ID order
     more = ["--faces", "--arms", "untrained_reference"]
     assert ablations.main(command(weights, heads, tmp_path / "ablations.json", *more)) == 0
     results = json.loads((tmp_path / "ablations.json").read_text())
-    judged = {(v["source"], v["metric"]) for v in results["verdicts"]}
-    assert ("Table 1b: ID .70 > .21", "dlib_first") in judged
-    # finished people go on to be judged together with new ones
+    decided = {(v["source"], v["metric"]) for v in results["verdicts"]}
+    assert ("Table 1b: ID .70 > .21", "dlib_first") in decided
+    # finished people are measured together with new ones
     assert miniature.main(command(weights, heads, tmp_path / "miniature.json", "--faces")) == 0
     assert json.loads((tmp_path / "miniature.json").read_text())["summary"]["ground_truth"] == truth
 
 
-def test_paper_judges_faces(weights, heads, tmp_path, capsys):
+def test_paper_measures_faces(weights, heads, tmp_path, capsys):
     views = tmp_path / "views"
     few = ["--identities", "2", "--views", "2", "--steps", "1"]
     generate.main(["--weights", str(weights), "--data", str(heads), "--out", str(views), *few])

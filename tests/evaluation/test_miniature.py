@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from diffportrait3d.pipeline import Sampling
 from evaluation import miniature
+from evaluation.studies.generator import ViewGenerator
 from evaluation.studies.study import test_data as data_of
-from evaluation.studies.system import Miniature
-from evaluation.subjects.dataset import held_out_lines, held_out_subjects, subject_digest
-from evaluation.subjects.variants import ARMS, Sampling
+from evaluation.subjects.dataset import held_out_lines, load_subject, subject_digest
+from evaluation.subjects.variants import PART_VARIANTS
 from evaluation.tables.report import save_png, stack_pages
-from evaluation.tables.results_log import append_record, read_journal
+from evaluation.tables.results_log import append_record, read_log
 
 
 def command(weights, data, out, *more: str) -> list[str]:
@@ -43,7 +44,7 @@ def test_end_to_end(weights, ball_dataset, tmp_path, capsys):
     for row in summary.values():
         for interval in row.values():
             assert interval["low"] <= interval["mean"] <= interval["high"] and interval["count"] == 2
-    for arm in set(ARMS) - {"full"}:
+    for arm in set(PART_VARIANTS) - {"full"}:
         paired = results["full_minus_arm"][arm]["psnr"]["mean"]
         assert paired == pytest.approx(summary["full"]["psnr"]["mean"] - summary[arm]["psnr"]["mean"], abs=1e-6)
         assert abs(paired) > 1e-6  # removing the part changed something: exactly 0 means it was not removed
@@ -92,14 +93,14 @@ def test_a_damaged_journal_is_named_and_measured_again(tmp_path, ball_dataset, c
     lines = held_out_lines(ball_dataset, 2)
     records = [{"id": line["id"], "digest": subject_digest(line), "results": {"full": {"psnr": 1.0}}} for line in lines]
     path, expected = tmp_path / "run.identities.jsonl", {"views": 3}
-    assert read_journal(path, expected, ball_dataset) == []
+    assert read_log(path, expected, ball_dataset) == []
     for record in records:
         append_record(path, record)
-    assert read_journal(path, expected, ball_dataset) == records and not capsys.readouterr().err
+    assert read_log(path, expected, ball_dataset) == records and not capsys.readouterr().err
     spoil, left = DAMAGE[damage]
     whole = path.read_bytes()
     path.write_bytes(spoil(whole))
-    assert read_journal(path, expected, ball_dataset) == records[:left]
+    assert read_log(path, expected, ball_dataset) == records[:left]
     assert str(path) in capsys.readouterr().err
     for record in records[left:]:
         append_record(path, record)
@@ -136,12 +137,12 @@ def test_results_stay_out_of_the_folder_where_it_is_run(weights, ball_dataset):
 
 
 def test_arms_share_noise_and_differ_in_one_part(weights, ball_dataset):
-    system = Miniature(weights)
-    subject = next(held_out_subjects(ball_dataset, 1, 3))
+    system = ViewGenerator(weights)
+    subject = load_subject(ball_dataset, held_out_lines(ball_dataset, 1)[0], 3)
     proxies = system.proxies(subject)
 
     def views(name: str, seed: int = 0):
-        return system.generate(ARMS[name], subject, proxies, seed, Sampling("ddim", 2))
+        return system.generate(PART_VARIANTS[name], subject, proxies, seed, Sampling(2, "ddim"))
 
     full = views("full")
     assert full.shape == (3, 3, 64, 64) and torch.equal(full, views("full")) and not torch.equal(full, views("full", 1))
@@ -179,7 +180,7 @@ def test_renders_its_own_subjects(weights, tmp_path):
     """Without --data, held-out people are rendered into the cache and kept there."""
     options = miniature.parse(["--identities", "1", "--views", "1", "--cache", str(tmp_path), "--threads", "1"])
     folder = data_of(options, 32)
-    subject = next(held_out_subjects(folder, 1, 1))
+    subject = load_subject(folder, held_out_lines(folder, 1)[0], 1)
     assert subject.images.shape == (1, 3, 32, 32) and subject.mask.float().mean() > 0.15
     assert 2.3 < subject.depth[subject.mask].mean() < 2.9
     before = (folder / "manifest.jsonl").stat().st_mtime_ns, sorted(p.name for p in folder.rglob("*.png"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.subjects.dataset import read_pictures
+from evaluation.subjects.dataset import read_images
 from training import check_data
 from training.dataset.images import DataError, MultiViewDataset, open_splits, read_manifest
 from training.engine.config import DataConfig
@@ -207,7 +207,7 @@ def test_training_evaluation_and_check_read_an_image_alike(data, capsys, caplog)
     assert np.array_equal(dataset.images[:4].permute(0, 2, 3, 1).numpy(), wanted)
     assert np.array_equal(MultiViewDataset(data, "val", in_memory=False).images[0:4], dataset.images[:4])
     views = read_manifest(data)[1][3]["views"][:4]
-    evaluated = read_pictures(data, views, "image")
+    evaluated = read_images(data, views, "image")
     assert np.abs(evaluated.permute(0, 2, 3, 1).numpy() * 255 - wanted).max() < 1e-3
     assert "02.png': transparent areas are filled with white" in caplog.text
     assert check_data.main([str(data)]) == 0
@@ -228,7 +228,7 @@ def test_training_and_evaluation_name_a_damaged_image(data, damage):
     with pytest.raises(DataError, match="02.png' named in the manifest cannot be read"):
         MultiViewDataset(data, "val").images  # noqa: B018
     with pytest.raises(DataError, match="02.png' cannot be read"):
-        read_pictures(data, read_manifest(data)[1][3]["views"], "image")
+        read_images(data, read_manifest(data)[1][3]["views"], "image")
 
 
 def test_no_data_set_is_another_exit_status(tmp_path, capsys):
