@@ -28,21 +28,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from diffportrait3d.conversion.layout import (
-    CONTROL,
-    METHOD_GROUPS,
-    SCHEDULE,
-    SD15_AUTOENCODER,
-    UNET,
-    VAE,
-    TextEncoderSizes,
-    release_shapes,
-)
+from diffportrait3d.conversion.layout import CONTROL, METHOD, SCHEDULE, UNET, VAE, official_shapes
 from diffportrait3d.conversion.split import BASE_FILE
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import AutoencoderKL, UNet, UNetConfig
+from diffportrait3d.networks.sizes import SD15_AUTOENCODER
 from diffportrait3d.weights.files import load_network, save_network
+from diffportrait3d.weights.text_encoder import TextEncoderSizes
 from evaluation.goldens.data import deterministic_tensor
 
 CHECKPOINT = "rehearsal.th"
@@ -69,7 +62,7 @@ def release_weights(config: UNetConfig) -> tuple[dict[str, tuple[int, ...]], dic
     width = config.context_dim
     narrow_text = TextEncoderSizes(1000, width, 77, hidden=4 * width, layers=2)
     text = TextEncoderSizes() if is_full_size(config) else narrow_text
-    groups = release_shapes(config, SD15_AUTOENCODER if is_full_size(config) else NARROW_AUTOENCODER, text)
+    groups = official_shapes(config, SD15_AUTOENCODER if is_full_size(config) else NARROW_AUTOENCODER, text)
     shapes = {name: shape for names in groups.values() for name, shape in names.items()}
     return shapes, dict(zip(groups[SCHEDULE], schedule_buffers(), strict=True))
 
@@ -170,12 +163,12 @@ def host_passes(folder: Path, config: UNetConfig) -> None:
     registered, converted = host.nodes.NODE_CLASS_MAPPINGS, folder / "converted"
     if is_full_size(config):
         model = registered["CheckpointLoaderSimple"]().load_checkpoint(BASE_FILE)[0]
-        control_net = registered["ControlNetLoader"]().load_controlnet(CONTROL.file_name)[0]
+        control_net = registered["ControlNetLoader"]().load_controlnet(CONTROL.spec.file_name)[0]
         control_net = pack.patches.view_controlnet.as_view_controlnet(control_net)
     else:
         narrow = Path(host.folder_paths.models_dir) / "diffportrait3d" / NARROW_BASE
         model = pack.host.loading.load_model(narrow / "unet.safetensors")
-        control_net = pack.patches.view_controlnet.load_view_controlnet(converted / CONTROL.file_name)
+        control_net = pack.patches.view_controlnet.load_view_controlnet(converted / CONTROL.spec.file_name)
     path, inputs = HostPath.of_files(pack, host.comfy, converted, model, control_net), random_inputs(config)
     with torch.inference_mode():
         results = {name: path.predict(inputs, *SINGLE_PASSES[name]).clone() for name in PASSES}
@@ -238,13 +231,13 @@ def workflow(full_size: bool) -> dict:
         base = {
             "base": node("CheckpointLoaderSimple", ckpt_name=BASE_FILE),
             "prompt": node("CLIPTextEncode", text="", clip=["base", 1]),
-            "control_net": node("ControlNetLoader", control_net_name=CONTROL.file_name),
+            "control_net": node("ControlNetLoader", control_net_name=CONTROL.spec.file_name),
         }
         vae, prompt = ["base", 2], ["prompt", 0]
     else:
         base = {
             "base": node("DP3D_LoadMiniature", name=NARROW_BASE),
-            "control_net": node("DP3D_LoadViewControlNet", name=CONTROL.file_name),
+            "control_net": node("DP3D_LoadViewControlNet", name=CONTROL.spec.file_name),
         }
         vae, prompt = ["base", 1], ["base", 2]
     arc = {"kind": "arc", "yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": 0.0, "pitch_max": 0.0, "roll": 0.0}
@@ -302,8 +295,8 @@ def run(stage: str, *command: str) -> int:
 
 def check_conversion(peak: int, config: UNetConfig, dtype: torch.dtype) -> None:
     """Prints the converter's peak memory as a multiple of the largest network; SystemExit above CONVERSION_LIMIT."""
-    groups = release_shapes(config, SD15_AUTOENCODER, TextEncoderSizes())
-    values = [sum(map(math.prod, groups[group].values())) for group in (*METHOD_GROUPS, UNET)]
+    groups = official_shapes(config, SD15_AUTOENCODER, TextEncoderSizes())
+    values = [sum(map(math.prod, groups[group].values())) for group in (*METHOD, UNET)]
     largest = max(values) * dtype.itemsize
     print(f"The largest network takes {largest / 1e9:.2f} GB; the converter's peak is {peak / largest:.2f} of it.\n")
     if is_full_size(config) and peak > CONVERSION_LIMIT * largest:

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from diffportrait3d.conversion.layout import TextEncoderSizes, release_shapes
+from diffportrait3d.conversion.layout import TextEncoderSizes, official_shapes
 from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import AutoencoderConfig, UNetConfig
 
@@ -75,7 +75,7 @@ def training(folder: Path) -> Iterator[tuple[str, str]]:
 
 def official_checkpoint(path: Path) -> Path:
     """A narrow checkpoint in the authors' layout, with random values."""
-    groups = release_shapes(
+    groups = official_shapes(
         UNetConfig(model_channels=32, context_dim=32),
         AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, patch_size=1),
         TextEncoderSizes(vocabulary=50, width=32, positions=77, hidden=128, layers=2),

@@ -13,27 +13,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..diffusion import Schedule
-from ..networks import NETWORKS
-from ..weights.files import CheckpointError, network_metadata
-from ..weights.known_formats import describe_stranger
-from ..weights.reader import SafetensorsSource, Source, open_source
-from ..weights.tensor_files import TensorInfo, file_size, write_safetensors
-from .layout import (
-    BASE_GROUPS,
-    FLOATING,
-    METHOD_GROUPS,
-    SCHEDULE,
-    UNET,
-    VIEWS,
-    Group,
-    Inspection,
-    inspect,
-)
+from ..files import write_atomically
+from ..weights.checkpoints import Checkpoint, SafetensorsCheckpoint, open_checkpoint
+from ..weights.files import CheckpointError, is_own, network_metadata
+from ..weights.identify import known_format
+from ..weights.safetensors_writer import TensorInfo, writer
+from .layout import BASE, METHOD, SCHEDULE, UNET, VIEWS, Component, Inspection, inspect
 
 BASE_FILE = "base_checkpoint.safetensors"
-# Raised when what is written for the same source changes, so that older outputs are not taken for complete.
+# Raised when what is written for the same checkpoint changes, so that older outputs are not taken for complete.
 CONVERTER_VERSION = 1
-# Coarsest last: of two dtypes a comparison is made in the coarser one.
+# Of two dtypes a comparison is made in the coarser one, which comes later here.
 PRECISION = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -41,12 +31,13 @@ PRECISION = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 class Options:
     """How to convert.
 
-    out: folder of the results.
-    base: SD1.5 checkpoint to compare base UNet, autoencoder and text encoder with.
-    dtype: of the results; None keeps the file's (float64 becomes float32).
-    overwrite: replace results of another checkpoint or dtype.
-    drop_surplus: leave out keys that do not belong to the layout instead of refusing the file.
-    verify: read everything back and compare it with the checkpoint.
+    Attributes:
+        out: folder of the results.
+        base: SD1.5 checkpoint to compare base UNet, autoencoder and text encoder with.
+        dtype: of the results; None keeps the file's (float64 becomes float32).
+        overwrite: replace results of another checkpoint or dtype.
+        drop_surplus: leave out keys that do not belong to the layout instead of rejecting the file.
+        verify: read everything back and compare it with the checkpoint.
     """
 
     out: Path
@@ -59,43 +50,68 @@ class Options:
 
 @dataclass
 class Output:
-    """One file to write: stored name -> key in the checkpoint."""
+    """One file to write.
+
+    Attributes:
+        keys: name of a tensor in the file -> its key in the checkpoint.
+        entries: name of a tensor in the file -> its shape and dtype there.
+        complete: an earlier run has written it from the same checkpoint.
+    """
 
     path: Path
     keys: dict[str, str]
+    entries: dict[str, TensorInfo]
     metadata: dict[str, str]
-    complete: bool = False  # an earlier run has written it from the same checkpoint
+    complete: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.entries.values())
 
 
 @dataclass
 class Comparison:
-    """A base group against the SD1.5 file: how many of its tensors differ there, and the largest difference."""
+    """A base component against the SD1.5 file.
 
-    different: int
+    Attributes:
+        total, different: tensors in all, and those that differ there.
+        largest: difference. first: key of the first difference.
+        absent: the SD1.5 file lacks a tensor, or has it in another shape.
+    """
+
     total: int
-    largest: float
-    first: str | None
-    absent: bool = False  # the SD1.5 file has no such network
+    different: int = 0
+    largest: float = 0.0
+    first: str | None = None
+    absent: bool = False
 
     @property
     def equal(self) -> bool:
         return not self.absent and self.different == 0
+
+    def add(self, name: str, ours: Tensor, theirs: Tensor) -> None:
+        dtype = max(ours.dtype, theirs.dtype, key=PRECISION.index)
+        ours, theirs = ours.to(dtype), theirs.to(dtype)
+        if not torch.equal(ours, theirs):
+            self.different += 1
+            self.first = self.first or name
+            self.largest = max(self.largest, float((ours.float() - theirs.float()).abs().max()))
 
 
 @dataclass
 class Conversion:
     """What was found and done, for the report."""
 
-    source: Source
+    checkpoint: Checkpoint
     inspection: Inspection
     outputs: list[Output]
-    comparisons: dict[Group, Comparison]
+    comparisons: dict[Component, Comparison]
     middle_is_zero: bool
     sums: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # see `verify`
 
 
-def convert(checkpoint: Path, options: Options) -> Conversion:
-    """Writes one file per network, and the base model if it is not the SD1.5 of `options.base`.
+def convert(path: Path, options: Options) -> Conversion:
+    """Converts the authors' checkpoint.
 
     Everything that can be wrong with the checkpoint is looked for before the first file is written. Files that an
     earlier run completed from the same checkpoint in the same dtype are left as they are.
@@ -103,167 +119,129 @@ def convert(checkpoint: Path, options: Options) -> Conversion:
     Raises:
         CheckpointError: the checkpoint or the base is not usable, results are in the way, or the disk is too small.
     """
-    source = open_source(checkpoint)
-    _refuse_own_files(source)
-    inspection = inspect(source.shapes, source.path, options.drop_surplus, source.contents())
-    _check_dtypes(source, inspection)
-    _check_schedule(source, inspection)
-    comparisons = compare_with_base(source, inspection, options.base) if options.base else {}
-    middle_is_zero = _middle_is_zero(source)
-    outputs = _outputs(source, inspection, comparisons, middle_is_zero, options)
-    _check_targets(outputs, options.overwrite)
-    _check_space(source, outputs, options)
+    checkpoint = open_checkpoint(path)
+    if isinstance(checkpoint, SafetensorsCheckpoint) and is_own(checkpoint.metadata):
+        raise CheckpointError(f"{path} is a network file of this pack already; there is nothing to convert.")
+    inspection = inspect(checkpoint.shapes, path, options.drop_surplus, checkpoint.contents())
+    _check_dtypes(checkpoint, inspection)
+    _check_schedule(checkpoint, inspection)
+    comparisons = compare_with_base(checkpoint, inspection, options.base) if options.base else {}
+    conversion = Conversion(checkpoint, inspection, [], comparisons, _middle_is_zero(checkpoint))
+    conversion.outputs = outputs = _outputs(conversion, options)
     pending = [output for output in outputs if not output.complete]
-    total = sum(_bytes_of(source, output, options.dtype) for output in pending)
+    _check_targets(pending, options)
+    total = sum(output.nbytes for output in pending)
     with tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=not pending) as progress:
         for output in pending:
             progress.set_postfix_str(output.path.name)
-            _write(source, output, options.dtype, progress.update)
-    conversion = Conversion(source, inspection, outputs, comparisons, middle_is_zero)
+            _write(checkpoint, output, progress.update)
     if options.verify:
-        conversion.sums = {output.path.name: verify(source, output) for output in outputs}
+        conversion.sums = {output.path.name: verify(checkpoint, output) for output in outputs}
     return conversion
 
 
-def _refuse_own_files(source: Source) -> None:
-    if isinstance(source, SafetensorsSource) and source.metadata.get("format") == json.dumps("diffportrait3d"):
-        raise CheckpointError(f"{source.path} is a network file of this pack already; there is nothing to convert.")
-
-
-def _check_dtypes(source: Source, inspection: Inspection) -> None:
-    for part in inspection.parts.values():
-        wrong = [n for n in part.present if source.entries[n].dtype not in FLOATING]
+def _check_dtypes(checkpoint: Checkpoint, inspection: Inspection) -> None:
+    for component, part in inspection.parts.items():
+        wrong = [name for name in part.present if checkpoint.entries[name].dtype not in PRECISION]
         if wrong:
-            dtype = source.entries[wrong[0]].dtype
             raise CheckpointError(
-                f"{source.path}: {len(wrong)} tensors of the {part.group.title} are no floating-point numbers, e.g. "
-                f"{wrong[0]} ({dtype}); a quantised checkpoint cannot be converted."
+                f"{checkpoint.path}: {len(wrong)} tensors of the {component.title} are no floating-point numbers, e.g. "
+                f"{wrong[0]} ({checkpoint.entries[wrong[0]].dtype}); a quantised checkpoint cannot be converted."
             )
 
 
-def _check_schedule(source: Source, inspection: Inspection) -> None:
+def _check_schedule(checkpoint: Checkpoint, inspection: Inspection) -> None:
     """The host computes the noise schedule itself: it has to be the one that the weights were trained with."""
     schedule = Schedule()
     for name, expected in (("betas", schedule.betas), ("alphas_cumprod", schedule.alphas_cumprod)):
         if name not in inspection.parts[SCHEDULE].present:
             continue
-        found = source.get(name)
-        tolerance = 2 * float(torch.finfo(found.dtype).eps)
+        found = checkpoint.get(name)
         difference = float((found.double() - expected.double()).abs().max())
-        if not difference <= tolerance:
+        if not difference <= 2 * float(torch.finfo(found.dtype).eps):
             raise CheckpointError(
-                f"{source.path} has another noise schedule than SD1.5: {name} differs by up to {difference:.3g}."
+                f"{checkpoint.path} has another noise schedule than SD1.5: {name} differs by up to {difference:.3g}."
             )
 
 
-def compare_with_base(source: Source, inspection: Inspection, path: Path) -> dict[Group, Comparison]:
-    """Compares every tensor of the base groups with an SD1.5 file, exactly, in the coarser dtype of the two.
+def compare_with_base(checkpoint: Checkpoint, inspection: Inspection, path: Path) -> dict[Component, Comparison]:
+    """Compares every tensor of the base components with an SD1.5 file, exactly, in the coarser dtype of the two.
 
     Raises:
         CheckpointError: the file has no UNet of this shape.
     """
-    base = open_source(path)
+    base = open_checkpoint(path)
     unet = inspection.parts[UNET].expected
     if any(base.shapes.get(name) != shape for name, shape in unet.items()):
-        found = f"{describe_stranger(base.shapes) or 'no checkpoint that is known'} ({base.contents()})"
+        found = f"{known_format(base.shapes) or 'no checkpoint that is known'} ({base.contents()})"
         raise CheckpointError(f"--base {path} is no SD1.5 checkpoint of the same width; it looks like {found}.")
-    parts = [inspection.parts[group] for group in BASE_GROUPS if inspection.parts[group].present]
-    comparisons = {}
-    with tqdm(total=sum(len(p.present) for p in parts), unit="tensor", desc=f"Comparing with {path.name}") as progress:
-        for part in parts:
-            comparison = Comparison(0, len(part.present), 0.0, None)
-            for name in part.present:
-                progress.update()
-                if base.shapes.get(name) != source.entries[name].shape:
-                    comparison.absent = True
-                    continue
-                _compare(comparison, name, source.get(name), base.get(name))
-            comparisons[part.group] = comparison
+    parts = [inspection.parts[component] for component in BASE if inspection.parts[component].present]
+    comparisons = {part.component: Comparison(len(part.present)) for part in parts}
+    names = [(comparisons[part.component], name) for part in parts for name in part.present]
+    for comparison, name in tqdm(names, unit="tensor", desc=f"Comparing with {path.name}"):
+        if base.shapes.get(name) == checkpoint.entries[name].shape:
+            comparison.add(name, checkpoint.get(name), base.get(name))
+        else:
+            comparison.absent = True
     return comparisons
 
 
-def _compare(comparison: Comparison, name: str, ours: Tensor, theirs: Tensor) -> None:
-    dtype = max(ours.dtype, theirs.dtype, key=PRECISION.index)
-    ours, theirs = ours.to(dtype), theirs.to(dtype)
-    if not torch.equal(ours, theirs):
-        comparison.different += 1
-        comparison.first = comparison.first or name
-        comparison.largest = max(comparison.largest, float((ours.float() - theirs.float()).abs().max()))
-
-
-def _middle_is_zero(source: Source) -> bool:
+def _middle_is_zero(checkpoint: Checkpoint) -> bool:
     """Whether the middle cross-view module was never trained, which makes it the identity."""
     stem = VIEWS.prefix + "middle_block_motion_module.0.temporal_transformer.proj_out."
-    return not any(bool(source.get(stem + name).any()) for name in ("weight", "bias"))
+    return not any(bool(checkpoint.get(stem + name).any()) for name in ("weight", "bias"))
 
 
-def _outputs(
-    source: Source,
-    inspection: Inspection,
-    comparisons: dict[Group, Comparison],
-    middle_is_zero: bool,
-    options: Options,
-) -> list[Output]:
-    origin = {"source": {**source.fingerprint(), "converter_version": CONVERTER_VERSION}}
-    config = inspection.config.to_dict()
+def _outputs(conversion: Conversion, options: Options) -> list[Output]:
+    checkpoint, parts = conversion.checkpoint, conversion.inspection.parts
+    origin = {"source": {**checkpoint.fingerprint(), "converter_version": CONVERTER_VERSION}}
+    config = conversion.inspection.config.to_dict()
     outputs = []
-    for group in METHOD_GROUPS:
-        facts = {**NETWORKS[group.kind].conventions, **origin}
-        if group is VIEWS:
-            facts["middle_view_attention_is_zero"] = middle_is_zero
-        keys = {name.removeprefix(group.prefix): name for name in inspection.parts[group].written}
-        metadata = network_metadata(group.kind, config, facts)
-        outputs.append(Output(options.out / group.file_name, keys, metadata))
-    if not _base_is_known(inspection, comparisons):
-        names = [name for group in BASE_GROUPS for name in inspection.parts[group].written]
-        metadata = {name: json.dumps(value) for name, value in origin.items()}
-        outputs.append(Output(options.out / BASE_FILE, {name: name for name in names}, metadata))
-    for output in outputs:
-        output.complete = _is_complete(source, output, options.dtype)
-    return [output for output in outputs if output.keys]
+
+    def add(file: str, keys: dict[str, str], metadata: dict[str, str]) -> None:
+        entries = {name: _stored(checkpoint.entries[key], options.dtype) for name, key in keys.items()}
+        output = Output(options.out / file, keys, entries, metadata)
+        output.complete = _is_complete(output)
+        outputs.append(output)
+
+    for component in METHOD:
+        facts = {**component.spec.conventions, **origin}
+        if component is VIEWS:
+            facts["middle_view_attention_is_zero"] = conversion.middle_is_zero
+        keys = {key.removeprefix(component.prefix): key for key in parts[component].written}
+        add(component.spec.file_name, keys, network_metadata(component.spec.kind, config, facts))
+    base = [component for component in BASE if parts[component].present]
+    known = all(c in conversion.comparisons and conversion.comparisons[c].equal for c in base)
+    if base and not known:
+        keys = {key: key for component in base for key in parts[component].written}
+        add(BASE_FILE, keys, {name: json.dumps(value) for name, value in origin.items()})
+    return outputs
 
 
-def _base_is_known(inspection: Inspection, comparisons: dict[Group, Comparison]) -> bool:
-    present = [group for group in BASE_GROUPS if inspection.parts[group].present]
-    return all(group in comparisons and comparisons[group].equal for group in present)
+def _stored(info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
+    return TensorInfo(info.shape, dtype or (torch.float32 if info.dtype == torch.float64 else info.dtype))
 
 
-def _entries(source: Source, output: Output, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
-    """Shape and dtype of every tensor of an output file."""
-    return {
-        stored: (source.entries[key].shape, _stored_dtype(source.entries[key].dtype, dtype))
-        for stored, key in output.keys.items()
-    }
-
-
-def _stored_dtype(found: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    return wanted or (torch.float32 if found == torch.float64 else found)
-
-
-def _is_complete(source: Source, output: Output, dtype: torch.dtype | None) -> bool:
-    """Whether the file is there, whole, and what this run would write."""
+def _is_complete(output: Output) -> bool:
+    """Whether the file is there, undamaged, and what this run would write."""
     if not output.path.is_file():
         return False
     try:
-        written = open_source(output.path)
+        written = open_checkpoint(output.path)
     except CheckpointError:
         return False
-    entries = {name: (entry.shape, entry.dtype) for name, entry in written.entries.items()}
-    same_facts = isinstance(written, SafetensorsSource) and written.metadata == output.metadata
-    return same_facts and entries == _entries(source, output, dtype)
+    same_facts = isinstance(written, SafetensorsCheckpoint) and written.metadata == output.metadata
+    return same_facts and written.entries == output.entries
 
 
-def _check_targets(outputs: list[Output], overwrite: bool) -> None:
-    in_the_way = [str(o.path) for o in outputs if o.path.exists() and not o.complete]
-    if in_the_way and not overwrite:
+def _check_targets(pending: list[Output], options: Options) -> None:
+    in_the_way = [str(output.path) for output in pending if output.path.exists()]
+    if in_the_way and not options.overwrite:
         raise CheckpointError(
             f"{', '.join(in_the_way)} exists, from another checkpoint or with another dtype; "
             "--overwrite replaces it, --out chooses another folder."
         )
-
-
-def _check_space(source: Source, outputs: list[Output], options: Options) -> None:
-    needed = sum(_bytes_of(source, o, options.dtype) for o in outputs if not o.complete)
+    needed = sum(output.nbytes for output in pending)
     folder = next(p for p in (options.out, *options.out.absolute().parents) if p.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -272,23 +250,17 @@ def _check_space(source: Source, outputs: list[Output], options: Options) -> Non
         )
 
 
-def _bytes_of(source: Source, output: Output, dtype: torch.dtype | None) -> int:
-    return file_size(_entries(source, output, dtype).values())
-
-
-def _write(source: Source, output: Output, dtype: torch.dtype | None, update: Callable[[int], object]) -> None:
-    entries = _entries(source, output, dtype)
-
-    def tensor(stored: str) -> Tensor:
-        key = output.keys[stored]
-        result = _cast(source.get(key), entries[stored][1], key, source.path)
+def _write(checkpoint: Checkpoint, output: Output, update: Callable[[int], object]) -> None:
+    def tensor(name: str) -> Tensor:
+        key = output.keys[name]
+        result = _cast(checkpoint.get(key), output.entries[name].dtype, f"{checkpoint.path}: {key}")
         update(result.nbytes)
         return result
 
-    write_safetensors(output.path, entries, tensor, output.metadata)
+    write_atomically(output.path, writer(output.entries, tensor, output.metadata))
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype, key: str, path: Path) -> Tensor:
+def _cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
     """The tensor as it is stored.
 
     Raises:
@@ -298,11 +270,11 @@ def _cast(tensor: Tensor, dtype: torch.dtype, key: str, path: Path) -> Tensor:
     if bool(torch.isfinite(result).all()):
         return result
     if bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{path}: {key} holds values beyond the range of {dtype}; use --dtype bf16 or fp32.")
-    raise CheckpointError(f"{path}: {key} holds infinities or NaN; the file is damaged.")
+        raise CheckpointError(f"{where} holds values beyond the range of {dtype}; use --dtype bf16 or fp32.")
+    raise CheckpointError(f"{where} holds infinities or NaN; the file is damaged.")
 
 
-def verify(source: Source, output: Output) -> tuple[float, float, float]:
+def verify(checkpoint: Checkpoint, output: Output) -> tuple[float, float, float]:
     """Reads a file back and compares it with the checkpoint, bit for bit after the cast.
 
     Returns:
@@ -311,13 +283,15 @@ def verify(source: Source, output: Output) -> tuple[float, float, float]:
     Raises:
         CheckpointError: naming the first tensor that differs.
     """
-    written = open_source(output.path)
+    written = open_checkpoint(output.path)
     before = cast = after = 0.0
-    for stored, key in tqdm(output.keys.items(), unit="tensor", desc=f"Verifying {output.path.name}"):
-        original, result = source.get(key), written.get(stored)
+    for name, key in tqdm(output.keys.items(), unit="tensor", desc=f"Verifying {output.path.name}"):
+        original, result = checkpoint.get(key), written.get(name)
         expected = original.to(result.dtype)
         if not torch.equal(expected, result):
-            raise CheckpointError(f"{output.path}: {stored} is not what {source.path} holds; delete it, convert again.")
+            raise CheckpointError(
+                f"{output.path}: {name} is not what {checkpoint.path} holds; delete it, convert again."
+            )
         before += float(original.double().sum())
         cast += float(expected.double().sum())
         after += float(result.double().sum())

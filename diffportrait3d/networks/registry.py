@@ -6,10 +6,11 @@ checkpoint, networks cut out of it, and SD1.5's checkpoints and ControlNets, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from .autoencoder import AutoencoderKL
@@ -72,13 +73,18 @@ class NetworkSpec:
         """
         return self.module(self.config.from_dict(dict(config)))
 
+    def shapes(self, config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of its tensors, none of which is allocated."""
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in self.module(config).state_dict().items()}
+
     def owns(self, key: str, prefix: str | None = None) -> bool:
         """Whether a key of a checkpoint is this network's; `prefix` None is the authors'."""
         prefix = self.prefix if prefix is None else prefix
         return key.startswith(prefix) and (VIEW_MODULES in key) == (self.module is CrossViewAttention)
 
-    def is_signed(self, keys: Any, prefix: str) -> bool:
-        """Whether a container of keys has this network's signature under `prefix`, and no foreign key."""
+    def is_signed(self, keys: Container[str], prefix: str) -> bool:
+        """Whether the keys of a file have this network's signature under `prefix`, and no foreign key."""
         return prefix + self.signature in keys and not any(prefix + key in keys for key in self.foreign)
 
 

@@ -1,4 +1,7 @@
-"""One safetensors file (or a few shards) per network, self-describing through its metadata."""
+"""This pack's files: one safetensors file (or a few shards) per network, which says what it is in its metadata.
+
+A network of the authors that another tool has cut out of their checkpoint is read like one of these files.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from torch import Tensor, nn
 
 from ..files import write_together
 from ..networks import NETWORKS, title_of
-from .known_formats import CONTROLNET, describe_stranger
-from .official import Recognised, kind_by_keys, recognise
-from .tensor_files import tensor_writer
+from .identify import CONTROLNET, OfficialNetwork, known_format, official_kind, official_network
+from .safetensors_writer import tensors_writer
 
 FORMAT = "diffportrait3d"
 FORMAT_VERSION = 1
+HEADER = ("format", "format_version", "network", "config")  # metadata that every file has
 
 
 class CheckpointError(ValueError):
@@ -66,7 +69,7 @@ def save_network(
     header = network_metadata(kind, module.config.to_dict(), metadata)
     shards = list(_shards(tensors, max_shard_bytes))
     names = [path] if len(shards) == 1 else [_shard_path(path, i, len(shards)) for i in range(1, len(shards) + 1)]
-    write_together({name: tensor_writer(shard, header) for name, shard in zip(names, shards, strict=True)})
+    write_together({name: tensors_writer(shard, header) for name, shard in zip(names, shards, strict=True)})
     for stale in set(shard_files(path)) - set(names):
         stale.unlink()
     return names
@@ -138,13 +141,25 @@ def read_kind(path: str | os.PathLike) -> str | None:
     """
     with _opened(network_files(path)[0]) as handle:
         raw = handle.metadata() or {}
-        if _is_own(raw):
-            return json.loads(raw["network"])
-        return kind_by_keys(set(handle.keys()))
+        return json.loads(raw["network"]) if is_own(raw) else official_kind(set(handle.keys()))
+
+
+def holds_network(path: str | os.PathLike) -> bool:
+    """Whether `load_network` reads this file, which exists: it is ours, or a network of the authors.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    try:
+        return read_kind(path) is not None
+    except CheckpointError:
+        if Path(path).is_file():
+            return False  # a pickle, or damaged: the reader of checkpoints says so
+        raise
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """The metadata of a network file, decoded; of a network cut out of the release by other means, the release's.
+    """The metadata of a network file, decoded; of the authors' network without any, what the converter would write.
 
     Raises:
         CheckpointError: missing, damaged or foreign file.
@@ -152,8 +167,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     file = network_files(path)[0]
     with _opened(file) as handle:
         raw = handle.metadata() or {}
-        if not _is_own(raw):
-            return _recognised(handle, file).metadata
+        if not is_own(raw):
+            return _official_network(handle, file).metadata
     metadata = {k: json.loads(v) for k, v in raw.items()}
     if metadata["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
@@ -162,8 +177,13 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     return metadata
 
 
+def facts_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given to `save_network` as metadata, without what it adds."""
+    return {name: value for name, value in metadata.items() if name not in HEADER}
+
+
 def views_of(metadata: Mapping[str, Any]) -> int | None:
-    """Views that a cross-view network was trained on at once: `num_views` in our files, `trained_views` in converted
+    """Views that cross-view attention was trained on at once: `num_views` in our files, `trained_views` in converted
     ones; None where the file does not say."""
     return metadata.get("num_views") or metadata.get("trained_views")
 
@@ -173,52 +193,10 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in network_files(path):
         with _opened(file) as handle:
-            own = _is_own(handle.metadata() or {})
-            keys = {name: name for name in handle.keys()} if own else _recognised(handle, file).keys
+            own = is_own(handle.metadata() or {})
+            keys = {name: name for name in handle.keys()} if own else _official_network(handle, file).keys
             tensors |= {name: handle.get_tensor(stored) for name, stored in keys.items()}
     return tensors
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[safe_open]:
-    """The file, open for reading; errors of the library become ones that name it."""
-    try:
-        with safe_open(file, "pt") as handle:
-            yield handle
-    except (SafetensorError, OSError) as error:
-        message = f"{file} is not a readable safetensors file ({error}); download or convert it again."
-        raise CheckpointError(message) from error
-
-
-def _is_own(raw: Mapping[str, str]) -> bool:
-    return raw.get("format") == json.dumps(FORMAT)  # other programs' "format" is no JSON
-
-
-def _recognised(handle: safe_open, file: Path) -> Recognised:
-    """What a file without our metadata holds, if it is a network of the release.
-
-    Raises:
-        CheckpointError: anything else, named if it is well known.
-    """
-    shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}
-    try:
-        found = recognise(shapes)
-    except ValueError as error:
-        raise CheckpointError(f"{file} {error}.") from error
-    if found is None:
-        raise CheckpointError(f"{file} was not written by DiffPortrait3D{_way_out(shapes)}")
-    return found
-
-
-def _way_out(names: Iterable[str]) -> str:
-    stranger = describe_stranger(names)
-    if stranger == CONTROLNET:
-        return (
-            ": it has the keys of an ordinary ControlNet; if it is a view ControlNet all the same, load it with the "
-            "host's Load ControlNet Model, which View ControlNet takes, too."
-        )
-    said = f": it is {stranger}" if stranger else f" (its metadata lacks format={FORMAT})"
-    return f"{said}; {way_to_get()}."
 
 
 def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -244,3 +222,43 @@ def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn
     except RuntimeError as error:
         raise CheckpointError(f"The tensors of {path} do not fit its own config: {error}") from error
     return module.eval().requires_grad_(False), metadata
+
+
+def is_own(raw_metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata of a safetensors file are those of a file of this pack."""
+    return raw_metadata.get("format") == json.dumps(FORMAT)  # other programs' "format" is no JSON
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[safe_open]:
+    """The file, open for reading; errors of the library become ones that name it."""
+    try:
+        with safe_open(file, "pt") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        message = f"{file} is not a readable safetensors file ({error}); download or convert it again."
+        raise CheckpointError(message) from error
+
+
+def _official_network(handle: safe_open, file: Path) -> OfficialNetwork:
+    """The authors' network in a file without our metadata.
+
+    Raises:
+        CheckpointError: it holds anything else, named if it is well known.
+    """
+    shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}
+    try:
+        found = official_network(shapes)
+    except ValueError as error:
+        raise CheckpointError(f"{file} {error}.") from error
+    if found is not None:
+        return found
+    what = known_format(shapes)
+    if what == CONTROLNET:
+        said = (
+            ": it has the keys of an ordinary ControlNet; if it is a view ControlNet all the same, load it with the "
+            "host's Load ControlNet Model, which View ControlNet takes, too."
+        )
+    else:
+        said = f"{f': it is {what}' if what else f' (its metadata lacks format={FORMAT})'}; {way_to_get()}."
+    raise CheckpointError(f"{file} was not written by DiffPortrait3D{said}")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffportrait3d.weights.tensor_files import write_tensors
+from diffportrait3d.weights.safetensors_writer import write_tensors
 
 FORMAT = "diffportrait3d-pose-regressor"
 INPUT_SIZE = 64

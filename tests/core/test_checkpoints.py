@@ -58,7 +58,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, autoencoder, monkeypatch):
     def interrupted(*tensor):  # the header is written by then
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffportrait3d.weights.tensor_files._bytes", interrupted)
+    monkeypatch.setattr("diffportrait3d.weights.safetensors_writer._bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_network(path, autoencoder, "autoencoder")
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

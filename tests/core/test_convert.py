@@ -19,36 +19,27 @@ from safetensors.torch import load_file, save_file
 
 from diffportrait3d import convert as command
 from diffportrait3d.conversion import Options, convert, inspect
-from diffportrait3d.conversion.layout import (
-    SD15_AUTOENCODER,
-    TEXT,
-    UNET,
-    VAE,
-    TextEncoderSizes,
-    release_shapes,
-)
+from diffportrait3d.conversion.layout import TEXT, UNET, VAE, official_shapes
 from diffportrait3d.conversion.report import findings, table
 from diffportrait3d.diffusion import Schedule
-from diffportrait3d.networks import AutoencoderConfig, UNetConfig
-from diffportrait3d.weights import reader
+from diffportrait3d.networks import NETWORKS, AutoencoderConfig, UNetConfig
+from diffportrait3d.networks.sizes import SD15_AUTOENCODER
+from diffportrait3d.weights import checkpoints
 from diffportrait3d.weights.files import CheckpointError, load_network
+from diffportrait3d.weights.text_encoder import TextEncoderSizes
 
 TINY = UNetConfig(model_channels=32, context_dim=32)
 TINY_AUTOENCODER = AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, patch_size=1)
 TINY_TEXT = TextEncoderSizes(vocabulary=50, width=32, positions=77, hidden=128, layers=2)
 KINDS = ("reference_encoder", "view_controlnet", "view_consistency")
 FILES = [f"{kind}.safetensors" for kind in KINDS]
-PREFIXES = {
-    "reference_encoder": "control_model.",
-    "view_controlnet": "pose_control_model.",
-    "view_consistency": "model.diffusion_model.",
-}
+PREFIXES = {kind: NETWORKS[kind].prefix for kind in KINDS}
 # SHA-256 over "KEY SHAPE" lines, sorted, of the authors' model class at full size.
 OFFICIAL_KEYS = "1b537a3040494d6e7e6dc15cbf6d9d7a816139195aefe57145ecfb35eb117c49"
 
 
 def tiny_shapes() -> dict[str, tuple[int, ...]]:
-    groups = release_shapes(TINY, TINY_AUTOENCODER, TINY_TEXT)
+    groups = official_shapes(TINY, TINY_AUTOENCODER, TINY_TEXT)
     return {name: shape for names in groups.values() for name, shape in names.items()}
 
 
@@ -71,7 +62,7 @@ def checkpoint(weights, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def hollow() -> dict[str, torch.Tensor]:
+def zeros() -> dict[str, torch.Tensor]:
     """All keys and shapes of a release; the values take no space in a pickle."""
     zero = torch.zeros(1)
     return with_schedule({name: zero.expand(shape) for name, shape in tiny_shapes().items()})
@@ -89,7 +80,7 @@ def assert_holds(path: Path, weights: dict, prefix: str, dtype: torch.dtype = to
 
 
 def test_expected_keys_are_the_official_ones():
-    groups = release_shapes(UNetConfig(), SD15_AUTOENCODER, TextEncoderSizes())
+    groups = official_shapes(UNetConfig(), SD15_AUTOENCODER, TextEncoderSizes())
     shapes = {name: shape for names in groups.values() for name, shape in names.items()}
     lines = "\n".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
     assert len(shapes) == 2937 and sum(map(math.prod, shapes.values())) == 2_871_412_307
@@ -109,7 +100,7 @@ def test_splits_a_wrapped_pickle(checkpoint, weights, tmp_path):
     views = load_network(tmp_path / "out/view_consistency.safetensors")[1]
     assert views["middle_view_attention"] == "unconditional" and not views["middle_view_attention_is_zero"]
     base = load_file(tmp_path / "out/base_checkpoint.safetensors")
-    expected = release_shapes(TINY, TINY_AUTOENCODER, TINY_TEXT)
+    expected = official_shapes(TINY, TINY_AUTOENCODER, TINY_TEXT)
     assert base.keys() == expected[UNET].keys() | expected[VAE].keys() | expected[TEXT].keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in base.items())
     assert all(cast == after for _, cast, after in conversion.sums.values())
@@ -139,7 +130,7 @@ def test_other_containers_and_half_precision(container, weights, tmp_path):
     else:
         save(half, path, _use_new_zipfile_serialization=container == "bare pickle")
     conversion = convert(path, Options(out))
-    read_whole = any("all 0.1 GB of it are in memory" in note for note in conversion.source.notes)
+    read_whole = any("all 0.1 GB of it are in memory" in note for note in conversion.checkpoint.notes)
     assert read_whole == (container == "old pickle")
     for kind in KINDS:
         assert_holds(out / f"{kind}.safetensors", half, PREFIXES[kind], torch.float16)
@@ -155,23 +146,23 @@ def test_casts(dtype, checkpoint, weights, tmp_path):
 
 
 def test_files_are_mapped_anew_so_that_read_pages_are_let_go(checkpoint, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "REMAP_BYTES", 30_000_000)
+    monkeypatch.setattr(checkpoints, "REMAP_BYTES", 30_000_000)
     opened = []
-    monkeypatch.setattr(reader, "_unpickle", lambda *a, real=reader._unpickle: opened.append(a) or real(*a))
+    monkeypatch.setattr(checkpoints, "_unpickle", lambda *a, real=checkpoints._unpickle: opened.append(a) or real(*a))
     convert(checkpoint, Options(tmp_path))
     assert len(opened) >= 4
     assert_holds(tmp_path / "view_controlnet.safetensors", weights, "pose_control_model.")
 
 
-def test_middle_view_attention_of_zeros_is_noticed(hollow, tmp_path):
-    conversion = convert(save(hollow, tmp_path / "release.th"), Options(tmp_path / "out"))
+def test_middle_view_attention_of_zeros_is_noticed(zeros, tmp_path):
+    conversion = convert(save(zeros, tmp_path / "release.th"), Options(tmp_path / "out"))
     assert conversion.middle_is_zero
     assert load_network(tmp_path / "out/view_consistency.safetensors")[1]["middle_view_attention_is_zero"]
     assert any("middle block is all zero" in line for line in findings(conversion))
 
 
 def sd15_of(weights: dict, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    names = release_shapes(TINY, TINY_AUTOENCODER, TINY_TEXT)
+    names = official_shapes(TINY, TINY_AUTOENCODER, TINY_TEXT)
     return {name: weights[name].to(dtype) for group in (UNET, VAE, TEXT) for name in names[group]}
 
 
@@ -209,14 +200,14 @@ def test_second_run_writes_nothing(checkpoint, tmp_path):
 
 
 def test_interrupted_run_goes_on_where_it_stopped(checkpoint, weights, tmp_path, monkeypatch):
-    get, stop_at = reader.PickleSource.get, "pose_control_model.middle_block_out.0.weight"
+    get, stop_at = checkpoints.PickleCheckpoint.get, "pose_control_model.middle_block_out.0.weight"
 
     def interrupted(self, name):
         if name == stop_at:
             raise KeyboardInterrupt
         return get(self, name)
 
-    monkeypatch.setattr(reader.PickleSource, "get", interrupted)
+    monkeypatch.setattr(checkpoints.PickleCheckpoint, "get", interrupted)
     assert command.main([str(checkpoint), "--out", str(tmp_path)]) == 130
     assert [p.name for p in tmp_path.iterdir()] == ["reference_encoder.safetensors"]
     monkeypatch.undo()
@@ -225,8 +216,8 @@ def test_interrupted_run_goes_on_where_it_stopped(checkpoint, weights, tmp_path,
     assert_holds(tmp_path / "view_controlnet.safetensors", weights, "pose_control_model.")
 
 
-def test_results_of_another_run_are_not_replaced_unasked(hollow, tmp_path):
-    path = save(hollow, tmp_path / "release.th")
+def test_results_of_another_run_are_not_replaced_unasked(zeros, tmp_path):
+    path = save(zeros, tmp_path / "release.th")
     convert(path, Options(tmp_path / "out"))
     with pytest.raises(CheckpointError, match="view_consistency.safetensors.* exists, from another checkpoint"):
         convert(path, Options(tmp_path / "out", dtype=torch.float16))
@@ -234,8 +225,8 @@ def test_results_of_another_run_are_not_replaced_unasked(hollow, tmp_path):
     assert load_file(tmp_path / "out/view_consistency.safetensors").popitem()[1].dtype == torch.float16
 
 
-def test_a_changed_checkpoint_is_not_taken_for_converted(hollow, tmp_path):
-    path = save(hollow, tmp_path / "release.th")
+def test_a_changed_checkpoint_is_not_taken_for_converted(zeros, tmp_path):
+    path = save(zeros, tmp_path / "release.th")
     convert(path, Options(tmp_path / "out"))
     os.utime(path, ns=(1, 1))
     with pytest.raises(CheckpointError, match="--overwrite"):
@@ -357,12 +348,12 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("how", WRAPPED)
-def test_wrappers_are_taken_off_whatever_they_are_called(hollow, tmp_path, how):
-    source = reader.open_source(save(WRAPPED[how](hollow), tmp_path / "wrapped.th"))
-    assert source.shapes == {name: tuple(tensor.shape) for name, tensor in hollow.items()}
+def test_wrappers_are_taken_off_whatever_they_are_called(zeros, tmp_path, how):
+    source = checkpoints.open_checkpoint(save(WRAPPED[how](zeros), tmp_path / "wrapped.th"))
+    assert source.shapes == {name: tuple(tensor.shape) for name, tensor in zeros.items()}
     inspect(source.shapes, source.path)
     assert not source.get("pose_control_model.zero_convs.0.0.weight").any()  # the weights, not the averages
-    assert torch.equal(source.get("betas"), hollow["betas"])
+    assert torch.equal(source.get("betas"), zeros["betas"])
     if how != "a mapping a network":
         said = " ".join(source.notes)
         assert "the tensors are under" in said or "taken off" in said or "taken out" in said
@@ -374,12 +365,12 @@ def test_a_prefix_in_safetensors_and_in_the_base(weights, tmp_path):
     conversion = convert(tmp_path / "release.safetensors", Options(tmp_path / "out", base=base, verify=True))
     assert_holds(tmp_path / "out/view_controlnet.safetensors", weights, "pose_control_model.")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(FILES)
-    assert "every key begins with 'module._orig_mod.', which is taken off" in conversion.source.notes
+    assert "every key begins with 'module._orig_mod.', which is taken off" in conversion.checkpoint.notes
 
 
-def test_what_is_beside_the_networks_under_a_prefix_is_named(hollow, tmp_path):
+def test_what_is_beside_the_networks_under_a_prefix_is_named(zeros, tmp_path):
     """Lightning's way: the loss has weights, too. They stay what they are, surplus."""
-    path = save({"state_dict": {**prefixed(hollow, "model."), "loss.vgg.weight": torch.zeros(1)}}, tmp_path / "x.ckpt")
+    path = save({"state_dict": {**prefixed(zeros, "model."), "loss.vgg.weight": torch.zeros(1)}}, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match="1 keys do not belong to the release: loss.vgg.weight"):
         convert(path, Options(tmp_path / "out"))
     convert(path, Options(tmp_path / "out", drop_surplus=True))
@@ -395,8 +386,8 @@ def test_what_was_found_is_said(content, tmp_path):
         convert(save(content, tmp_path / "x.pt"), Options(tmp_path / "out"))
 
 
-def test_own_files_are_recognised(hollow, tmp_path):
-    convert(save(hollow, tmp_path / "release.th"), Options(tmp_path / "out"))
+def test_own_files_are_recognised(zeros, tmp_path):
+    convert(save(zeros, tmp_path / "release.th"), Options(tmp_path / "out"))
     with pytest.raises(CheckpointError, match="a network file of this pack already"):
         convert(tmp_path / "out/view_controlnet.safetensors", Options(tmp_path / "again"))
 
@@ -418,8 +409,8 @@ def test_a_whole_network_missing():
         inspect(shapes_without("pose_control_model."), "file")
 
 
-def test_base_networks_may_be_absent_as_a_whole(hollow, tmp_path):
-    kept = {name: tensor for name, tensor in hollow.items() if not name.startswith((VAE.prefix, TEXT.prefix))}
+def test_base_networks_may_be_absent_as_a_whole(zeros, tmp_path):
+    kept = {name: tensor for name, tensor in zeros.items() if not name.startswith((VAE.prefix, TEXT.prefix))}
     conversion = convert(save(kept, tmp_path / "release.th"), Options(tmp_path / "out"))
     assert table(conversion).count("not in the checkpoint") == 2
     assert all(name.startswith(UNET.prefix) for name in load_file(tmp_path / "out/base_checkpoint.safetensors"))
@@ -442,7 +433,7 @@ def test_other_shapes_are_named():
         inspect(shapes, "file")
 
 
-def test_wrong_schedule_dtype_and_values(hollow, tmp_path):
+def test_wrong_schedule_dtype_and_values(zeros, tmp_path):
     path, name = tmp_path / "release.th", "control_model.time_embed.0.bias"
     cases = [
         ({"betas": Schedule(linear_end=0.02).betas}, "another noise schedule than SD1.5: betas"),
@@ -452,14 +443,14 @@ def test_wrong_schedule_dtype_and_values(hollow, tmp_path):
     ]
     for change, message in cases:
         with pytest.raises(CheckpointError, match=message):
-            convert(save(hollow | change, path), Options(tmp_path / "out", dtype=torch.float16))
+            convert(save(zeros | change, path), Options(tmp_path / "out", dtype=torch.float16))
         assert not list(tmp_path.glob("out/*"))
 
 
-def test_full_disk_is_noticed_before_writing(hollow, tmp_path, monkeypatch):
+def test_full_disk_is_noticed_before_writing(zeros, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1))
     with pytest.raises(CheckpointError, match="0.0 GB are free"):
-        convert(save(hollow, tmp_path / "release.th"), Options(tmp_path / "out"))
+        convert(save(zeros, tmp_path / "release.th"), Options(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -469,7 +460,7 @@ def test_old_lightning_checkpoints_are_read_without_their_objects(tmp_path):
             return "ModelCheckpoint"
 
     source = {"state_dict": {"x": torch.ones(3)}, "best": __import__("numpy").float64(0.5)}
-    opened = reader.open_source(save(source, tmp_path / "old.ckpt"))
+    opened = checkpoints.open_checkpoint(save(source, tmp_path / "old.ckpt"))
     assert torch.equal(opened.get("x"), torch.ones(3))
 
 

@@ -15,7 +15,7 @@ from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.files import WriteError, append_line, write_atomically, write_folder, write_text, write_together
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.weights.files import load_network, save_network
-from diffportrait3d.weights.tensor_files import write_tensors
+from diffportrait3d.weights.safetensors_writer import write_tensors
 
 NOISE = torch.rand(300, 300, 3, generator=torch.Generator().manual_seed(0))
 PICTURE = Image.fromarray((NOISE * 255).byte().numpy())

@@ -7,10 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from diffportrait3d.networks import CrossViewAttention, UNet, UNetConfig, ViewControlNet
-from diffportrait3d.weights import files as checkpoints
-from diffportrait3d.weights import official as release
+from diffportrait3d.weights import identify
 from diffportrait3d.weights.files import CheckpointError, load_network, read_kind, read_metadata, save_network
-from diffportrait3d.weights.official import OFFICIAL, kind_by_keys, recognise
+from diffportrait3d.weights.identify import OFFICIAL, official_kind, official_network
 
 NARROW = UNetConfig(model_channels=32, context_dim=32, max_views=12)
 PREFIXES = {kind: spec.prefix for kind, spec in OFFICIAL.items()}
@@ -33,7 +32,7 @@ def shapes_of(network: type, prefix: str = "") -> dict[str, tuple[int, ...]]:
 @pytest.fixture
 def narrow_release(monkeypatch):
     """As if the release had been trained at a width that tests can afford."""
-    monkeypatch.setattr(release, "SIZES", NARROW)
+    monkeypatch.setattr(identify, "OFFICIAL_CONFIG", NARROW)
 
 
 def plain(kind: str, prefix: str) -> dict[str, torch.Tensor]:
@@ -43,33 +42,33 @@ def plain(kind: str, prefix: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", OFFICIAL)
 def test_networks_are_told_by_their_keys(shapes, kind):
-    found = recognise(shapes[kind])
-    assert (found.kind, found.config) == (kind, UNetConfig())
+    found = official_network(shapes[kind])
+    assert (found.spec.kind, found.config) == (kind, UNetConfig())
     assert not any("input_hint_block" in key for key in found.keys) or kind == "view_controlnet"
     assert all(PREFIXES[kind] + name == key for name, key in found.keys.items())
-    assert kind_by_keys(set(shapes[kind])) == kind
+    assert official_kind(set(shapes[kind])) == kind
     assert OFFICIAL[kind].conventions.items() <= found.metadata.items()
 
 
 @pytest.mark.parametrize("kind", BARE)
 def test_the_prefix_may_be_gone(shapes, kind):
     bare = {name.removeprefix(PREFIXES[kind]): shape for name, shape in shapes[kind].items()}
-    assert recognise(bare).kind == kind_by_keys(set(bare)) == kind
+    assert official_network(bare).spec.kind == official_kind(set(bare)) == kind
 
 
 def test_the_positional_table_has_the_length_it_has(shapes):
     longer = {
         name: (1, 64, shape[2]) if name.endswith(".pe") else shape for name, shape in shapes["view_consistency"].items()
     }
-    assert recognise(longer).config.max_views == 64
+    assert official_network(longer).config.max_views == 64
 
 
 def test_the_whole_checkpoint_is_for_the_converter(shapes):
     together = {name: shape for part in shapes.values() for name, shape in part.items()}
     wanted = "reference encoder and view ControlNet and view consistency in one; split it with `python -m"
     with pytest.raises(ValueError, match=wanted):
-        recognise(together)
-    assert kind_by_keys(set(together)) is None
+        official_network(together)
+    assert official_kind(set(together)) is None
 
 
 @pytest.mark.parametrize(
@@ -93,13 +92,13 @@ def test_the_whole_checkpoint_is_for_the_converter(shapes):
 def test_deviations_are_named(shapes, change, message):
     changed = {name: shape for name, shape in (shapes["reference_encoder"] | change).items() if shape is not None}
     with pytest.raises(ValueError, match=message):
-        recognise(changed)
+        official_network(changed)
 
 
 def test_other_networks_are_not_taken_for_the_release_s(shapes):
     unet, control = shapes_of(UNet), shapes_of(ViewControlNet)
     for others in (unet, control, {f"control_model.{name}": s for name, s in control.items()}, {"a": (1,)}):
-        assert recognise(others) is None and kind_by_keys(set(others)) is None
+        assert official_network(others) is None and official_kind(set(others)) is None
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [*PREFIXES.items(), *((kind, "") for kind in BARE)])
@@ -144,4 +143,4 @@ def test_metadata_counts_before_keys(tmp_path):
     network = CrossViewAttention(NARROW)
     save_network(tmp_path / "views.safetensors", network, "view_consistency", middle_view_attention="never")
     assert read_metadata(tmp_path / "views.safetensors")["middle_view_attention"] == "never"
-    assert checkpoints.read_kind(tmp_path / "views.safetensors") == "view_consistency"
+    assert read_kind(tmp_path / "views.safetensors") == "view_consistency"

@@ -13,7 +13,7 @@ from diffportrait3d.conversion import Options, convert
 from diffportrait3d.networks import ViewControlNet
 from diffportrait3d.networks.view_controlnet import build_hint_block
 from diffportrait3d.weights.files import save_network
-from diffportrait3d.weights.official import OFFICIAL
+from diffportrait3d.weights.identify import OFFICIAL
 from evaluation.goldens.data import GOLDEN_CONFIG, PREFIXES, load_golden, sample_tap
 from evaluation.goldens.host import LATENT_SCALE, NARROW_CONFIG, SINGLE_PASSES, GivenNoise, HostPath, known_weights
 
@@ -125,7 +125,7 @@ def test_heads_that_the_host_has_guessed_are_refused(host, pack):
 def narrow_release(pack, monkeypatch):
     """As if the release had been trained at a width that tests can afford."""
     sizes = pack.diffportrait3d.networks.UNetConfig.from_dict(NARROW_CONFIG.to_dict())
-    monkeypatch.setattr(pack.diffportrait3d.weights.official, "SIZES", sizes)
+    monkeypatch.setattr(pack.diffportrait3d.weights.identify, "OFFICIAL_CONFIG", sizes)
 
 
 def test_files_without_metadata_are_listed_and_loaded(host, pack, tmp_path, narrow_release):

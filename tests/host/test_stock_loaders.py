@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffportrait3d.conversion.layout import TEXT, TextEncoderSizes, release_shapes
-from diffportrait3d.networks import AutoencoderConfig, UNetConfig
+from diffportrait3d.networks import UNetConfig
 from diffportrait3d.weights.files import save_network
+from diffportrait3d.weights.text_encoder import TextEncoderSizes
 from evaluation.goldens.core import NETWORKS
 
 CONFIG = UNetConfig(model_channels=320, channel_mult=(1, 1), num_res_blocks=1, attention_levels=(0,), max_views=6)
@@ -32,7 +32,7 @@ def random_network(kind: str) -> torch.nn.Module:
 
 def text_encoder() -> dict[str, torch.Tensor]:
     """CLIP at its fixed size: twelve layers that change nothing around random words."""
-    shapes = release_shapes(CONFIG, AutoencoderConfig(ch=32), TextEncoderSizes())[TEXT]
+    shapes = TextEncoderSizes().shapes()
     tensors = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}
     for name, tensor in tensors.items():
         if name.endswith("token_embedding.weight"):

@@ -15,9 +15,10 @@ from diffportrait3d.networks import (
     UNetConfig,
     ViewControlNet,
 )
+from diffportrait3d.weights.checkpoints import open_checkpoint
 from diffportrait3d.weights.files import CheckpointError, save_network
-from diffportrait3d.weights.reader import open_source
-from training.engine.inputs import Files, empty_prompt, encode_empty_prompt, load_input
+from diffportrait3d.weights.text_encoder import encode_empty_prompt
+from training.engine.inputs import InputNetworks, empty_prompt, load_input
 
 WIDTH = UNetConfig(model_channels=32, context_dim=64)
 VAE = AutoencoderConfig(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=2, patch_size=1, norm_groups=32)
@@ -87,7 +88,7 @@ def test_what_a_file_is_instead_and_what_it_lacks_is_named(made, tmp_path):
     _, files = made
     with pytest.raises(CheckpointError, match=r"inputs.unet: .*cn.safetensors is a ControlNet.*out\.2\.weight"):
         load_input(files["cn.safetensors"], "unet")
-    with pytest.raises(CheckpointError, match="not a reference_encoder"):
+    with pytest.raises(CheckpointError, match="inputs.reference_encoder: .* not a reference encoder"):
         load_input(files["sd.safetensors"], "reference_encoder")
     state = UNet(WIDTH).state_dict()
     del state["middle_block.0.in_layers.0.weight"]
@@ -159,7 +160,7 @@ def test_the_empty_prompt_of_a_checkpoint(made):
 
     install()
     _, files = made
-    got = encode_empty_prompt(open_source(files["sd.safetensors"]))
+    got = encode_empty_prompt(open_checkpoint(files["sd.safetensors"]))
     w = {k.removeprefix(TEXT): v for k, v in text_encoder_of(files["sd.safetensors"]).items()}
     tokens = torch.tensor([TOKENS - 2] + [TOKENS - 1] * (LENGTH - 1))
     x = w["embeddings.token_embedding.weight"][tokens] + w["embeddings.position_embedding.weight"]
@@ -183,7 +184,7 @@ def test_the_empty_prompt_of_a_checkpoint(made):
 
 
 def text_encoder_of(file):
-    source = open_source(file)
+    source = open_checkpoint(file)
     return {name: source.get(name) for name in source.entries if name.startswith(TEXT)}
 
 
@@ -205,4 +206,4 @@ def test_networks_of_different_widths_are_refused(networks, dataset, tmp_path):
     others = {**networks, "reference_encoder": str(tmp_path / "wide.safetensors")}
     stage, config = stage_config("view_control", dataset, others, tmp_path)
     with pytest.raises(ValueError, match="inputs.reference_encoder is 64 channels wide"):
-        stage(config, torch.device("cpu"), Files(config.inputs), 64)
+        stage(config, torch.device("cpu"), InputNetworks(config.inputs), 64)

@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from diffportrait3d.files import WriteError
-from diffportrait3d.weights.tensor_files import write_tensors
+from diffportrait3d.weights.safetensors_writer import write_tensors
 from training.engine import loop
 from training.engine.config import LoopConfig, OptimizerConfig, StageConfig
 from training.engine.device import pick_precision, prepare

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from diffportrait3d.cameras.labels import camera_angles
 from diffportrait3d.images import ImageError, NoteLog, read_image
-from diffportrait3d.weights.tensor_files import write_tensors
+from diffportrait3d.weights.safetensors_writer import write_tensors
 
 FORMAT, VERSION = "diffportrait3d-multiview", 1
 MADE_AGAIN = "run the command that made the data set (training.render, training.import_data): it makes what is missing"

@@ -24,20 +24,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from diffportrait3d.networks import NETWORKS, AutoencoderConfig, UNetConfig, set_checkpointing
-from diffportrait3d.weights.files import read_metadata
-from diffportrait3d.weights.reader import open_source
+from diffportrait3d.networks import NETWORKS, UNetConfig, set_checkpointing
+from diffportrait3d.networks.sizes import SD15_AUTOENCODER
+from diffportrait3d.weights.checkpoints import open_checkpoint
+from diffportrait3d.weights.files import holds_network, read_metadata
+from diffportrait3d.weights.sd15 import network_of
 
 from ..dataset.images import read_manifest
 from .config import StageConfig
 from .device import pick_device, pick_precision
-from .inputs import is_own, network_of
 from .optimizer import state_bytes
 from .stage import Stage
 
 SD15_RESOLUTION = 512
 CLIP_WIDTH, CLIP_TOKENS = 768, 77
-SD15_VAE = AutoencoderConfig(ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, patch_size=1, norm_groups=32)
 
 
 @dataclass
@@ -72,13 +72,13 @@ class Unallocated:
         path = getattr(self.inputs, kind)
         if not path or not Path(path).is_file():
             self.notes.append(f"inputs.{kind} {f'({path}) ' if path else ''}is not there: SD1.5's sizes")
-            config = SD15_VAE if kind == "autoencoder" else NETWORKS[kind].config()
+            config = SD15_AUTOENCODER if kind == "autoencoder" else NETWORKS[kind].config()
             return NETWORKS[kind].module(config), {}
-        if is_own(path):
+        if holds_network(path):
             metadata = read_metadata(path)
             return NETWORKS[kind].build(metadata["config"]), metadata
         if NETWORKS[kind].sd15_prefix:
-            return network_of(open_source(path).shapes, kind, path), {}
+            return network_of(open_checkpoint(path).shapes, kind, path), {}
         return NETWORKS[kind].module(UNetConfig()), {}
 
     def prompt(self, context_dim: int) -> Tensor:

@@ -13,11 +13,11 @@ from diffportrait3d.weights.files import save_network
 
 from ..dataset.images import MultiViewDataset
 from .config import StageConfig, to_dict
-from .inputs import Files
+from .inputs import InputNetworks
 
 
 class NetworkSource(Protocol):
-    """Where networks come from: files (`training.engine.inputs.Files`), or a plan's, which have no weights."""
+    """Where networks come from: files (`engine.inputs.InputNetworks`), or a plan's, which have no weights."""
 
     weights: bool
 
@@ -69,7 +69,7 @@ class Stage:
             MultiViewDataset(config.data.root, split, store, config.data.in_memory)
             for split in (config.data.split, config.data.validation_split)
         )
-        stage = cls(config, device, Files(config.inputs), data.resolution)
+        stage = cls(config, device, InputNetworks(config.inputs), data.resolution)
         stage.open_data(data, validation)
         return stage
 

@@ -11,15 +11,15 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..conversion.unwrap import unwrap
 from .files import CheckpointError
-from .tensor_files import DTYPES
+from .safetensors_writer import DTYPES, TensorInfo
+from .unwrap import unwrap
 
 _WAY_OUT = "get the file again"
 # Objects of training code that old checkpoints carry beside their tensors. Stand-ins take their places, so that such
@@ -52,15 +52,11 @@ def _stand_ins() -> list[type]:
 
 
 def listed(names: Sequence[str], count: int = 10) -> str:
+    """The first names, for messages."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
-class Entry(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: torch.dtype | str
-
-
-class Source(ABC):
+class Checkpoint(ABC):
     """A checkpoint on disk, its tensors read when they are asked for.
 
     Attributes:
@@ -133,24 +129,23 @@ class Source(ABC):
         return []
 
     @abstractmethod
-    def _open(self) -> dict[str, Entry]:
+    def _open(self) -> dict[str, TensorInfo]:
         """Maps the file (anew) and lists what is in it under the names it has there."""
 
     @abstractmethod
     def _tensor(self, stored_name: str) -> Tensor: ...
 
 
-class SafetensorsSource(Source):
-    def _open(self) -> dict[str, Entry]:
+class SafetensorsCheckpoint(Checkpoint):
+    def _open(self) -> dict[str, TensorInfo]:
         try:
             self._handle = safe_open(self.path, "pt")
             slices = {name: self._handle.get_slice(name) for name in self._handle.keys()}
         except (SafetensorError, OSError) as error:
             raise _damaged(self.path, error) from error
         self.metadata = self._handle.metadata() or {}
-        return {
-            name: Entry(tuple(s.get_shape()), DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()
-        }
+        dtypes = {name: DTYPES.get(s.get_dtype(), s.get_dtype()) for name, s in slices.items()}
+        return {name: TensorInfo(tuple(s.get_shape()), dtypes[name]) for name, s in slices.items()}
 
     def _tensor(self, stored_name: str) -> Tensor:
         try:
@@ -159,7 +154,7 @@ class SafetensorsSource(Source):
             raise _damaged(self.path, error) from error
 
 
-class PickleSource(Source):
+class PickleCheckpoint(Checkpoint):
     """torch.save files, by torch's weights-only unpickler: it makes tensors and refuses to call anything else.
 
     The zip format is mapped into memory. The older format cannot be: it is read as a whole.
@@ -175,7 +170,7 @@ class PickleSource(Source):
                 "of it are in memory"
             )
 
-    def _open(self) -> dict[str, Entry]:
+    def _open(self) -> dict[str, TensorInfo]:
         first = not hasattr(self, "_tensors")
         if not (first or self.mapped):
             return {}
@@ -188,7 +183,7 @@ class PickleSource(Source):
         if not self._tensors:
             found = listed(self.top_level) or "nothing"
             raise CheckpointError(f"{self.path} holds no tensors by name, but {found}: it is no network's checkpoint.")
-        return {name: Entry(tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()}
+        return {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()}
 
     def _collect(self, content: Mapping[Any, Any], path: str) -> None:
         """Every tensor that has a name, under the names of the mappings around it, joined by dots."""
@@ -219,7 +214,7 @@ class PickleSource(Source):
         return self._tensors[stored_name]
 
 
-def open_source(path: str | os.PathLike) -> Source:
+def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Opens a checkpoint of any of the formats in use, by its content and not by its name.
 
     Raises:
@@ -232,11 +227,11 @@ def open_source(path: str | os.PathLike) -> Source:
         start = file.read(16)
     # Safetensors first: the length of its header may begin with any byte, that of a pickle's included.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES:
-        return SafetensorsSource(path)
+        return SafetensorsCheckpoint(path)
     if start.startswith(b"PK\x03\x04"):
-        return PickleSource(path, mapped=True)
+        return PickleCheckpoint(path, mapped=True)
     if start[:1] == b"\x80":
-        return PickleSource(path, mapped=False)
+        return PickleCheckpoint(path, mapped=False)
     if start.startswith(b"version https://"):
         raise CheckpointError(f"{path} is a pointer of Git LFS, not the checkpoint; fetch that with `git lfs pull`.")
     raise CheckpointError(f"{path} is neither a torch checkpoint nor safetensors (it begins with {start[:8]!r}).")
