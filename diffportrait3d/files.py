@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 FULL = {
     errno.ENOSPC: "the disk is full",
@@ -174,52 +174,40 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-class _Output(io.BufferedIOBase):
+class _Output(io.BufferedWriter):
     """A file that remembers an error of writing, of which some libraries (torch.save) make one of their own.
 
-    It has no file number, by which others (numpy, Pillow) write past it.
+    It denies its file number, by which others (numpy, Pillow) write past it.
     """
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.failure = file, None
+    failure: OSError | None = None
 
     def write(self, data) -> int:
-        with self._remembered():
-            return self.file.write(data)
+        return self._remember(super().write, data)
 
     def flush(self) -> None:
-        with self._remembered():
-            if not self.file.closed:
-                self.file.flush()
+        self._remember(super().flush)
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with self._remembered():
-            return self.file.seek(offset, whence)
+    def seek(self, *where: int) -> int:
+        return self._remember(super().seek, *where)
 
-    @contextlib.contextmanager
-    def _remembered(self) -> Iterator[None]:
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+    def _remember(self, call: Callable, *arguments: Any) -> Any:
         try:
-            yield
+            return call(*arguments)
         except OSError as error:
             self.failure = error
             raise
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
 
 def _prepare(path: Path, write: Callable[[BinaryIO], object], durable: bool) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary_name(path).open("wb")
-    output = _Output(file)
-    with contextlib.closing(file.raw):  # what is left of a file that failed is not flushed once more
+        raw = io.FileIO(temporary_name(path), "w")
+    output = _Output(raw)
+    with contextlib.closing(raw):  # what is left of a file that failed is not flushed once more
         try:
             write(output)
         except Exception as error:
@@ -227,9 +215,9 @@ def _prepare(path: Path, write: Callable[[BinaryIO], object], durable: bool) -> 
                 raise  # it is about what was to be written
             raise _write_error(path, output.failure) from error
         with writing(path):
-            file.flush()
+            output.flush()
             if durable:
-                os.fsync(file.fileno())
+                os.fsync(raw.fileno())
 
 
 def _write_error(path: Path, error: OSError) -> WriteError:
