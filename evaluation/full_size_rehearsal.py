@@ -35,6 +35,7 @@ from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import AutoencoderKL, UNet, UNetConfig
 from diffportrait3d.networks.sizes import SD15_AUTOENCODER
 from diffportrait3d.weights.files import load_network, save_network
+from diffportrait3d.weights.identify import OFFICIAL
 from diffportrait3d.weights.text_encoder import TextEncoderSizes
 from evaluation.goldens.data import deterministic_tensor
 
@@ -42,7 +43,6 @@ CHECKPOINT = "rehearsal.th"
 STAGES = ("build", "convert", "host", "host-passes", "core-passes")
 PASSES = ("eps_full", "eps_uncond")
 HOST_PASSES = "host_passes.safetensors"
-METHOD_NETWORKS = ("reference_encoder", "view_controlnet", "view_consistency")
 TOLERANCE = 5e-5
 CONVERSION_LIMIT = 1.3  # of the largest network
 MEMORY_LIMIT = 20e9  # bytes, of a full-size step in ComfyUI
@@ -191,7 +191,7 @@ def core_passes(folder: Path, config: UNetConfig) -> None:
     with safe_open(converted / BASE_FILE, "pt") as base:
         for name, tensor in unet.state_dict().items():
             tensor.copy_(base.get_tensor(UNET.prefix + name))
-    networks = [load_network(converted / f"{kind}.safetensors", expect=kind)[0] for kind in METHOD_NETWORKS]
+    networks = [load_network(converted / f"{kind}.safetensors", expect=kind)[0] for kind in OFFICIAL]
     denoiser = Denoiser(unet.eval().requires_grad_(False), *networks)
     inputs = random_inputs(config)
     x, t, context = inputs["x_noisy"], inputs["t"], inputs["context"].repeat(VIEWS, 1, 1)

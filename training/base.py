@@ -33,7 +33,6 @@ class BaseStage(DenoisingStage):
 
     name = "base"
     kind = "unet"
-    needs = ("autoencoder",)
     config_class = BaseConfig
 
     def build_denoiser(self, networks: NetworkSource) -> None:

@@ -12,7 +12,6 @@ needs. Notes are no faults: what an import left out and why, and what the reader
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import os
 import sys
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from diffportrait3d.cameras.labels import LABEL_SIZE, PIVOT, validate_labels
 from diffportrait3d.cameras.projection import project
 from diffportrait3d.command import run_main
+from diffportrait3d.files import file_hash
 from diffportrait3d.images import ImageError, read_image
 
 from .dataset.images import DataError, read_manifest
@@ -174,7 +174,7 @@ def _view_files(
         elif not (root / view[kind]).is_file():
             wrong.append(f"{where}: {kind} '{view[kind]}' is missing")
         elif pictures:
-            contents[kind] = _digest(root / view[kind])
+            contents[kind] = file_hash(root / view[kind])
             found, decided = _picture(root / view[kind], resolution)
             wrong += [f"{where}: {kind} '{view[kind]}' {what}" for what in found]
             notes += [(note, view[kind]) for note in decided]
@@ -206,10 +206,6 @@ def _depth(path: Path, resolution: int) -> Iterable[str]:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         return [f"cannot be read ({error})"]
     return [] if shapes == {(resolution, resolution)} else [f"has shape {shapes}, not {resolution}x{resolution}"]
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _views(subjects: list[dict[str, Any]]) -> Iterator[View]:

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render
-from diffportrait3d.weights.files import load_network, read_tensors, save_network
+from diffportrait3d.weights.files import facts_of, load_network, read_tensors, save_network
 
 YAWS = (-40.0, 0.0, 40.0)  # degrees; every person is seen from three sides
-METADATA = ("format", "format_version", "network", "config")  # what save_network writes itself
 
 
 def fit_latent_colours(latents: Tensor, images: Tensor) -> dict[str, list]:
@@ -73,9 +72,8 @@ def add_colours(path: Path, out: Path, people: int, seed: int, ict: Path | None)
         latents = torch.cat([autoencoder.encode(chunk) for chunk in images.split(4)])
     colours = fit_latent_colours(latents, images)
     cells = F.adaptive_avg_pool2d(images, latents.shape[-2:])
-    facts = {name: value for name, value in metadata.items() if name not in METADATA}
     dtype = next(tensor.dtype for tensor in read_tensors(path).values() if tensor.is_floating_point())
-    save_network(out, autoencoder, "autoencoder", dtype, **{**facts, "latent_rgb": colours})
+    save_network(out, autoencoder, "autoencoder", dtype, **{**facts_of(metadata), "latent_rgb": colours})
     return {**colours, "error": float((shown_colours(latents, colours) - cells).abs().mean() * 127.5)}
 
 

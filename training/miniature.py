@@ -23,7 +23,8 @@ import yaml
 
 from diffportrait3d.command import run_main
 from diffportrait3d.files import WriteError
-from diffportrait3d.weights.files import load_network, read_metadata, save_network
+from diffportrait3d.networks import NETWORKS
+from diffportrait3d.weights.files import facts_of, load_network, save_network
 
 from . import render
 from .autoencoder import AutoencoderStage
@@ -39,7 +40,6 @@ from .view_control import ViewControlStage
 
 CONFIGS = Path(__file__).parent / "configs"
 PRESETS = ("cpu", "gpu", "smoke")
-EXPORTED_METADATA_LEFT_OUT = ("format", "format_version", "network", "config")
 SHARD_BYTES = 15 * 2**20
 
 # In the order in which they are trained.
@@ -61,7 +61,8 @@ def network_file(out: Path, stage: type[Stage]) -> Path:
 def stage_overrides(stage: type[Stage], out: Path, data: Path, start: Path | None = None) -> list[str]:
     """What ties a preset's stage to this run: folders, data, the networks it builds on, and the one it starts from."""
     values = {"run_dir": out / stage.name, "data.root": data}
-    values |= {f"inputs.{other.kind}": network_file(out, other) for other in STAGES if other.kind in stage.needs}
+    needed = NETWORKS[stage.kind].needs
+    values |= {f"inputs.{other.kind}": network_file(out, other) for other in STAGES if other.kind in needed}
     if "latents_dir" in stage.config_class.model_fields:
         values["latents_dir"] = out / "latents"  # encoded once for all stages
     if start is not None:
@@ -132,8 +133,8 @@ def export(out: Path, weights: Path) -> list[Path]:
         path = network_file(out, stage)
         if finished(out / stage.name) is None:
             raise ValueError(f"Stage '{stage.name}' of '{out}' is not finished; run the recipe to its end first.")
-        module, _ = load_network(path)
-        metadata = {k: v for k, v in read_metadata(path).items() if k not in EXPORTED_METADATA_LEFT_OUT}
+        module, metadata = load_network(path)
+        metadata = facts_of(metadata)
         metadata["training"] = without_paths(metadata.get("training", {}))
         target = weights / path.name
         written += save_network(target, module, stage.kind, torch.float16, max_shard_bytes=SHARD_BYTES, **metadata)

@@ -39,7 +39,6 @@ class NovelViewStage(Stage):
 
     name = "novel_view"
     kind = "novel_view"
-    needs = ("autoencoder",)
     config_class = NovelViewStageConfig
 
     def build_networks(self, networks: NetworkSource) -> None:

@@ -31,7 +31,6 @@ class ReferenceStage(DenoisingStage):
 
     name = "reference"
     kind = "reference_encoder"
-    needs = ("autoencoder", "unet")
     config_class = ReferenceConfig
     uses_references = True
 

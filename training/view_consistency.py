@@ -42,7 +42,6 @@ class ViewConsistencyStage(DenoisingStage):
 
     name = "view_consistency"
     kind = "view_consistency"
-    needs = ("autoencoder", "unet", "reference_encoder", "view_controlnet")
     config_class = ViewConsistencyConfig
     uses_references = True
     uses_conditions = True

@@ -27,7 +27,6 @@ class ViewControlStage(DenoisingStage):
 
     name = "view_control"
     kind = "view_controlnet"
-    needs = ("autoencoder", "unet", "reference_encoder")
     config_class = ReferenceConfig
     uses_references = True
     uses_conditions = True

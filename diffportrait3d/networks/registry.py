@@ -33,7 +33,6 @@ class NetworkSpec:
         title: its name in sentences.
         module, config: its classes.
         needs: kinds of the trained networks that its training builds on.
-        starts_from: the kind whose weights a new one copies; None for random weights.
         prefix: of its keys in the authors' checkpoint, which holds SD1.5 as well; None for networks that it lacks.
         sd15_prefix: of its keys in SD1.5 checkpoints or ControlNets of others; None for networks that these lack.
         signature: the key, without prefix, by which such files are recognised.
@@ -48,7 +47,6 @@ class NetworkSpec:
     module: type[nn.Module]
     config: type[NetworkConfig]
     needs: tuple[str, ...] = ()
-    starts_from: str | None = None
     prefix: str | None = None
     sd15_prefix: str | None = None
     signature: str = ""
@@ -116,7 +114,6 @@ NETWORKS: dict[str, NetworkSpec] = {
             module=ReferenceEncoder,
             config=UNetConfig,
             needs=("autoencoder", "unet"),
-            starts_from="unet",
             prefix="control_model.",
             signature="output_blocks.0.0.in_layers.0.weight",
             foreign=("out.2.weight", "label_emb.0.0.weight"),
@@ -129,7 +126,6 @@ NETWORKS: dict[str, NetworkSpec] = {
             module=ViewControlNet,
             config=UNetConfig,
             needs=("autoencoder", "unet", "reference_encoder"),
-            starts_from="unet",
             prefix="pose_control_model.",
             sd15_prefix="control_model.",
             signature="zero_convs.0.0.weight",

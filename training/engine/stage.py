@@ -37,8 +37,7 @@ class Stage:
 
     Attributes:
         name: the stage's name, also its script's and its summary's.
-        kind: the kind of network it trains and writes.
-        needs: the kinds that it builds on.
+        kind: the kind of network it trains and writes; `NETWORKS` says which it builds on.
         config_class: its settings.
         full_precision: frozen networks that always stay in float32.
         trainable: the one module whose parameters are trained.
@@ -49,7 +48,6 @@ class Stage:
 
     name: ClassVar[str]
     kind: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ()
     config_class: ClassVar[type[StageConfig]] = StageConfig
     full_precision = ("autoencoder",)
 
