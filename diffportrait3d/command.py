@@ -1,4 +1,4 @@
-"""What all commands have in common: at any moment, Ctrl-C and a full disk end them in one sentence."""
+"""What all commands have in common: Ctrl-C, at any moment, and a full disk end them with one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_main(main: Callable[[], int]) -> int:
     try:
         return main()
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on with what is finished.", file=sys.stderr)
+        print("Interrupted; the same command resumes after what is finished.", file=sys.stderr)
         return INTERRUPTED
     except WriteError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -44,23 +44,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parse_arguments(arguments)
-    options = Options(
-        out=given.out,
-        base=given.base,
-        dtype=DTYPES.get(given.dtype),
-        overwrite=given.overwrite,
-        drop_surplus=given.drop_surplus,
-        verify=given.verify,
-    )
+    settings = vars(parse_arguments(arguments))
+    checkpoint, dtype = settings.pop("checkpoint"), DTYPES.get(settings.pop("dtype"))
     try:
-        conversion = convert(given.checkpoint, options)
+        conversion = convert(checkpoint, Options(dtype=dtype, **settings))
     except (CheckpointError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Interrupted. The same command goes on after the networks that are finished.", file=sys.stderr)
-        return 130
     print(table(conversion))
     for line in [*findings(conversion), *next_steps(conversion)]:
         print(f"- {line}")

@@ -1,4 +1,8 @@
-"""Small things about files that several parts need: order, and writing a file whole or not at all."""
+"""Files: order, and writing them completely or not at all.
+
+Every function that writes raises `WriteError` where the disk is full or the place cannot be written to, and leaves what
+was there before.
+"""
 
 from __future__ import annotations
 
@@ -93,9 +97,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], durable: b
 
     durable: wait until the bytes are on the disk, so that a power cut leaves the old file or the new one. To be
         switched off for files of which there are thousands and which can be made again.
-
-    Raises:
-        WriteError: the disk is full, or the place cannot be written to.
     """
     write_together({path: write}, durable)
 
@@ -120,11 +121,7 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Call `fill` with an empty folder that becomes `path`, which must not exist, when it is complete.
-
-    Raises:
-        WriteError: the disk is full, or the place cannot be written to.
-    """
+    """Call `fill` with an empty folder that becomes `path`, which must not exist, when it is complete."""
     temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -137,11 +134,7 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to the end of a file: all of it, or nothing.
-
-    Raises:
-        WriteError: the disk is full, or the place cannot be written to.
-    """
+    """Add to the end of a file: all of it, or nothing."""
     rest = memoryview(data)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

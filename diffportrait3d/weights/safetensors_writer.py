@@ -44,11 +44,7 @@ class TensorInfo(NamedTuple):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors that are in memory.
-
-    Raises:
-        WriteError: the disk is full, or the place cannot be written to.
-    """
+    """Writes tensors that are in memory."""
     write_atomically(path, tensors_writer(tensors, metadata))
 
 

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffportrait3d import convert as command
+from diffportrait3d.command import run_main
 from diffportrait3d.conversion import Options, convert, inspect
 from diffportrait3d.conversion.layout import TEXT, UNET, VAE, official_shapes
 from diffportrait3d.conversion.report import findings, table
@@ -208,7 +209,7 @@ def test_interrupted_run_goes_on_where_it_stopped(checkpoint, weights, tmp_path,
         return get(self, name)
 
     monkeypatch.setattr(checkpoints.PickleCheckpoint, "get", interrupted)
-    assert command.main([str(checkpoint), "--out", str(tmp_path)]) == 130
+    assert run_main(lambda: command.main([str(checkpoint), "--out", str(tmp_path)])) == 130
     assert [p.name for p in tmp_path.iterdir()] == ["reference_encoder.safetensors"]
     monkeypatch.undo()
     conversion = convert(checkpoint, Options(tmp_path))
