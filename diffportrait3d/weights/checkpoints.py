@@ -38,17 +38,11 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 SAMPLES, SAMPLE_BYTES, END_BYTES = 256, 2**16, 2**20
 
 
-class Ignored:
-    """Stands in for an object that is of no use here; takes whatever the pickle gives it."""
-
-    def __init__(self, *args, **kwargs): ...
-
-    def __setstate__(self, state): ...
-
-
 def _stand_ins() -> list[type]:
+    """Classes of these names that take whatever the pickle gives them."""
+    takes_all = dict.fromkeys(("__init__", "__setstate__"), lambda self, *args, **kwargs: None)
     split = (name.rsplit(".", 1) for name in HARMLESS_GLOBALS)
-    return [type(name, (Ignored,), {"__module__": module}) for module, name in split]
+    return [type(name, (), {**takes_all, "__module__": module}) for module, name in split]
 
 
 def listed(names: Sequence[str], count: int = 10) -> str:
@@ -60,7 +54,9 @@ class Checkpoint(ABC):
     """A checkpoint on disk, its tensors read when they are asked for.
 
     Attributes:
-        entries: shape and dtype per key, without what training code has wrapped around it, in the file's order.
+        entries: shape and dtype (a name, if torch has none) per key, without what training code has wrapped around it,
+            in the file's order.
+        shapes: the shapes alone.
         notes: what its user should know about the file.
         top_level: the outermost keys of the file.
     """
@@ -69,19 +65,14 @@ class Checkpoint(ABC):
 
     def __init__(self, path: Path):
         self.path = path
-        self.notes: list[str] = []
-        self._read_bytes = 0
         self.top_level: list[str] = []
+        self._read_bytes = 0
         stored = self._open()
         found = unwrap(list(stored), self.mappings)
-        self.notes += self._left_out(found.mapping)
-        self.notes += [found.note] if found.note else []
+        self.notes = [*self._left_out(found.mapping), *([found.note] if found.note else [])]
         self._stored_names = found.keys
         self.entries = {name: stored[key] for name, key in found.keys.items()}
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: entry.shape for name, entry in self.entries.items()}
+        self.shapes = {name: info.shape for name, info in self.entries.items()}
 
     def get(self, name: str) -> Tensor:
         """One tensor on the CPU. Keep no reference to it: the mapping of the file would stay with it.
@@ -121,7 +112,7 @@ class Checkpoint(ABC):
     def contents(self) -> str:
         """What the file has, for messages: its outermost keys and its first tensors."""
         top = f"its top-level keys are {listed(self.top_level)}; " if self.mappings != [""] else ""
-        tensors = [f"{name} {list(entry.shape)}" for name, entry in self.entries.items()]
+        tensors = [f"{name} {list(shape)}" for name, shape in self.shapes.items()]
         return f"{top}its first tensors are {listed(tensors, 3)}"
 
     def _left_out(self, mapping: str) -> list[str]:
