@@ -33,12 +33,12 @@ class NetworkSpec:
         title: its name in sentences.
         module, config: its classes.
         needs: kinds of the trained networks that its training builds on.
-        prefix: of its keys in the authors' checkpoint, which holds SD1.5 as well; None for networks that it lacks.
-        sd15_prefix: of its keys in SD1.5 checkpoints or ControlNets of others; None for networks that these lack.
+        prefix: of its keys in the authors' checkpoint, which holds SD1.5 as well; empty for networks that it lacks.
+        sd15_prefix: of its keys in SD1.5 checkpoints or ControlNets of others; empty for networks that these lack.
         signature: the key, without prefix, by which such files are recognised.
         foreign: keys that it cannot have, without prefix: networks with one of them are others of the same topology.
         unused: beginning of the keys of layers that the authors' class has and never calls.
-        conventions: of the authors' weights, where tensors do not show them; metadata in converted files. None for
+        conventions: of the authors' weights, where tensors do not show them; metadata in converted files. Empty for
             networks that are not the authors'.
     """
 
@@ -47,17 +47,17 @@ class NetworkSpec:
     module: type[nn.Module]
     config: type[NetworkConfig]
     needs: tuple[str, ...] = ()
-    prefix: str | None = None
-    sd15_prefix: str | None = None
+    prefix: str = ""
+    sd15_prefix: str = ""
     signature: str = ""
     foreign: tuple[str, ...] = ()
-    unused: str | None = None
-    conventions: Mapping[str, Any] | None = field(default=None, hash=False)
+    unused: str = ""
+    conventions: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def official(self) -> bool:
         """Whether the authors have trained and published it."""
-        return self.conventions is not None
+        return bool(self.conventions)
 
     @property
     def file_name(self) -> str:

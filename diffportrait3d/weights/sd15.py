@@ -61,7 +61,7 @@ def network_of(shapes: Shapes, kind: str, path: object) -> nn.Module:
 
 def _prefix(shapes: Shapes, kind: str) -> str | None:
     spec = NETWORKS[kind]
-    prefixes = () if spec.sd15_prefix is None else (spec.sd15_prefix, "")
+    prefixes = (spec.sd15_prefix, "") if spec.sd15_prefix else ()
     return next((prefix for prefix in prefixes if spec.is_signed(shapes, prefix)), None)
 
 

@@ -27,8 +27,13 @@ DEPTH = 3  # parts of the longest prefix that is looked for
 
 
 class Unwrapped(NamedTuple):
-    """mapping: the path of the chosen mapping, each part ending in a dot. keys: own name -> name in the file.
-    note: what was done to the keys, or None."""
+    """One mapping of a file.
+
+    Attributes:
+        mapping: its path, each part ending in a dot.
+        keys: own name -> name in the file.
+        note: what was done to the keys, or None.
+    """
 
     mapping: str
     keys: dict[str, str]
@@ -38,20 +43,24 @@ class Unwrapped(NamedTuple):
 def unwrap(names: Sequence[str], mappings: Sequence[str]) -> Unwrapped:
     """Choose among the mappings of a file.
 
-    names: of all its tensors, the keys of nested mappings joined by dots.
-    mappings: paths of the mappings that hold tensors, the outermost ("") first; each part ends in a dot.
+    Args:
+        names: of all its tensors, the keys of nested mappings joined by dots.
+        mappings: paths of the mappings that hold tensors, the outermost ("") first; each part ends in a dot.
     """
-    best: tuple[tuple, Unwrapped] | None = None
-    for mapping in mappings:
-        stored = [name for name in names if name.startswith(mapping)]
-        found = [name[len(mapping) :] for name in stored]
-        own = _own_names(found)
-        fitting = _fitting(own)
-        # Averages are second to the weights themselves; of equal mappings the innermost is the network's.
-        rank = (fitting, not _is_average(mapping), 0 if fitting else len(own), mapping.count("."))
-        if best is None or rank > best[0]:
-            best = rank, Unwrapped(mapping, dict(zip(own, stored, strict=True)), _note(found, own))
-    return best[1]
+    return max((_unwrapped(names, mapping) for mapping in mappings), key=_rank)
+
+
+def _unwrapped(names: Sequence[str], mapping: str) -> Unwrapped:
+    stored = [name for name in names if name.startswith(mapping)]
+    found = [name[len(mapping) :] for name in stored]
+    own = _own_names(found)
+    return Unwrapped(mapping, dict(zip(own, stored, strict=True)), _note(found, own))
+
+
+def _rank(found: Unwrapped) -> tuple:
+    """Averages are second to the weights themselves; of equal mappings the innermost is the network's."""
+    fitting = _fitting(list(found.keys))
+    return fitting, not _is_average(found.mapping), 0 if fitting else len(found.keys), found.mapping.count(".")
 
 
 def _own_names(found: list[str]) -> list[str]:
