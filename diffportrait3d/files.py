@@ -57,10 +57,11 @@ def read_text(path: Path) -> str:
 
 def folders_below(root: str | os.PathLike, enter: Callable[[str], bool]) -> Iterator[tuple[str, list[str]]]:
     """(folder, names of its files) for `root`, which is "", and for everything below it; folders are named relative to
-    `root`, with "/". Links are followed.
+    `root`, with "/". Links are followed, but a folder is not entered again below itself, so that a link to a folder
+    above ends there. What cannot be opened, broken links among it, is left out.
 
-    enter: whether a folder of this name is looked into. A folder is not entered again below itself, so that a link to
-    a folder above ends there. What cannot be opened, broken links among it, is left out.
+    Args:
+        enter: whether a folder of this name is looked into.
     """
     waiting: list[tuple[str, frozenset]] = [("", frozenset())]  # a folder and the real folders above it
     while waiting:
@@ -95,8 +96,9 @@ def writing(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
     """Call `write` with a file that takes the place of `path` only when it is complete.
 
-    durable: wait until the bytes are on the disk, so that a power cut leaves the old file or the new one. To be
-        switched off for files of which there are thousands and which can be made again.
+    Args:
+        durable: wait until the bytes are on the disk, so that a power cut leaves the old file or the new one. To be
+            switched off for files of which there are thousands and which can be made again.
     """
     write_together({path: write}, durable)
 

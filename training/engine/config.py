@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from diffportrait3d.networks import NETWORKS
 
 # Settings of other trainers that must not exist here. 3D-aware noise works because SD1.5's last timestep still holds
 # 7 % of the image, and because F predicts noise: these change the one or the other.
@@ -44,20 +46,15 @@ class DataConfig(Settings):
     in_memory: bool = Field(True, description="images are read once; off: when needed (512 px take 0.8 MB each)")
 
 
-class InputsConfig(Settings):
-    """Files of the networks that a stage builds on; each stage needs those before it.
-
-    A file of the kind that the stage itself trains is what it starts from, in place of fresh weights. Files of other
-    projects that may be named, too, and what the empty prompt is without `context`: `training.engine.inputs`.
-    """
-
-    autoencoder: str | None = None
-    unet: str | None = None
-    reference_encoder: str | None = None
-    view_controlnet: str | None = None
-    view_consistency: str | None = None
-    novel_view: str | None = None
-    context: str | None = Field(None, description="CLIP's states of the empty prompt")
+# Files of the networks that a stage builds on, by their kinds. One of the kind that the stage itself trains is what it
+# starts from, in place of fresh weights. Files of other projects that may be named, too, and what the empty prompt is
+# without `context`: `training.engine.inputs`.
+InputsConfig = create_model(
+    "InputsConfig",
+    __base__=Settings,
+    **{kind: (str | None, None) for kind in NETWORKS},
+    context=(str | None, Field(None, description="CLIP's states of the empty prompt")),
+)
 
 
 class OptimizerConfig(Settings):
