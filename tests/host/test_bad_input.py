@@ -214,7 +214,7 @@ FILES = {
     "DP3D_LoadReferenceEncoder": "reference encoder",
     "DP3D_LoadViewControlNet": "view ControlNet",
     "DP3D_LoadViewConsistency": "view consistency",
-    "DP3D_LoadNovelView": "novel view",
+    "DP3D_LoadNovelView": "novel-view model",
 }
 OTHER_FAMILY = "Flux is not of the SD1.5 family, .* connect an SD1.5 checkpoint"
 OTHER_WIDTH = "fits a UNet with context_dim 32, but this MODEL has context_dim 48; load .* of one set together"

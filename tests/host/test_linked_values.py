@@ -69,11 +69,11 @@ def values(host, pack, write_networks, stock_autoencoder):
 
 
 NAMES = {  # node: its list, a name in it, what the list is of
-    "DP3D_LoadMiniature": ("name", "linked", "unet"),
+    "DP3D_LoadMiniature": ("name", "linked", "base UNet"),
     "DP3D_LoadReferenceEncoder": ("name", "linked/reference_encoder.safetensors", "reference encoder"),
     "DP3D_LoadViewControlNet": ("name", "linked/view_controlnet.safetensors", "view ControlNet"),
     "DP3D_LoadViewConsistency": ("name", "linked/view_consistency.safetensors", "view consistency"),
-    "DP3D_LoadNovelView": ("name", "linked/novel_view.safetensors", "novel view"),
+    "DP3D_LoadNovelView": ("name", "linked/novel_view.safetensors", "novel-view model"),
     "DP3D_LoadCameras": ("file", "linked/path.npy", "camera file"),
     "DP3D_LoadCameraConditions": ("folder", "linked/views", "picture folder"),
 }
