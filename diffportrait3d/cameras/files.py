@@ -14,14 +14,7 @@ from torch import Tensor
 
 from ..files import files_with, natural_key, read_text, write_atomically, write_text
 from .labels import LABEL_SIZE, validate_labels
-from .reconstructions import (
-    COLMAP_FILES,
-    Rows,
-    binary_model_in,
-    read_colmap,
-    read_transforms,
-    reconstruction_in,
-)
+from .reconstructions import COLMAP_FILES, Rows, binary_model_in, read_colmap, read_transforms, reconstruction_in
 
 FILE_FORMAT = "diffportrait3d-cameras"
 LABEL_SUFFIXES = (".json", ".npy", ".txt")

@@ -39,10 +39,9 @@ class CameraAngles(NamedTuple):
 def orbit_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) -> Tensor:
     """Camera on a sphere around `pivot`, looking at it.
 
-    yaw, pitch, roll: degrees; numbers give a label [25], lists or tensors of V numbers (broadcast together)
-    give [V, 25]. yaw > 0 moves the camera to world +x, pitch > 0 moves it up, roll > 0 turns it clockwise
-    about its viewing direction (the image's content turns counter-clockwise). |pitch| must stay below 90
-    degrees.
+    yaw, pitch, roll: degrees; numbers give a label [25], lists or tensors of V numbers (broadcast together) give
+    [V, 25]. yaw > 0 moves the camera to world +x, pitch > 0 moves it up, roll > 0 turns it clockwise about its viewing
+    direction (the image's content turns counter-clockwise). |pitch| must stay below 90 degrees.
     radius: distance to the pivot in world units; focal: in image sizes.
     """
     yaw, pitch, roll, radius, focal = _broadcast(yaw, pitch, roll, radius, focal)
@@ -153,13 +152,7 @@ def validate_labels(labels: Tensor, source: str = "camera labels", names: list[s
 
 
 def trajectory(
-    kind: str,
-    views: int,
-    yaw=(-45.0, 45.0),
-    pitch=(-10.0, 10.0),
-    turns: float = 2.0,
-    around: str = "pivot",
-    **camera,
+    kind: str, views: int, yaw=(-45.0, 45.0), pitch=(-10.0, 10.0), turns: float = 2.0, around: str = "pivot", **camera
 ) -> Tensor:
     """A camera path [views, 25] inside the given yaw and pitch ranges (degrees).
 
@@ -177,10 +170,7 @@ def trajectory(
         across, up = (2 * step / max(views - 1, 1) - 1 if views > 1 else torch.zeros(1)), torch.zeros(views)
     elif kind == "spiral":
         reach = step / max(views - 1, 1)
-        across, up = (
-            reach * torch.sin(2 * math.pi * turns * reach),
-            reach * torch.cos(2 * math.pi * turns * reach),
-        )
+        across, up = (reach * torch.sin(2 * math.pi * turns * reach), reach * torch.cos(2 * math.pi * turns * reach))
     else:
         phase = 2 * math.pi * step / views
         across = torch.sin(phase)

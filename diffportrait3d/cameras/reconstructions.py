@@ -27,14 +27,7 @@ COLMAP_FOLDERS = ("", "sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse")
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "FULL_OPENCV", "SIMPLE_RADIAL", "RADIAL")
 DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 # COLMAP's models that are a pinhole camera but for distortion: how many parameters are focal lengths.
-COLMAP_MODELS = {
-    "SIMPLE_PINHOLE": 1,
-    "PINHOLE": 2,
-    "SIMPLE_RADIAL": 1,
-    "RADIAL": 1,
-    "OPENCV": 2,
-    "FULL_OPENCV": 2,
-}
+COLMAP_MODELS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2, "FULL_OPENCV": 2}
 
 
 class Rows(NamedTuple):

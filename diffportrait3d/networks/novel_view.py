@@ -289,12 +289,7 @@ class NovelViewModel(nn.Module):
         return torch.cat([volume[:, :1] + self.density_prior, volume[:, 1:]], dim=1)
 
     def background(
-        self,
-        colour: Tensor,
-        features: Tensor,
-        global_vector: Tensor,
-        source_label: Tensor,
-        directions: Tensor,
+        self, colour: Tensor, features: Tensor, global_vector: Tensor, source_label: Tensor, directions: Tensor
     ) -> Tensor:
         """Features of the background at infinity along world directions [N, R, 3] -> [N, F, R].
 

@@ -48,7 +48,6 @@ def render_camera_images(labels: Tensor, resolution: int, subject: int = 0, supe
     """Images [V, 3, H, W] in [0, 1] of analytic person `subject` from cameras [V, 25]: what the view
     ControlNet is shown.
 
-    Only the pose is meant to be read from them (paper, section 3.2: an image of another identity at the
-    target camera).
+    Only the pose is meant to be read from them (paper, section 3.2: an image of another identity at the target camera).
     """
     return render_views(portrait_scene(subject), labels, resolution, supersample).image

@@ -1,8 +1,7 @@
 """A head made of formulas: needs no data, and is what camera images show.
 
-The skull, face and neck are stacked cross-sections (`_SECTIONS`) with relief added in front; lids, ears and
-the mouth's opening are pieces of their own. Proportions follow common anatomical averages in the head frame
-of `mesh.py`.
+The skull, face and neck are stacked cross-sections (`_SECTIONS`) with relief added in front; lids, ears and the mouth's
+opening are pieces of their own. Proportions follow common anatomical averages in the head frame of `mesh.py`.
 """
 
 from __future__ import annotations
@@ -122,15 +121,7 @@ def build_head(shape: Shape) -> HeadMesh:
     part[: len(skin)][_mouth_gap(skin, shape)] = SOCKET
     skull = torch.nonzero((skin[:, 1] > -9) & ((skin[:, 2] < 9.0) | (skin[:, 1] > 6))).squeeze(1)
     return HeadMesh(
-        vertices,
-        vertices,
-        triangles,
-        part,
-        _landmarks(skin, eyes, eye_radius, shape),
-        eyes,
-        eye_radius,
-        skull,
-        ears,
+        vertices, vertices, triangles, part, _landmarks(skin, eyes, eye_radius, shape), eyes, eye_radius, skull, ears
     )
 
 
@@ -219,8 +210,7 @@ def _lid_edge(x: Tensor, shape: Shape, upper: bool, side: float) -> Tensor:
 
 
 def _lid(eye: Tensor, radius: float, shape: Shape, upper: bool) -> tuple[Tensor, Tensor]:
-    """A lid as a piece of a sphere a little larger than the eyeball, from the lid's edge to well inside the
-    socket."""
+    """A lid as a piece of a sphere a little larger than the eyeball, from the lid's edge to well inside the socket."""
     rows, columns, shell = 10, 30, radius * 1.075
     side = float(eye[0].sign())
     x = torch.linspace(-1.52, 1.52, columns)
@@ -312,8 +302,7 @@ def _landmarks(skin: Tensor, eyes: Tensor, radius: float, shape: Shape) -> Tenso
 
 
 def _eye_marks(eye: Tensor, radius: float, shape: Shape, inner: int) -> list[Tensor]:
-    """Six marks around one eye from image left to image right over the upper lid and back along the lower
-    one."""
+    """Six marks around one eye from image left to image right over the upper lid and back along the lower one."""
     side = float(eye[0].sign())
     marks = []
     for x, upper in ((-1.46, True), (-0.6, True), (0.6, True), (1.46, True), (0.6, False), (-0.6, False)):

@@ -29,8 +29,7 @@ _SECTIONS = (
 
 
 def dress(mesh: HeadMesh, head: Surface, look: Look, generator: torch.Generator) -> list[Surface]:
-    """The head's surface and the bust, both bare only above the neckline, and a garment that follows them
-    below it."""
+    """The head's surface and the bust, both bare only above the neckline, and a garment that follows them below it."""
     noise = Noise(generator, 0.35)
     width = 1 + 0.05 * float(torch.randn(1, generator=generator).clamp(-2, 2))
     vertices = _bust(width)
@@ -49,8 +48,7 @@ def dress(mesh: HeadMesh, head: Surface, look: Look, generator: torch.Generator)
 
 
 def _garment(vertices: Tensor, triangles: Tensor, height: Tensor, look: Look, noise: Noise) -> list[Surface]:
-    """A copy of the body, outside of it below the neckline and inside of it above: the two meet in a clean
-    hem."""
+    """A copy of the body, outside of it below the neckline and inside of it above: the two meet in a clean hem."""
     near = triangles[(height < 1.5)[triangles].all(1)]
     if not len(near):
         return []

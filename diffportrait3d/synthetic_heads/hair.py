@@ -18,8 +18,7 @@ _LONG = ("bob", "long")
 
 
 def hair_surfaces(mesh: HeadMesh, look: Look, generator: torch.Generator) -> list[Surface]:
-    """The hair of a head in its rest pose (the scalp does not move): none for bald heads, else one or two
-    surfaces."""
+    """The hair of a head in its rest pose (the scalp does not move): none for bald heads, else one or two surfaces."""
     noises = [Noise(generator, frequency) for frequency in (0.25, 1.0, 1.6)]
     if look.hair_style == "bald":
         return []
@@ -33,11 +32,7 @@ def skull_centre(mesh: HeadMesh) -> Tensor:
     """The point that hair is combed around: between the temples, above the ears."""
     p = mesh.rest[mesh.skull]
     return torch.stack(
-        [
-            p.new_tensor(0.0),
-            mesh.landmarks[36:48, 1].mean() + 1.8,
-            (p[:, 2].amin() + mesh.landmarks[27, 2]) / 2 + 0.3,
-        ]
+        [p.new_tensor(0.0), mesh.landmarks[36:48, 1].mean() + 1.8, (p[:, 2].amin() + mesh.landmarks[27, 2]) / 2 + 0.3]
     )
 
 
@@ -46,23 +41,10 @@ def hairline(azimuth: Tensor, look: Look) -> Tensor:
     front = 57 + look.hairline + 17 * look.fringe
     temple = front + (6 if look.fringe else 14)
     table = [
-        (0, front),
-        (25, front + 1),
-        (42, front + 5),
-        (55, temple),
-        (61, max(temple, 78)),
-        (66, 97),
-        (72, 106),
-        (79, 110),
-        (86, 98),
-        (92, 89),
-        (104, 84),
-        (115, 90),
-        (123, 114),
-        (132, 124),
-        (150, 130),
-        (180, 131),
-    ]
+        (0, front), (25, front + 1), (42, front + 5), (55, temple), (61, max(temple, 78)), (66, 97),
+        (72, 106), (79, 110), (86, 98), (92, 89), (104, 84), (115, 90),
+        (123, 114), (132, 124), (150, 130), (180, 131),
+    ]  # fmt: skip
     if look.hair_style in _LONG:
         table = table[:5] + (
             [(68, 150), (76, 230), (180, 230)]
@@ -76,8 +58,7 @@ def hairline(azimuth: Tensor, look: Look) -> Tensor:
 
 
 class _Skull:
-    """Distance from a centre to the skull as a function of direction: a smoothed table over azimuth and polar
-    angle."""
+    """Distance from a centre to the skull as a function of direction: a smoothed table over azimuth and polar angle."""
 
     def __init__(self, mesh: HeadMesh, rows: int = 37, columns: int = 72):
         self.centre = skull_centre(mesh)
@@ -96,8 +77,7 @@ class _Skull:
 
 
 def spherical(theta: Tensor, azimuth: Tensor) -> Tensor:
-    """Unit directions [..., 3] from the polar angle (0 = crown) and the azimuth (0 = front, 90 = +x), in
-    degrees."""
+    """Unit directions [..., 3] from the polar angle (0 = crown) and the azimuth (0 = front, 90 = +x), in degrees."""
     t, a = torch.deg2rad(theta), torch.deg2rad(azimuth)
     return torch.stack([torch.sin(t) * torch.sin(a), torch.cos(t), torch.sin(t) * torch.cos(a)], -1)
 
@@ -218,9 +198,7 @@ def _strands(look: Look, direction: Tensor, theta: Tensor, az: Tensor, body: Ten
 def _bun(mesh: HeadMesh, look: Look, clump: Noise) -> Surface:
     rows, columns, radius = 22, 30, 3.0 + 1.0 * look.hair_length
     t, a = torch.meshgrid(
-        torch.linspace(0.05, math.pi - 0.05, rows),
-        torch.arange(columns) * (2 * math.pi / columns),
-        indexing="ij",
+        torch.linspace(0.05, math.pi - 0.05, rows), torch.arange(columns) * (2 * math.pi / columns), indexing="ij"
     )
     ball = torch.stack([torch.sin(t) * torch.sin(a), torch.cos(t), torch.sin(t) * torch.cos(a)], -1).reshape(-1, 3)
     tilt = math.radians(20 + 35 * abs(look.parting) / 4.5)

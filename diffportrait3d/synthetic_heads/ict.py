@@ -1,10 +1,8 @@
-"""Heads from the ICT Face Model Light (USC Institute for Creative Technologies, MIT licence), quantised to
-int8.
+"""Heads from the ICT Face Model Light (USC Institute for Creative Technologies, MIT licence), quantised to int8.
 
-The file is made by the project's tools from the public model (github.com/ICT-VGL/ICT-FaceKit) and is not part
-of the repository. Arrays: V [N, 3] mean shape in cm, F [Q, 4] quads, mat [Q] and mats (material names), I
-[100, N, 3] int8 with I_scale (identity modes), E [57, N, 3] int8 with E_scale and ex (expression names, ARKit
-style).
+The file is made by the project's tools from the public model (github.com/ICT-VGL/ICT-FaceKit) and is not part of the
+repository. Arrays: V [N, 3] mean shape in cm, F [Q, 4] quads, mat [Q] and mats (material names), I [100, N, 3] int8
+with I_scale (identity modes), E [57, N, 3] int8 with E_scale and ex (expression names, ARKit style).
 """
 
 from __future__ import annotations
@@ -142,8 +140,7 @@ class IctHeads:
         return torch.nonzero(skin & ~ear_box & (p[:, 1] > -9)).squeeze(1), ears
 
     def _align(self, rest: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Bring eyes and mouth to the mean's place and half-way to its size, as a landmark-aligned crop
-        does."""
+        """Bring eyes and mouth to the mean's place and half-way to its size, as a landmark-aligned crop does."""
 
         def frame(shape: Tensor) -> tuple[Tensor, Tensor]:
             marks = shape[list(LANDMARKS)]

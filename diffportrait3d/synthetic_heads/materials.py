@@ -13,85 +13,42 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .mesh import (
-    GUMS,
-    SKIN,
-    SOCKET,
-    TEETH,
-    HeadMesh,
-    Noise,
-    Surface,
-    gauss,
-    grid_triangles,
-    polyline_distance,
-    smooth,
-)
+from .mesh import GUMS, SKIN, SOCKET, TEETH, HeadMesh, Noise, Surface, gauss, grid_triangles, polyline_distance, smooth
 from .scene import Background, Light
 
 SKIN_TONES = torch.tensor(
     [
-        [0.96, 0.81, 0.73],
-        [0.93, 0.74, 0.63],
-        [0.88, 0.68, 0.55],
-        [0.82, 0.60, 0.46],
-        [0.73, 0.52, 0.39],
-        [0.61, 0.42, 0.31],
-        [0.50, 0.34, 0.25],
-        [0.39, 0.26, 0.19],
+        [0.96, 0.81, 0.73], [0.93, 0.74, 0.63], [0.88, 0.68, 0.55], [0.82, 0.60, 0.46],
+        [0.73, 0.52, 0.39], [0.61, 0.42, 0.31], [0.50, 0.34, 0.25], [0.39, 0.26, 0.19],
         [0.31, 0.20, 0.15],
     ]
-)
+)  # fmt: skip
 NATURAL_HAIR = torch.tensor(
     [
-        [0.08, 0.07, 0.065],
-        [0.13, 0.09, 0.07],
-        [0.21, 0.14, 0.09],
-        [0.33, 0.21, 0.13],
-        [0.45, 0.31, 0.19],
-        [0.60, 0.46, 0.29],
-        [0.78, 0.65, 0.44],
-        [0.55, 0.26, 0.12],
-        [0.37, 0.15, 0.10],
-        [0.52, 0.51, 0.50],
-        [0.80, 0.79, 0.77],
+        [0.08, 0.07, 0.065], [0.13, 0.09, 0.07], [0.21, 0.14, 0.09], [0.33, 0.21, 0.13],
+        [0.45, 0.31, 0.19], [0.60, 0.46, 0.29], [0.78, 0.65, 0.44], [0.55, 0.26, 0.12],
+        [0.37, 0.15, 0.10], [0.52, 0.51, 0.50], [0.80, 0.79, 0.77],
     ]
-)
+)  # fmt: skip
 DYED_HAIR = torch.tensor(
     [
-        [0.20, 0.34, 0.60],
-        [0.80, 0.45, 0.57],
-        [0.16, 0.46, 0.46],
-        [0.42, 0.27, 0.57],
-        [0.62, 0.14, 0.15],
-        [0.28, 0.48, 0.28],
+        [0.20, 0.34, 0.60], [0.80, 0.45, 0.57], [0.16, 0.46, 0.46], [0.42, 0.27, 0.57],
+        [0.62, 0.14, 0.15], [0.28, 0.48, 0.28],
     ]
-)
+)  # fmt: skip
 IRISES = torch.tensor(
     [
-        [0.30, 0.18, 0.10],
-        [0.20, 0.12, 0.07],
-        [0.36, 0.50, 0.64],
-        [0.38, 0.48, 0.33],
-        [0.46, 0.49, 0.52],
-        [0.46, 0.33, 0.16],
+        [0.30, 0.18, 0.10], [0.20, 0.12, 0.07], [0.36, 0.50, 0.64], [0.38, 0.48, 0.33],
+        [0.46, 0.49, 0.52], [0.46, 0.33, 0.16],
     ]
-)
+)  # fmt: skip
 CLOTH = torch.tensor(
     [
-        [0.13, 0.14, 0.17],
-        [0.90, 0.89, 0.86],
-        [0.19, 0.26, 0.42],
-        [0.55, 0.17, 0.18],
-        [0.24, 0.38, 0.30],
-        [0.48, 0.50, 0.53],
-        [0.76, 0.67, 0.53],
-        [0.80, 0.62, 0.24],
-        [0.35, 0.25, 0.37],
-        [0.42, 0.58, 0.68],
-        [0.72, 0.44, 0.38],
-        [0.30, 0.22, 0.17],
+        [0.13, 0.14, 0.17], [0.90, 0.89, 0.86], [0.19, 0.26, 0.42], [0.55, 0.17, 0.18],
+        [0.24, 0.38, 0.30], [0.48, 0.50, 0.53], [0.76, 0.67, 0.53], [0.80, 0.62, 0.24],
+        [0.35, 0.25, 0.37], [0.42, 0.58, 0.68], [0.72, 0.44, 0.38], [0.30, 0.22, 0.17],
     ]
-)
+)  # fmt: skip
 HAIR_STYLES = ("bald", "buzz", "short", "swept", "curly", "afro", "bob", "long", "bun")
 BEARDS = ("none", "stubble", "moustache", "goatee", "full")
 
@@ -265,30 +222,14 @@ def eyeballs(mesh: HeadMesh, look: Look) -> Surface:
     vertices = torch.cat([cap @ turn.T + centre for centre in mesh.eyes])
     triangles = grid_triangles(rows, columns)
     return Surface(
-        vertices,
-        torch.cat([triangles, triangles + len(cap)]),
-        albedo.repeat(2, 1),
-        torch.full((2 * len(cap),), 0.9),
+        vertices, torch.cat([triangles, triangles + len(cap)]), albedo.repeat(2, 1), torch.full((2 * len(cap),), 0.9)
     )
 
 
 def _hair_colour(dice: Dice, tone: float) -> tuple[Tensor, Tensor]:
-    """Colour of the hair and of brows and beard; dark skin mostly has dark hair, dyed hair keeps natural
-    brows."""
+    """Colour of the hair and of brows and beard; dark skin mostly has dark hair, dyed hair keeps natural brows."""
     fair = max(0.04, 1 - tone / 5)
-    weights = [
-        1.2,
-        1.5,
-        2.0,
-        2.2 * fair,
-        2.2 * fair,
-        2.2 * fair,
-        2.2 * fair,
-        1.1 * fair,
-        1.0 * fair,
-        0.6,
-        0.5,
-    ]
+    weights = [1.2, 1.5, 2.0, 2.2 * fair, 2.2 * fair, 2.2 * fair, 2.2 * fair, 1.1 * fair, 1.0 * fair, 0.6, 0.5]
     natural = dice.choice(list(NATURAL_HAIR), weights) * dice.colour_jitter(0.1)
     dyed = dice.uniform() < 0.08
     hair = dice.choice(list(DYED_HAIR)) * dice.colour_jitter(0.1) if dyed else natural

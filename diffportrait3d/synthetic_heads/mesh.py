@@ -1,8 +1,7 @@
 """Meshes in the head frame, and the few mesh operations that the head providers share.
 
-Head frame: centimetres, x to the right of the frontal image, y up, z out of the face; the eyes are near
-(+-3.1, 3.5, 9), the chin near (0, -7.5, 10), the crown near (0, 14.5, 2). `to_world` places it the way EG3D's
-crops place a face.
+Head frame: centimetres, x to the right of the frontal image, y up, z out of the face; the eyes are near (+-3.1, 3.5,
+9), the chin near (0, -7.5, 10), the crown near (0, 14.5, 2). `to_world` places it the way EG3D's crops place a face.
 """
 
 from __future__ import annotations
@@ -109,16 +108,10 @@ def interpolate_table(x: Tensor, at: Tensor, value: Tensor) -> Tensor:
 
 
 class Noise:
-    """Smooth band-limited noise in 3D: a sum of plane waves with random directions and phases, about
-    -1..1."""
+    """Smooth band-limited noise in 3D: a sum of plane waves with random directions and phases, about -1..1."""
 
     def __init__(
-        self,
-        generator: torch.Generator,
-        frequency: float,
-        octaves: int = 3,
-        waves: int = 6,
-        gain: float = 0.6,
+        self, generator: torch.Generator, frequency: float, octaves: int = 3, waves: int = 6, gain: float = 0.6
     ):
         scale = torch.tensor([2.0**k for k in range(octaves)]).repeat_interleave(waves) * frequency
         self.wave = torch.randn(octaves * waves, 3, generator=generator) * scale[:, None]

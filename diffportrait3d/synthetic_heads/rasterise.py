@@ -1,10 +1,9 @@
 """A small z-buffer rasteriser in plain torch: same code on CPU and GPU, exact depth, repeatable to the bit.
 
-Every triangle proposes the pixel centres inside its bounding box; edge functions keep those inside the
-triangle, and one integer `scatter_reduce(amin)` keeps the nearest. The key packs the float bits of the depth
-(monotonic for positive numbers) above the triangle's number, so ties fall to the lower triangle whatever the
-order of execution. Depth and attributes are interpolated with perspective correction (1/z is linear in the
-image).
+Every triangle proposes the pixel centres inside its bounding box; edge functions keep those inside the triangle, and
+one integer `scatter_reduce(amin)` keeps the nearest. The key packs the float bits of the depth (monotonic for positive
+numbers) above the triangle's number, so ties fall to the lower triangle whatever the order of execution. Depth and
+attributes are interpolated with perspective correction (1/z is linear in the image).
 """
 
 from __future__ import annotations
@@ -37,14 +36,12 @@ def rasterise(
 ) -> Fragments:
     """Find the nearest triangle at every pixel centre.
 
-    points: [V, 3] float32, x and y in pixels (the first pixel's centre is at 0.5, 0.5; y down), z = depth >
-    0.
+    points: [V, 3] float32, x and y in pixels (the first pixel's centre is at 0.5, 0.5; y down), z = depth > 0.
     triangles: [T, 3] int64. Triangles with a corner nearer than 1e-3 are left out, not clipped.
     two_sided: None draws all triangles from both sides; a [T] bool mask drops the others where they face away
     (corners that are counter-clockwise in the world, seen from outside, appear clockwise in these coordinates
     when seen from behind).
-    max_candidates: how many (triangle, pixel) pairs are tested at once; bounds the memory, never changes the
-    result.
+    max_candidates: how many (triangle, pixel) pairs are tested at once; bounds the memory, never changes the result.
     """
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"points must be [V, 3] (x, y, depth), got {tuple(points.shape)}")
@@ -77,8 +74,7 @@ def rasterise(
 
 
 def interpolate(attributes: Tensor, triangles: Tensor, fragments: Fragments) -> Tensor:
-    """Per-vertex attributes [V, C] at the covered pixels, in row-major order: [N, C] for N = (triangle >=
-    0).sum()."""
+    """Per-vertex attributes [V, C] at the covered pixels, in row-major order: [N, C] for N = (triangle >= 0).sum()."""
     hit = torch.nonzero(fragments.triangle.flatten() >= 0).squeeze(1)
     corner = triangles.index_select(0, fragments.triangle.flatten().index_select(0, hit))  # [N, 3]
     weight = fragments.barycentric.view(-1, 3).index_select(0, hit)  # [N, 3]
@@ -105,11 +101,9 @@ def _parts(count: Tensor, limit: int) -> list[Tensor]:
 
 
 def _planes(x: Tensor, y: Tensor, z: Tensor, area: Tensor) -> Tensor:
-    """Per triangle [U, 9]: corner 0 (x, y), the image gradients of the second and third weight, and 1/z at
-    the corners.
+    """Per triangle [U, 9]: corner 0 (x, y), the image gradients of the second and third weight, and 1/z at the corners.
 
-    The weights are affine in the image, so these numbers save the edge functions' divisions at every
-    pixel."""
+    The weights are affine in the image, so these numbers save the edge functions' divisions at every pixel."""
     ax, ay = x[:, 1] - x[:, 0], y[:, 1] - y[:, 0]
     bx, by = x[:, 2] - x[:, 0], y[:, 2] - y[:, 0]
     gradients = torch.stack([by, -bx, -ay, ax], 1) / area[:, None]

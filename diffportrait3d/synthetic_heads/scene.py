@@ -35,8 +35,7 @@ class View(NamedTuple):
 
 @dataclass
 class Light:
-    """A key light (unit direction towards it, linear colour) and a sky that shades from `ground` to `sky`
-    colour."""
+    """A key light (unit direction towards it, linear colour) and a sky that shades from `ground` to `sky` colour."""
 
     direction: Tensor
     key: Tensor
@@ -104,8 +103,7 @@ def build_scene(
 
 
 def bake_light(vertices: Tensor, normals: Tensor, triangles: Tensor, light: Light, directions: int = 32) -> Tensor:
-    """Diffuse irradiance [V, 3]: the sky over `directions` directions and the key light, both with
-    visibility."""
+    """Diffuse irradiance [V, 3]: the sky over `directions` directions and the key light, both with visibility."""
     sky = fibonacci_sphere(directions).to(vertices)
     corners = vertices[triangles]
     long = (corners - corners.roll(1, 1)).square().sum(-1).amax(1) > 0.008**2  # fill the gaps between sparse vertices
