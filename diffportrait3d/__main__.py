@@ -25,7 +25,9 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights/miniature"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m diffportrait3d", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m diffportrait3d", description="Makes a turntable of a portrait, without any ComfyUI."
+    )
     parser.add_argument("portrait", type=Path, help="an image of a head; its central square is taken")
     parser.add_argument("--out", type=Path, required=True, help="folder for the views; it must be new or empty")
     parser.add_argument(

@@ -1,8 +1,10 @@
-"""The four networks around the frozen UNet, put together as the method evaluates them."""
+"""The frozen UNet and the three networks around it, as the method evaluates them together."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ MIDDLE_VIEW_ATTENTION = ("unconditional", "always", "never")
 
 
 class Denoiser(nn.Module):
-    """F with F_ref, F_cam and the view attention (paper Figure 2a); every part but F may be missing.
+    """F with F_ref, F_cam and cross-view attention (paper Figure 2a); a part that is missing plays no part.
 
     Args:
         reference_timestep: the timestep F_ref is given: that of the step being denoised ("current", the release) or 0
@@ -44,12 +46,11 @@ class Denoiser(nn.Module):
 
     def with_networks(self, **networks: nn.Module | None) -> Denoiser:
         """One that shares these networks but for those given, under the names of the arguments; None leaves one out."""
-        own = ("unet", "reference_encoder", "view_controlnet", "view_consistency")
-        settings = {"reference_timestep": self.reference_timestep, "middle_view_attention": self.middle_view_attention}
-        return Denoiser(**{name: getattr(self, name) for name in own} | settings | networks)
+        own: dict[str, Any] = {name: getattr(self, name) for name in inspect.signature(Denoiser).parameters}
+        return Denoiser(**(own | dict[str, Any](networks)))
 
-    def bank(self, reference_latents: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
-        """Tokens of R references of one person, joined (paper eq. 5).
+    def bank(self, reference_latents: Tensor, t: Tensor, context: Tensor) -> list[Tensor] | None:
+        """Tokens of R references of one person, joined (paper eq. 5); None without F_ref.
 
         Args:
             reference_latents: clean scaled latents [R, 4, h, w].
@@ -59,6 +60,8 @@ class Denoiser(nn.Module):
         Returns:
             16 tensors [1, R*M, C]
         """
+        if self.reference_encoder is None:
+            return None
         count = reference_latents.shape[0]
         t = t[:1].expand(count) * (self.reference_timestep == "current")
         return join_references(self.reference_encoder(reference_latents, t, context[:1].expand(count, -1, -1)))
@@ -73,7 +76,9 @@ class Denoiser(nn.Module):
         num_views: int | None = None,
     ) -> Tensor:
         """Noise predicted with appearance (bank), camera (images in [-1, 1]) and the other views; eps [N, 4, h, w]."""
-        residuals = None if camera_images is None else self.view_controlnet(x, camera_images, t, context)
+        residuals = None
+        if camera_images is not None and self.view_controlnet is not None:
+            residuals = self.view_controlnet(x, camera_images, t, context)
         middle = self.middle_view_attention == "always"
         return self._views(x, t, context, num_views, middle, bank=bank, residuals=residuals)
 

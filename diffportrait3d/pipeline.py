@@ -137,7 +137,7 @@ class Pipeline:
         order: Tensor | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Tensor:
         """The person of `portrait` as seen by `cameras`.
 
@@ -169,14 +169,16 @@ class Pipeline:
         reference_latents = self.encode(portrait if references is None else self.fit(references))
         if camera_images is None:
             camera_images = render_camera_images(cameras, self.resolution)
-        if start == "proxies" and proxies is None:
+        if start != "proxies":
+            proxies = None
+        elif proxies is None:
             proxies = self.proxies(portrait, cameras, portrait_camera)
         for name, images in (("camera_images", camera_images), ("proxies", proxies)):
             if images is not None and len(images) != len(cameras):
                 raise ValueError(f"{len(images)} {name} for {len(cameras)} cameras; give one per camera.")
         views = [0] * len(cameras) if start == "shared" else range(len(cameras))
         latents = view_noise(seed, views, reference_latents.shape[1:]).to(self.device)
-        if start == "proxies":
+        if proxies is not None:
             latents = start_noise(strength * self.encode(self.fit(proxies)), latents, self.schedule)
         camera_images = self.fit(camera_images).to(self.device) * 2 - 1
         latents = self.denoise(latents, reference_latents, camera_images, seed, sampling or Sampling(), order, progress)
@@ -192,8 +194,9 @@ class Pipeline:
         square = images[..., top : top + side, left : left + side]
         if side == self.resolution:
             return square
-        mode = {"mode": "area"} if side > self.resolution else {"mode": "bicubic", "align_corners": False}
-        return F.interpolate(square, size=self.resolution, **mode).clamp(0, 1)
+        if side > self.resolution:
+            return F.interpolate(square, self.resolution, mode="area").clamp(0, 1)
+        return F.interpolate(square, self.resolution, mode="bicubic", align_corners=False).clamp(0, 1)
 
     def proxies(self, portrait: Tensor, cameras: Tensor, portrait_camera: Tensor | None = None) -> Tensor:
         """S's blurry views of the first portrait [R, 3, S, S] at cameras [V, 25]: [V, 3, S, S] in [0, 1]."""
@@ -219,7 +222,7 @@ class Pipeline:
         seed: int,
         sampling: Sampling,
         order: Tensor | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Tensor:
         """Latents of the views from their start noise, all views together or window by window.
 
@@ -235,20 +238,19 @@ class Pipeline:
         count, denoiser = len(start), self.denoiser
         order = torch.arange(count) if order is None else order
         back = order.argsort()
-        ordered_images = camera_images[order] if denoiser.view_controlnet else None
+        camera_images = camera_images[order]
         context = start.new_zeros(count, 1, denoiser.unet.config.context_dim)  # the empty prompt of these networks
         window = count if denoiser.view_consistency is None else sampling.window or self.window
         steps = itertools.count()
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            bank = denoiser.bank(references, t, context) if denoiser.reference_encoder else None
+            bank = denoiser.bank(references, t, context)
             scale = sampling.guidance if sampling.guided[0] <= t[0] < sampling.guided[1] else 1.0
             x = x[order]
 
             def guided(views: list[int]) -> Tensor:
-                images = None if ordered_images is None else ordered_images[views]
-                rows = x[views], t[views], context[views]
-                return denoiser.guided(*rows, bank, images, num_views=len(views), scale=scale)
+                rows = x[views], t[views], context[views], bank, camera_images[views]
+                return denoiser.guided(*rows, num_views=len(views), scale=scale)
 
             if count <= window:
                 return guided(list(range(count)))[back]

@@ -55,9 +55,10 @@ def read_labels(path: str | os.PathLike) -> Tensor:
     if rows.distortion is not None:
         logging.warning("%s: %s; a camera here is a pinhole, so distortion is left out", path, rows.distortion)
     order = list(range(len(rows.labels)))
-    if rows.names is not None:
-        order.sort(key=lambda view: natural_key(rows.names[view]))
-    names = None if rows.names is None else [rows.names[view] for view in order]
+    names = rows.names
+    if names is not None:
+        order.sort(key=lambda view, names=names: natural_key(names[view]))
+        names = [names[view] for view in order]
     try:
         table = label_table([rows.labels[view] for view in order], names)
     except ValueError as error:
@@ -175,7 +176,7 @@ def _named_rows(rows: list) -> Rows:
         raise ValueError(
             f"view {names.index(None)} has no name, others have; name every view, or none, as names say the order"
         )
-    return Rows(labels, names)
+    return Rows(labels, [name for name in names if name is not None])
 
 
 def _is_pair(row: Any) -> bool:

@@ -28,6 +28,7 @@ PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "FULL_OPENCV",
 DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 # COLMAP's models that are a pinhole camera but for distortion: how many parameters are focal lengths.
 COLMAP_MODELS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2, "FULL_OPENCV": 2}
+Undo = tuple[float, "np.ndarray | None"]  # scale and inverse transform [4, 4] of what was applied to poses
 
 
 class Rows(NamedTuple):
@@ -111,7 +112,7 @@ def read_colmap(folder: Path) -> Rows:
     return Rows(labels, names, next(filter(None, distortions), None))
 
 
-def _frame_label(frame: dict, content: dict, image: Path, undo: np.ndarray) -> list[float]:
+def _frame_label(frame: dict, content: dict, image: Path, undo: Undo) -> list[float]:
     pose = np.array(_nested_numbers(frame.get("transform_matrix"), "transform_matrix"), dtype=np.float64)
     if pose.shape not in ((3, 4), (4, 4)):
         raise ValueError(f"transform_matrix has shape {list(pose.shape)}, not [4, 4]")
@@ -131,13 +132,13 @@ def _frame_intrinsics(frame: dict, content: dict, image: Path) -> list[float]:
         width, height = _image_size(image)
     if width <= 0 or height <= 0:
         raise ValueError(f"w {width} and h {height} are no size of an image")
-    focal_x, focal_y = _focal(sources, "x", width), _focal(sources, "y", height)
-    if focal_x is None and focal_y is None:
+    focals = [_focal(sources, axis, size) for axis, size in (("x", width), ("y", height))]
+    focals = [focal for focal in focals if focal is not None]
+    if not focals:
         raise ValueError("there is neither fl_x nor camera_angle_x")
-    focal_x, focal_y = focal_y if focal_x is None else focal_x, focal_x if focal_y is None else focal_y
     centre_x, centre_y = _value(sources, "cx"), _value(sources, "cy")
     centre_x, centre_y = width / 2 if centre_x is None else centre_x, height / 2 if centre_y is None else centre_y
-    return _intrinsics(focal_x, focal_y, centre_x, centre_y, width, height)
+    return _intrinsics(focals[0], focals[-1], centre_x, centre_y, width, height)
 
 
 def _intrinsics(fx: float, fy: float, cx: float, cy: float, width: float, height: float) -> list[float]:
@@ -185,7 +186,7 @@ def _frame_distortion(values: dict, where: str) -> str | None:
     return next((f"{where} has {key} = {value:g}" for key, value in numbers.items() if value), None)
 
 
-def _undo_applied(content: dict) -> tuple[float, np.ndarray | None]:
+def _undo_applied(content: dict) -> Undo:
     """(scale, inverse [4, 4] or None) of what a transforms.json says was applied to its poses: first the transform,
     then, on places, the scale."""
     scale = _value((content,), "applied_scale")
@@ -224,9 +225,9 @@ def _colmap_camera(line: str, where: str) -> tuple[str, tuple[list[float], str |
     focals = COLMAP_MODELS[model]
     if len(parameters) < focals + 2 or width <= 0 or height <= 0:
         raise ValueError(f"{where}: {model} has no size and parameters {' '.join(values)}")
-    centre, rest = parameters[focals : focals + 2], parameters[focals + 2 :]
+    centre_x, centre_y, *rest = parameters[focals:]
     distortion = next((f"has a {model} camera with distortion {value:g}" for value in rest if value), None)
-    return number, (_intrinsics(parameters[0], parameters[focals - 1], *centre, width, height), distortion)
+    return number, (_intrinsics(parameters[0], parameters[focals - 1], centre_x, centre_y, width, height), distortion)
 
 
 def _colmap_pose(numbers: list[float], where: str) -> np.ndarray:

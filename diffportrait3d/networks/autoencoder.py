@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import AutoencoderConfig
+from .layers import Upsample
 
 LATENT_SCALE = 0.18215  # SD1.5's latents are multiplied by this
 
@@ -23,13 +24,11 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.norm2 = _norm(out_channels, norm_groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+        self.nin_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        return self.conv2(F.silu(self.norm2(h))) + self.nin_shortcut(x)
 
 
 class AttnBlock(nn.Module):
@@ -59,21 +58,45 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # the LDM pads right and bottom only
 
 
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
+class Middle(nn.Module):
+    def __init__(self, channels: int, norm_groups: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.block_1 = ResnetBlock(channels, channels, norm_groups)
+        self.attn_1 = AttnBlock(channels, norm_groups)
+        self.block_2 = ResnetBlock(channels, channels, norm_groups)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    def forward(self, h: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h)))
 
 
-def _middle(channels: int, norm_groups: int) -> nn.Module:
-    middle = nn.Module()
-    middle.block_1 = ResnetBlock(channels, channels, norm_groups)
-    middle.attn_1 = AttnBlock(channels, norm_groups)
-    middle.block_2 = ResnetBlock(channels, channels, norm_groups)
-    return middle
+def _blocks(count: int, channels: int, out_channels: int, norm_groups: int) -> nn.Sequential:
+    widths = [channels] + [out_channels] * count
+    return nn.Sequential(*(ResnetBlock(a, b, norm_groups) for a, b in zip(widths, widths[1:], strict=False)))
+
+
+class DownLevel(nn.Module):
+    """Gives the level's hidden states, and those for the next one."""
+
+    def __init__(self, config: AutoencoderConfig, channels: int, level: int):
+        super().__init__()
+        out_channels = config.ch_mult[level] * config.ch
+        self.block = _blocks(config.num_res_blocks, channels, out_channels, config.norm_groups)
+        self.downsample = Downsample(out_channels) if level < len(config.ch_mult) - 1 else nn.Identity()
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.block(h)
+        return h, self.downsample(h)
+
+
+class UpLevel(nn.Module):
+    def __init__(self, config: AutoencoderConfig, channels: int, level: int):
+        super().__init__()
+        out_channels = config.ch_mult[level] * config.ch
+        self.block = _blocks(config.num_res_blocks + 1, channels, out_channels, config.norm_groups)
+        self.upsample = Upsample(out_channels) if level else nn.Identity()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.upsample(self.block(h))
 
 
 class Encoder(nn.Module):
@@ -81,31 +104,19 @@ class Encoder(nn.Module):
         super().__init__()
         self.patch_size = config.patch_size
         self.conv_in = nn.Conv2d(config.patch_channels, config.ch, 3, padding=1)
-        channels = config.ch
-        self.down = nn.ModuleList()
-        for level, mult in enumerate(config.ch_mult):
-            stage = nn.Module()
-            stage.block = nn.ModuleList()
-            for _ in range(config.num_res_blocks):
-                stage.block.append(ResnetBlock(channels, mult * config.ch, config.norm_groups))
-                channels = mult * config.ch
-            if level < len(config.ch_mult) - 1:
-                stage.downsample = Downsample(channels)
-            self.down.append(stage)
-        self.mid = _middle(channels, config.norm_groups)
-        self.norm_out = _norm(channels, config.norm_groups)
-        self.conv_out = nn.Conv2d(channels, 2 * config.z_channels, 3, padding=1)
+        widths = [config.ch, *(mult * config.ch for mult in config.ch_mult)]
+        self.down = nn.ModuleList(DownLevel(config, widths[level], level) for level in range(len(config.ch_mult)))
+        self.mid = Middle(widths[-1], config.norm_groups)
+        self.norm_out = _norm(widths[-1], config.norm_groups)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Hidden states at the end of every level, finest first; the last one has passed the middle."""
         h, levels = self.conv_in(F.pixel_unshuffle(x, self.patch_size)), []
-        for stage in self.down:
-            for block in stage.block:
-                h = block(h)
-            levels.append(h)
-            if hasattr(stage, "downsample"):
-                h = stage.downsample(h)
-        levels[-1] = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        for level in self.down:
+            hidden, h = level(h)
+            levels.append(hidden)
+        levels[-1] = self.mid(h)
         return levels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,32 +126,20 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        channels = config.ch_mult[-1] * config.ch
-        self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
-        self.mid = _middle(channels, config.norm_groups)
-        stages = []
-        for level, mult in reversed(list(enumerate(config.ch_mult))):
-            stage = nn.Module()
-            stage.block = nn.ModuleList()
-            for _ in range(config.num_res_blocks + 1):
-                stage.block.append(ResnetBlock(channels, mult * config.ch, config.norm_groups))
-                channels = mult * config.ch
-            if level:
-                stage.upsample = Upsample(channels)
-            stages.insert(0, stage)  # the LDM numbers them from the finest level
-        self.up = nn.ModuleList(stages)
-        self.norm_out = _norm(channels, config.norm_groups)
-        self.conv_out = nn.Conv2d(channels, config.patch_channels, 3, padding=1)
+        widths = [mult * config.ch for mult in config.ch_mult]
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], config.norm_groups)
+        before = [*widths[1:], widths[-1]]  # a level's input has the channels of the next coarser one
+        levels = [UpLevel(config, before[level], level) for level in reversed(range(len(widths)))]
+        self.up = nn.ModuleList(reversed(levels))  # the LDM numbers them from the finest level
+        self.norm_out = _norm(widths[0], config.norm_groups)
+        self.conv_out = nn.Conv2d(widths[0], config.patch_channels, 3, padding=1)
         self.patch_size = config.patch_size
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.conv_in(z)
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
-        for stage in reversed(self.up):
-            for block in stage.block:
-                h = block(h)
-            if hasattr(stage, "upsample"):
-                h = stage.upsample(h)
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch_size)
 
 
@@ -179,14 +178,17 @@ class AutoencoderKL(nn.Module):
             raise ValueError(f"Latent channels need a positive std, not {std.tolist()}: the autoencoder has collapsed.")
         z = self.config.z_channels
         scale, shift = 1 / std, mean / std / LATENT_SCALE  # unscaled: new = old * scale - shift
-        self.quant_conv.weight[:z] *= scale[:, None, None, None]
-        self.quant_conv.bias[:z] = self.quant_conv.bias[:z] * scale - shift
-        self.post_quant_conv.bias += self.post_quant_conv.weight[:, :, 0, 0] @ (mean / LATENT_SCALE)
-        self.post_quant_conv.weight *= std[None, :, None, None]
+        weight, bias = self.quant_conv.parameters()
+        weight[:z] *= scale[:, None, None, None]
+        bias[:z] = bias[:z] * scale - shift
+        weight, bias = self.post_quant_conv.parameters()
+        bias += weight[:, :, 0, 0] @ (mean / LATENT_SCALE)
+        weight *= std[None, :, None, None]
 
     @torch.no_grad()
     def make_deterministic(self) -> None:
         """Sets the posterior's variance to nothing, so that a host that samples it always gets the mode."""
         z = self.config.z_channels
-        self.quant_conv.weight[z:] = 0.0
-        self.quant_conv.bias[z:] = -30.0
+        weight, bias = self.quant_conv.parameters()
+        weight[z:] = 0.0
+        bias[z:] = -30.0

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
+@dataclass(frozen=True)
 class NetworkConfig:
     """Round trip of a frozen dataclass through JSON; unknown names are errors, not surprises."""
 

@@ -8,6 +8,7 @@ output block, two in series where the block ends in an Upsample.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -26,6 +27,8 @@ def sinusoidal_table(length: int, channels: int) -> Tensor:
 
 
 class PositionalEncoding(nn.Module):
+    pe: Tensor
+
     def __init__(self, channels: int, max_views: int):
         super().__init__()
         self.register_buffer("pe", sinusoidal_table(max_views, channels))
@@ -42,8 +45,8 @@ class ViewAxisAttention(Attention):
         super().__init__(channels, channels, config.num_heads, operations)
         self.pos_encoder = PositionalEncoding(channels, config.max_views)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.pos_encoder(x))
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return super().forward(self.pos_encoder(x), context)
 
 
 class CrossViewBlock(nn.Module):
@@ -127,9 +130,9 @@ class CrossViewAttention(nn.Module):
         """After the complete output block `index` (0..11), its Upsample included."""
         return self._run(self.output_blocks_motion_module[index], h, num_views)
 
-    def _run(self, modules: nn.ModuleList, h: Tensor, num_views: int | None) -> Tensor:
+    def _run(self, modules: nn.Module, h: Tensor, num_views: int | None) -> Tensor:
         views = self.check_views(num_views, h.shape[0])
-        for module in modules:
+        for module in cast(nn.ModuleList, modules):
             h = module(h, views)
         return h
 

@@ -21,7 +21,7 @@ class Checkpointed(nn.Module):
 
     checkpointing = False
 
-    def compute(self, *inputs: Any) -> Any:
+    def compute(self, *inputs: Any, **_: Any) -> Any:
         raise NotImplementedError
 
     def forward(self, *inputs: Any) -> Any:

@@ -7,6 +7,7 @@ Module names follow the LDM checkpoints, so state dicts of SD1.5, ControlNet and
 from __future__ import annotations
 
 import math
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from .config import UNetConfig
 from .gradient_checkpointing import Checkpointed
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def timestep_embedding(timesteps: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
@@ -33,19 +36,7 @@ def timestep_embedding(timesteps: Tensor, channels: int, max_period: float = 100
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class TimeEmbedding(nn.Sequential):
-    """Timesteps [N] -> embedding [N, 4 * model_channels] in the type of the network's activations."""
-
-    def __init__(self, config: UNetConfig):
-        width = config.embedding_channels
-        super().__init__(nn.Linear(config.model_channels, width), nn.SiLU(), nn.Linear(width, width))
-        self.channels = config.model_channels
-
-    def forward(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
-        return super().forward(timestep_embedding(timesteps, self.channels).to(dtype))
-
-
-def zero_init(module: nn.Module) -> nn.Module:
+def zero_init(module: Layer) -> Layer:
     """Zeroes all parameters, so that a new branch starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -153,12 +144,16 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        h, tokens = self.transformer_blocks[0](self._flat(x), context, reference)
+        h, tokens = self._block(self._flat(x), context, reference)
         return x + self.proj_out(rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])), tokens
 
     def tokens(self, x: Tensor) -> Tensor:
         """The second result of `forward` without the work for the first."""
-        return self.transformer_blocks[0].norm1(self._flat(x))
+        return self._block.norm1(self._flat(x))
+
+    @property
+    def _block(self) -> TransformerBlock:
+        return cast(TransformerBlock, self.transformer_blocks[0])
 
     def _flat(self, x: Tensor) -> Tensor:
         return rearrange(self.proj_in(self.norm(x)), "n c h w -> n (h w) c")
@@ -203,7 +198,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-class Block(Checkpointed, nn.Sequential):
+class Block(Checkpointed, nn.ModuleList):
     """One numbered block of the UNet: hands each layer what it needs."""
 
     @property

@@ -33,6 +33,7 @@ from ..cameras.labels import PIVOT
 from ..cameras.projection import pixel_centres, project_to_unit, world_rays
 from .config import NetworkConfig
 from .gradient_checkpointing import Checkpointed
+from .layers import zero_init
 
 DENSITY_SCALE = 10.0  # opacity per world unit of softplus(logit - 1); heads are about 0.3 units wide
 
@@ -121,8 +122,7 @@ class ResidualBlock(Checkpointed):
         self.norm1, self.conv1 = _norm(channels), conv(channels, out_channels, 3, padding=1)
         self.norm2, self.conv2 = _norm(out_channels), conv(out_channels, out_channels, 3, padding=1)
         self.skip = conv(channels, out_channels, 1) if channels != out_channels else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        zero_init(self.conv2)
 
     def compute(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -219,8 +219,7 @@ class ImageDecoder(nn.Module):
             width = narrow
         self.fine = nn.Sequential(*layers)
         self.out = nn.Sequential(_norm(width), nn.SiLU(), nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
-        nn.init.zeros_(self.out[2].weight)
-        nn.init.zeros_(self.out[2].bias)
+        zero_init(self.out[2])
 
     def forward(self, rendered: Tensor, alpha: Tensor) -> Tensor:
         detail = self.out(self.fine(self.coarse(self.enter(torch.cat([rendered, alpha], dim=1)))))
@@ -230,6 +229,8 @@ class ImageDecoder(nn.Module):
 
 class NovelViewModel(nn.Module):
     """S: portrait, its camera and a target camera -> the portrait as that camera would roughly see it."""
+
+    voxels: Tensor
 
     def __init__(self, cfg: NovelViewConfig):
         super().__init__()
@@ -248,9 +249,8 @@ class NovelViewModel(nn.Module):
         self.volume_out = nn.Conv3d(v, f + 2, 1)  # density, gate, features
         self.decoder = ImageDecoder(cfg)
         for layer in (self.volume_out, self.background_colour, self.background_outside):
-            nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-        nn.init.constant_(self.volume_out.bias[1:2], 2.0)  # training starts from the source's texture on a ball
+            nn.init.normal_(zero_init(layer).weight, std=0.02)
+        list(self.volume_out.parameters())[1].data[1] = 2.0  # training starts from the source's texture on a ball
         self.register_buffer("voxels", self._voxel_centres(), persistent=False)
         self.density_prior = nn.Parameter(self._initial_density())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from .config import UNetConfig
+from .layers import Block, SpatialTransformer
 from .unet import UNetEncoder, build_output_blocks
 
 
@@ -38,7 +40,7 @@ class ReferenceEncoder(UNetEncoder):
         Returns:
             16 tensors [R, h*w at that block, C], in running order.
         """
-        emb = self.time_embed(timesteps, latents.dtype)
+        emb = self.embed(timesteps, latents.dtype)
         h, skips, bank = latents, [], []
         for block in self.input_blocks:
             h, tokens = block(h, emb, context)
@@ -49,8 +51,9 @@ class ReferenceEncoder(UNetEncoder):
         for block in self.output_blocks[:-1]:
             h, tokens = block(torch.cat([h, skips.pop()], dim=1), emb, context)
             bank.append(tokens)
-        resblock, transformer = self.output_blocks[-1]
-        bank.append(transformer.tokens(resblock(torch.cat([h, skips.pop()], dim=1), emb)))
+        resblock, transformer = cast(Block, self.output_blocks[-1])
+        h = resblock(torch.cat([h, skips.pop()], dim=1), emb)
+        bank.append(cast(SpatialTransformer, transformer).tokens(h))
         return [tokens for tokens in bank if tokens is not None]
 
 

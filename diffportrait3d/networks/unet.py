@@ -7,13 +7,14 @@ They are reference tokens in every self-attention (paper eq. 4-5), ControlNet re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .config import UNetConfig
 from .cross_view_attention import CrossViewAttention
-from .layers import Block, Downsample, ResBlock, SpatialTransformer, TimeEmbedding, Upsample, zero_init
+from .layers import Block, Downsample, ResBlock, SpatialTransformer, Upsample, timestep_embedding, zero_init
 
 
 def _res_and_attention(config: UNetConfig, channels: int, out_channels: int, level: int) -> list[nn.Module]:
@@ -26,14 +27,14 @@ def _res_and_attention(config: UNetConfig, channels: int, out_channels: int, lev
 def _input_blocks(config: UNetConfig) -> nn.ModuleList:
     """conv_in, then per level `num_res_blocks` blocks and a Downsample (12 blocks in SD1.5)."""
     channels = config.model_channels
-    blocks = [Block(nn.Conv2d(config.in_channels, channels, 3, padding=1))]
+    blocks = [Block([nn.Conv2d(config.in_channels, channels, 3, padding=1)])]
     for level, mult in enumerate(config.channel_mult):
         for _ in range(config.num_res_blocks):
             out_channels = mult * config.model_channels
-            blocks.append(Block(*_res_and_attention(config, channels, out_channels, level)))
+            blocks.append(Block(_res_and_attention(config, channels, out_channels, level)))
             channels = out_channels
         if level < len(config.channel_mult) - 1:
-            blocks.append(Block(Downsample(channels)))
+            blocks.append(Block([Downsample(channels)]))
     return nn.ModuleList(blocks)
 
 
@@ -48,7 +49,7 @@ def build_output_blocks(config: UNetConfig) -> nn.ModuleList:
             layers = _res_and_attention(config, channels + skips.pop(), out_channels, level)
             if level and index == config.num_res_blocks:
                 layers.append(Upsample(out_channels))
-            blocks.append(Block(*layers))
+            blocks.append(Block(layers))
             channels = out_channels
     return nn.ModuleList(blocks)
 
@@ -59,14 +60,21 @@ class UNetEncoder(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        self.time_embed = TimeEmbedding(config)
+        width = config.embedding_channels
+        self.time_embed = nn.Sequential(nn.Linear(config.model_channels, width), nn.SiLU(), nn.Linear(width, width))
         self.input_blocks = _input_blocks(config)
         channels = config.channel_mult[-1] * config.model_channels
         self.middle_block = Block(
-            ResBlock(config, channels, channels),
-            SpatialTransformer(config, channels),
-            ResBlock(config, channels, channels),
+            [
+                ResBlock(config, channels, channels),
+                SpatialTransformer(config, channels),
+                ResBlock(config, channels, channels),
+            ]
         )
+
+    def embed(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        """Timesteps [N] -> embedding [N, 4 * model_channels] in the type of the network's activations."""
+        return self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
 
 
 class UNet(UNetEncoder):
@@ -108,7 +116,7 @@ class UNet(UNetEncoder):
         Returns:
             eps [N, 4, h, w]
         """
-        emb = self.time_embed(timesteps, x.dtype)
+        emb = self.embed(timesteps, x.dtype)
         references = iter(self._references(bank))
         h, skips = x, []
         for index, block in enumerate(self.input_blocks):
@@ -132,7 +140,7 @@ class UNet(UNetEncoder):
 
     def _references(self, bank: Sequence[Tensor] | None) -> list[Tensor | None]:
         """The bank's entries for the blocks in running order; None for a block without self-attention."""
-        blocks = [*self.input_blocks, self.middle_block, *self.output_blocks]
+        blocks = [cast(Block, block) for block in (*self.input_blocks, self.middle_block, *self.output_blocks)]
         if bank is None:
             return [None] * len(blocks)
         channels = [block.attention_channels for block in blocks]

@@ -56,7 +56,7 @@ class ViewControlNet(UNetEncoder):
         if tuple(camera_images.shape[2:]) != expected:
             found = f"The camera images have {tuple(camera_images.shape[2:])} pixels"
             raise ValueError(f"{found}; latents {tuple(x.shape[2:])} need {expected}.")
-        emb = self.time_embed(timesteps, x.dtype)
+        emb = self.embed(timesteps, x.dtype)
         camera = self.input_hint_block(camera_images)  # [N, C, h, w]
         h, residuals = x, []
         for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):

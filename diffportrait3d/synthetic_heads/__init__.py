@@ -32,13 +32,12 @@ def portrait_scene(seed: int, provider: str | IctHeads = "analytic", device: tor
     provider: "analytic" (formulas only, needs no files) or an `IctHeads`. The same seed gives different
     people for different providers. The scene lies on `device` and is rendered there.
     """
-    if provider == "analytic":
-        provider = AnalyticHeads()
-    elif isinstance(provider, str):
+    if isinstance(provider, str) and provider != "analytic":
         raise ValueError(f"unknown head provider {provider!r}; use 'analytic' or an IctHeads")
+    heads = AnalyticHeads() if isinstance(provider, str) else provider
     generator = torch.Generator().manual_seed(seed)
     look = sample_look(generator)
-    mesh = provider.head(generator)
+    mesh = heads.head(generator)
     surfaces = dress(mesh, paint_head(mesh, look, generator), look, generator)
     surfaces += [eyeballs(mesh, look), *hair_surfaces(mesh, look, generator)]
     return build_scene(surfaces, look.light, look.background, device)

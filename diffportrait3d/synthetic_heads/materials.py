@@ -266,7 +266,7 @@ def _mix(base: Tensor, colour: Tensor, amount: Tensor) -> Tensor:
 
 def _blush(p: Tensor, marks: Tensor, front: Tensor) -> Tensor:
     cheeks = [marks[31] + p.new_tensor([-2.6, 0.8, -1.0]), marks[35] + p.new_tensor([2.6, 0.8, -1.0])]
-    spots = sum(gauss((p - cheek).norm(dim=1), 1.7) for cheek in cheeks)
+    spots = sum((gauss((p - cheek).norm(dim=1), 1.7) for cheek in cheeks), p.new_zeros(()))
     return (
         spots + 0.8 * gauss((p - marks[30]).norm(dim=1), 1.1) + 0.4 * gauss((p - marks[8]).norm(dim=1), 1.5)
     ) * front
@@ -274,7 +274,7 @@ def _blush(p: Tensor, marks: Tensor, front: Tensor) -> Tensor:
 
 def _eye_rings(p: Tensor, mesh: HeadMesh) -> Tensor:
     reach = [(p - eye - p.new_tensor([0.0, -0.5, 1.2])) * p.new_tensor([0.75, 1.15, 1.0]) for eye in mesh.eyes]
-    return sum(gauss(offset.norm(dim=1), 1.05) for offset in reach).clamp(max=1)
+    return sum((gauss(offset.norm(dim=1), 1.05) for offset in reach), p.new_zeros(())).clamp(max=1)
 
 
 def _lips(p: Tensor, marks: Tensor) -> Tensor:

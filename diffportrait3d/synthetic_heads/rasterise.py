@@ -78,7 +78,8 @@ def interpolate(attributes: Tensor, triangles: Tensor, fragments: Fragments) -> 
     hit = torch.nonzero(fragments.triangle.flatten() >= 0).squeeze(1)
     corner = triangles.index_select(0, fragments.triangle.flatten().index_select(0, hit))  # [N, 3]
     weight = fragments.barycentric.view(-1, 3).index_select(0, hit)  # [N, 3]
-    return sum(attributes.index_select(0, corner[:, k]) * weight[:, k : k + 1] for k in range(3))
+    parts = (attributes.index_select(0, corner[:, k]) * weight[:, k : k + 1] for k in range(3))
+    return sum(parts, attributes.new_zeros(()))
 
 
 def _gather(table: Tensor, rows: Tensor) -> tuple[Tensor, ...]:

@@ -43,7 +43,7 @@ def carry_colours(autoencoder: AutoencoderKL) -> None:
     for level, stage in enumerate(encoder.down):
         last = level == len(encoder.down) - 1
         for block in stage.block:
-            if hasattr(block, "nin_shortcut"):
+            if isinstance(block.nin_shortcut, nn.Conv2d):
                 _identity(block.nin_shortcut, COLOURS + 1)
         if not last:
             _average(stage.downsample.conv)
@@ -62,7 +62,7 @@ def carry_colours(autoencoder: AutoencoderKL) -> None:
     decoder.conv_in.bias[COLOURS] = CONSTANT
     for stage in decoder.up[1:]:
         for block in stage.block:
-            if hasattr(block, "nin_shortcut"):
+            if isinstance(block.nin_shortcut, nn.Conv2d):
                 _identity(block.nin_shortcut, COLOURS + 1)
         _identity(stage.upsample.conv, COLOURS + 1)
     final = decoder.up[0].block[0].nin_shortcut
