@@ -18,7 +18,7 @@ from .dataset.images import Sampler, SingleImages
 from .dataset.sheets import save_grid
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
-from .objectives.denoising import DenoisingConfig, DenoisingStage, Openings
+from .objectives.denoising import DenoiserInputs, DenoisingConfig, DenoisingStage
 
 
 class BaseConfig(DenoisingConfig):
@@ -44,7 +44,7 @@ class BaseStage(DenoisingStage):
         loop = self.config.loop
         return SingleImages(self.data, loop.batch_size, loop.seed, self.config.data.flip)
 
-    def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
         return self.trainable(x, t, self.context(len(x)))
 
     def validate(self, image: Path) -> dict[str, float]:

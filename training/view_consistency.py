@@ -22,7 +22,7 @@ from .dataset.sheets import save_grid
 from .engine.command import stage_command
 from .engine.config import Number
 from .engine.stage import NetworkSource
-from .objectives.denoising import DenoisingConfig, DenoisingStage, Openings, guided_views, schedule_of
+from .objectives.denoising import DenoiserInputs, DenoisingConfig, DenoisingStage, guided_views, schedule_of
 
 
 class ViewConsistencyConfig(DenoisingConfig):
@@ -44,7 +44,7 @@ class ViewConsistencyStage(DenoisingStage):
     kind = "view_consistency"
     config_class = ViewConsistencyConfig
     uses_references = True
-    uses_conditions = True
+    uses_camera_images = True
 
     @property
     def views(self) -> int:
@@ -68,22 +68,22 @@ class ViewConsistencyStage(DenoisingStage):
             self.data, loop.batch_size, config.views, loop.seed, config.data.flip, ordered=not config.shuffle
         )
 
-    def openings(self, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Openings:
+    def denoiser_inputs(self, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> DenoiserInputs:
         """None at all in the configured share of training batches."""
         share = self.config.unconditional
         if self.trainable.training and share > 0 and float(torch.rand(())) < share:
-            return Openings()
-        return super().openings(batch, data, latents)
+            return DenoiserInputs()
+        return super().denoiser_inputs(batch, data, latents)
 
-    def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
         views = self.config.views
         context = self.context(len(x))
-        if openings.references is None:
+        if inputs.references is None:
             return self.denoiser.unconditional(x, t, context, views)
         with torch.no_grad():
-            bank = self.bank(openings.references, t)
+            bank = self.bank(inputs.references, t)
             # F_cam sees every view for itself, so nothing before F's view attention needs a gradient.
-            residuals = self.denoiser.view_controlnet(x, openings.hints, t, context)
+            residuals = self.denoiser.view_controlnet(x, inputs.camera_images, t, context)
         return self.denoiser.unet(
             x, t, context, bank=bank, residuals=residuals, cross_view=self.trainable, num_views=views
         )
@@ -95,7 +95,7 @@ class ViewConsistencyStage(DenoisingStage):
         batch = self.validation_groups()
         first = Batch(batch.targets[:1], batch.references[:1], batch.flips[:1])
         references, targets = self.images(first)
-        rows = [references.expand(len(targets), -1, -1, -1), self.hints(first, self.validation), targets]
+        rows = [references.expand(len(targets), -1, -1, -1), self.camera_images(first, self.validation), targets]
         networks = self.denoiser
         alone = Denoiser(
             networks.unet,

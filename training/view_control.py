@@ -18,7 +18,7 @@ from diffportrait3d.networks import ViewControlNet
 from .dataset.sheets import save_grid
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
-from .objectives.denoising import DenoisingStage, Openings, copy_of, guided_views, schedule_of
+from .objectives.denoising import DenoiserInputs, DenoisingStage, copy_of, guided_views, schedule_of
 from .reference import ReferenceConfig
 
 
@@ -29,7 +29,7 @@ class ViewControlStage(DenoisingStage):
     kind = "view_controlnet"
     config_class = ReferenceConfig
     uses_references = True
-    uses_conditions = True
+    uses_camera_images = True
 
     def build_denoiser(self, networks: NetworkSource) -> None:
         unet, metadata = networks("unet")
@@ -40,16 +40,16 @@ class ViewControlStage(DenoisingStage):
         self.frozen |= {"unet": unet, "reference_encoder": reference}
         self.denoiser = Denoiser(unet, reference, self.trainable, reference_timestep=self.reference_timestep)
 
-    def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
         with torch.no_grad():
-            bank = self.bank(openings.references, t)
+            bank = self.bank(inputs.references, t)
         context = self.context(len(x))
-        return self.denoiser.conditional(x, t, context, bank, openings.hints)
+        return self.denoiser.conditional(x, t, context, bank, inputs.camera_images)
 
     def validate(self, image: Path) -> dict[str, float]:
         batch = self.validation_batch()
         references, targets = self.images(batch)
-        save_grid(image, [references, self.hints(batch, self.validation), targets, guided_views(self, batch)])
+        save_grid(image, [references, self.camera_images(batch, self.validation), targets, guided_views(self, batch)])
         return {"loss": self.validation_loss(batch)}
 
     def facts(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def noised(stage, batch, t, noise):
 
 
 def by_hand(stage, networks, batch, views):
-    """Paper eq. 1 with the openings of the stage; draws t and noise as the stage does."""
+    """Paper eq. 1 with the inputs of the stage; draws t and noise as the stage does."""
     count = len(batch.flips)
     t = torch.randint(0, 1000, (count,)).repeat_interleave(views)
     noise = torch.randn(count * views, 4, 8, 8)
@@ -35,7 +35,7 @@ def by_hand(stage, networks, batch, views):
     bank = networks["reference_encoder"](z_ref, t[::views], nothing[:count])
     residuals = None
     if stage.name != "reference":
-        residuals = networks["view_controlnet"](x, stage.hints(batch, stage.data), t, nothing)
+        residuals = networks["view_controlnet"](x, stage.camera_images(batch, stage.data), t, nothing)
     attention = networks.get("view_consistency")
     eps = networks["unet"](x, t, nothing, bank, residuals, attention, views if attention else None)
     return F.mse_loss(eps, noise)

@@ -162,19 +162,21 @@ def test_view_consistency_starts_as_the_system_without_it(dataset, networks, tmp
         x = stage.schedule.q_sample(z, t, noise)
         bank = stage.references(stage.reference_latents(batch, stage.latents).repeat_interleave(4, 0), t)
         stage.denoiser.view_consistency = None
-        alone = stage.denoiser.conditional(x, t, torch.zeros(8, 1, 32), bank, stage.hints(batch, stage.data), None)
-        together = stage.predict(x, t, stage.openings(batch, stage.data, stage.latents))
+        alone = stage.denoiser.conditional(
+            x, t, torch.zeros(8, 1, 32), bank, stage.camera_images(batch, stage.data), None
+        )
+        together = stage.predict(x, t, stage.denoiser_inputs(batch, stage.data, stage.latents))
     assert torch.allclose(alone, together, atol=1e-5)
 
 
 def test_view_control_hint_is_the_condition_in_network_range(dataset, networks, tmp_path):
     stage = trainer_of("view_control", dataset, networks, tmp_path, "data.flip=true", "loop.batch_size=16").stage
     batch = next(stage.sampler)
-    hints = stage.hints(batch, stage.data)
-    assert hints.min() >= -1 and hints.max() <= 1 and hints.min() < -0.1
-    for row, flip, hint in zip(batch.targets, batch.flips, hints, strict=True):
+    camera_images = stage.camera_images(batch, stage.data)
+    assert camera_images.min() >= -1 and camera_images.max() <= 1 and camera_images.min() < -0.1
+    for row, flip, image in zip(batch.targets, batch.flips, camera_images, strict=True):
         want = stage.data.conditions[row].float() / 127.5 - 1
-        assert torch.allclose(hint, want.flip(-1) if flip else want, atol=1e-6)
+        assert torch.allclose(image, want.flip(-1) if flip else want, atol=1e-6)
     assert 0 < batch.flips.sum() < 16
 
 
@@ -242,11 +244,11 @@ def test_unconditional_batches_see_neither_reference_nor_camera(dataset, network
     stage = trainer_of("view_consistency", dataset, networks, tmp_path, "unconditional=1.0").stage
     batch, t, x = next(stage.sampler), stage.draw_timesteps(8), torch.randn(8, 4, 8, 8)
     with torch.no_grad():
-        got = stage.predict(x, t, stage.openings(batch, stage.data, stage.latents))
+        got = stage.predict(x, t, stage.denoiser_inputs(batch, stage.data, stage.latents))
         want = stage.denoiser.unet(x, t, torch.zeros(8, 1, 32))  # the modules' output layers still are zero
         stage.trainable.eval()
         # Validation always shows the condition.
-        conditional = stage.predict(x, t, stage.openings(batch, stage.data, stage.latents))
+        conditional = stage.predict(x, t, stage.denoiser_inputs(batch, stage.data, stage.latents))
     assert torch.allclose(got, want, atol=1e-5)
     assert not torch.allclose(conditional, want, atol=1e-3)
 

@@ -41,16 +41,16 @@ class DenoisingConfig(StageConfig):
 
 
 @dataclass
-class Openings:
-    """What a batch opens to the networks besides the noisy views, as far as the stage uses it.
+class DenoiserInputs:
+    """What a batch gives to the networks besides the noisy views, as far as the stage uses it.
 
     Attributes:
         references: clean latents, one per group of targets [B, 4, h, w].
-        hints: camera conditions of the targets [B*V, 3, H, W] in [-1, 1].
+        camera_images: somebody else at the targets' cameras [B*V, 3, H, W] in [-1, 1].
     """
 
     references: Tensor | None = None
-    hints: Tensor | None = None
+    camera_images: Tensor | None = None
 
 
 class DenoisingStage(Stage):
@@ -59,13 +59,13 @@ class DenoisingStage(Stage):
     Subclasses say what they need by the class attributes, build their networks and batches, and give ``predict``.
 
     Attributes:
-        uses_references, uses_conditions: what ``predict`` is given.
+        uses_references, uses_camera_images: what ``predict`` is given.
         sharing: this many consecutive targets are given the same timestep.
         denoiser: all networks together; its trained part is ``trainable``.
     """
 
     uses_references = False
-    uses_conditions = False
+    uses_camera_images = False
     sharing = 1
     denoiser: Denoiser
 
@@ -145,12 +145,12 @@ class DenoisingStage(Stage):
         z = latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
         if noise is None:
             noise = torch.randn(z.shape).to(self.device)
-        return self.error(z, t, noise, self.openings(batch, data, latents))
+        return self.error(z, t, noise, self.denoiser_inputs(batch, data, latents))
 
-    def error(self, z: Tensor, t: Tensor, noise: Tensor, openings: Openings) -> Tensor:
+    def error(self, z: Tensor, t: Tensor, noise: Tensor, inputs: DenoiserInputs) -> Tensor:
         """The same, of clean latents z [N, 4, h, w]."""
         x = self.schedule.q_sample(z, t, noise)
-        return self.predict(x, t, openings).float() - noise
+        return self.predict(x, t, inputs).float() - noise
 
     @property
     def views(self) -> int:
@@ -160,10 +160,10 @@ class DenoisingStage(Stage):
     def dummy_loss(self, samples: int) -> dict[str, Tensor]:
         count, size, side = samples * self.views, self.resolution, self.resolution // 8
         references = torch.zeros(samples, 4, side, side, device=self.device) if self.uses_references else None
-        hints = torch.zeros(count, 3, size, size, device=self.device) if self.uses_conditions else None
+        camera_images = torch.zeros(count, 3, size, size, device=self.device) if self.uses_camera_images else None
         z = torch.zeros(count, 4, side, side, device=self.device)
         t = torch.zeros(count, dtype=torch.long, device=self.device)
-        return self.losses(self.error(z, t, torch.zeros_like(z), Openings(references, hints)), t)
+        return self.losses(self.error(z, t, torch.zeros_like(z), DenoiserInputs(references, camera_images)), t)
 
     def draw_timesteps(self, count: int) -> Tensor:
         """Timesteps of a batch of ``count`` latents in 0..T-1: int64 [count].
@@ -177,22 +177,22 @@ class DenoisingStage(Stage):
             t = ((1 - torch.rand(groups) ** 3) * steps).long().clamp(max=steps - 1)
         return t.repeat_interleave(self.sharing)
 
-    def predict(self, x: Tensor, t: Tensor, openings: Openings) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
         """Noise predicted for x [N, 4, h, w] at t [N]."""
         raise NotImplementedError
 
-    def openings(self, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> Openings:
-        return Openings(
+    def denoiser_inputs(self, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> DenoiserInputs:
+        return DenoiserInputs(
             self.reference_latents(batch, latents) if self.uses_references else None,
-            self.hints(batch, data) if self.uses_conditions else None,
+            self.camera_images(batch, data) if self.uses_camera_images else None,
         )
 
     def reference_latents(self, batch: Batch, latents: LatentCache) -> Tensor:
         """Clean latents of the batch's references [B, 4, h, w]."""
         return latents.pick(batch.references, batch.flips, self.device)
 
-    def hints(self, batch: Batch, data: MultiViewDataset) -> Tensor:
-        """Camera conditions of the batch's targets [N, 3, H, W] in [-1, 1]."""
+    def camera_images(self, batch: Batch, data: MultiViewDataset) -> Tensor:
+        """Camera images of the batch's targets [N, 3, H, W] in [-1, 1]."""
         return pick(data.conditions, batch.targets.ravel(), batch.target_flips, self.device)
 
     def references(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
@@ -263,13 +263,13 @@ def guided_views(stage: DenoisingStage, batch: Batch, denoiser: Denoiser | None 
     count = batch.targets.size
     context = stage.context(count)
     z_ref = stage.reference_latents(batch, stage.validation_latents)
-    hints = stage.hints(batch, stage.validation)
+    camera_images = stage.camera_images(batch, stage.validation)
     scale = stage.config.guidance_scale
 
     def eps(x: Tensor, t: Tensor) -> Tensor:
         bank = [tokens.repeat_interleave(views, 0) for tokens in stage.references(z_ref, t[: len(z_ref)])]
         num_views = views if grouped else None
-        return denoiser.guided(x, t, context, bank, hints, num_views, scale)
+        return denoiser.guided(x, t, context, bank, camera_images, num_views, scale)
 
     return stage.sample(eps, count)
 
