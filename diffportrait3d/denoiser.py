@@ -102,7 +102,8 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Classifier-free guidance over appearance and camera together (scale 3 in the paper); eps [N, 4, h, w].
 
-        bank: of `bank`, at the same timestep.
+        Args:
+            bank: of `bank`, at the same timestep.
         """
         conditional = self.conditional(x, t, context, bank, camera_images, num_views)
         if scale == 1.0:

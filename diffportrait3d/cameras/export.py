@@ -50,8 +50,11 @@ def export_views(
 ) -> None:
     """Write the data set to `folder`, which must not exist yet and appears only when it is complete.
 
-    images: [V, H, W, 3] or, with alpha, [V, H, W, 4] in [0, 1]; labels: [V, 25]; masks: [V, H, W] in [0, 1], 1 where
-    the images count. points: where a reconstruction may start; without them `points3D.txt` is empty.
+    Args:
+        images: [V, H, W, 3] or, with alpha, [V, H, W, 4] in [0, 1].
+        labels: [V, 25].
+        masks: [V, H, W] in [0, 1], 1 where the images count.
+        points: where a reconstruction may start; without them `points3D.txt` is empty.
 
     Raises:
         ValueError: counts or sizes differ, or a camera that is no pinhole camera.

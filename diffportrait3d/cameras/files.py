@@ -42,8 +42,9 @@ def write_labels(path: str | os.PathLike, labels: Tensor, names: list[str] | Non
 def read_labels(path: str | os.PathLike) -> Tensor:
     """Read [V, 25] labels, V in the order of the file, or in natural order of the names where views have names.
 
-    path: whatever `read_rows` reads, or a folder with one such file per view. Lens distortion is left out, with a
-    warning in the log.
+    Args:
+        path: whatever `read_rows` reads, or a folder with one such file per view. Lens distortion is left out, with a
+            warning in the log.
 
     Raises:
         ValueError: naming the file, the view and the wrong value.
@@ -69,10 +70,11 @@ def read_labels(path: str | os.PathLike) -> Tensor:
 def read_rows(path: str | os.PathLike) -> Rows:
     """The labels of a file in its order, not checked yet, and the views' names.
 
-    path: `.npy` [V, 25] (also [25], [V, 1, 25]); `.json` as `write_labels` writes it, as a plain list, as EG3D's
-    `dataset.json` (`labels` a list of pairs or an object), or nerfstudio's `transforms.json`; `.txt` with 25 numbers
-    per line; COLMAP's `images.txt`; or the folder of a data set for reconstruction. Text may begin with a byte order
-    mark.
+    Args:
+        path: `.npy` [V, 25] (also [25], [V, 1, 25]); `.json` as `write_labels` writes it, as a plain list, as EG3D's
+            `dataset.json` (`labels` a list of pairs or an object), or nerfstudio's `transforms.json`; `.txt` with 25
+            numbers per line; COLMAP's `images.txt`; or the folder of a data set for reconstruction. Text may begin
+            with a byte order mark.
 
     Raises:
         ValueError: naming the file and what is wrong with it.

@@ -39,10 +39,15 @@ class CameraAngles(NamedTuple):
 def orbit_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) -> Tensor:
     """Camera on a sphere around `pivot`, looking at it.
 
-    yaw, pitch, roll: degrees; numbers give a label [25], lists or tensors of V numbers (broadcast together) give
-    [V, 25]. yaw > 0 moves the camera to world +x, pitch > 0 moves it up, roll > 0 turns it clockwise about its viewing
-    direction (the image's content turns counter-clockwise). |pitch| must stay below 90 degrees.
-    radius: distance to the pivot in world units; focal: in image sizes.
+    Args:
+        yaw, pitch, roll: degrees; numbers give a label [25], lists or tensors of V numbers (broadcast together) give
+            [V, 25]. yaw > 0 moves the camera to world +x, pitch > 0 moves it up, roll > 0 turns it clockwise about its
+            viewing direction (the image's content turns counter-clockwise).
+        radius: distance to the pivot in world units.
+        focal: in image sizes.
+
+    Raises:
+        ValueError: |pitch| of 90 degrees or more.
     """
     yaw, pitch, roll, radius, focal = _broadcast(yaw, pitch, roll, radius, focal)
     _check_pitch(pitch)

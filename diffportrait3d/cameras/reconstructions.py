@@ -34,7 +34,9 @@ Undo = tuple[float, "np.ndarray | None"]  # scale and inverse transform [4, 4] o
 class Rows(NamedTuple):
     """Labels as a file has them, not checked yet, in its order.
 
-    names: of the views, where they have names. distortion: the first lens distortion that a label leaves out, in words.
+    Attributes:
+        names: of the views, where they have names.
+        distortion: the first lens distortion that a label leaves out, in words.
     """
 
     labels: list[Any]

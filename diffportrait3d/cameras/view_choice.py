@@ -49,7 +49,8 @@ def _place(number: str, count: int, text: str) -> int:
 def views_within(labels: Tensor, yaw: tuple[float, float], pitch: tuple[float, float]) -> list[int]:
     """Numbers of the cameras [V, 25] whose angles lie within both ranges (degrees, ends included).
 
-    yaw: from the first to the second, through 180 where the first is the larger one.
+    Args:
+        yaw: from the first to the second, through 180 where the first is the larger one.
 
     Raises:
         ValueError: no camera lies there (the message says where they are), or pitch is upside down.

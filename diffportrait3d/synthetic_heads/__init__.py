@@ -29,8 +29,10 @@ def portrait_scene(seed: int, provider: str | IctHeads = "analytic", device: tor
     """The person that `seed` stands for: shape, expression, hair, clothes, light and background, the same on
     every call.
 
-    provider: "analytic" (formulas only, needs no files) or an `IctHeads`. The same seed gives different
-    people for different providers. The scene lies on `device` and is rendered there.
+    Args:
+        provider: "analytic" (formulas only, needs no files) or an `IctHeads`. The same seed gives different people
+            for different providers.
+        device: where the scene is rendered.
     """
     if isinstance(provider, str) and provider != "analytic":
         raise ValueError(f"unknown head provider {provider!r}; use 'analytic' or an IctHeads")

@@ -40,10 +40,14 @@ class Surface(NamedTuple):
 class HeadMesh:
     """What a provider delivers, everything in the head frame.
 
-    vertices, rest: [V, 3] with and without the expression (`rest` anchors the colours); triangles [T, 3];
-    part [V] one of SKIN, TEETH, GUMS, SOCKET; landmarks [68, 3] of the rest shape (iBUG order); eyes [2, 3]
-    eyeball centres (subject's right eye, at -x, first); eye_radius in cm; skull [S] vertices that hair lies
-    on; ears [2, 3] centres of the ears.
+    Attributes:
+        vertices, rest: [V, 3] with and without the expression (`rest` anchors the colours).
+        triangles: [T, 3].
+        part: [V], one of SKIN, TEETH, GUMS, SOCKET.
+        landmarks: [68, 3] of the rest shape (iBUG order).
+        eyes: [2, 3], eyeball centres (subject's right eye, at -x, first).
+        skull: [S], vertices under the hair.
+        ears: [2, 3], centres of the ears.
     """
 
     vertices: Tensor

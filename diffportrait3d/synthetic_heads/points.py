@@ -16,7 +16,9 @@ def head_points(images: Tensor, labels: Tensor, count: int) -> Points:
     """About `count` points on an invented head, coloured by the images that look at their side of it: a start
     for a reconstruction, not a measurement. Points that no camera looks at are left out.
 
-    images: [V, H, W, C]; labels: [V, 25].
+    Args:
+        images: [V, H, W, C].
+        labels: [V, 25].
     """
     scene = portrait_scene(0)
     chosen = torch.randperm(len(scene.vertices), generator=torch.Generator().manual_seed(0))[:count]

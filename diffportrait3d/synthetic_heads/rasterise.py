@@ -36,12 +36,13 @@ def rasterise(
 ) -> Fragments:
     """Find the nearest triangle at every pixel centre.
 
-    points: [V, 3] float32, x and y in pixels (the first pixel's centre is at 0.5, 0.5; y down), z = depth > 0.
-    triangles: [T, 3] int64. Triangles with a corner nearer than 1e-3 are left out, not clipped.
-    two_sided: None draws all triangles from both sides; a [T] bool mask drops the others where they face away
-    (corners that are counter-clockwise in the world, seen from outside, appear clockwise in these coordinates
-    when seen from behind).
-    max_candidates: how many (triangle, pixel) pairs are tested at once; bounds the memory, never changes the result.
+    Args:
+        points: [V, 3] float32, x and y in pixels (the first pixel's centre is at 0.5, 0.5; y down), z = depth > 0.
+        triangles: [T, 3] int64. Triangles with a corner nearer than 1e-3 are left out, not clipped.
+        two_sided: None draws all triangles from both sides; a [T] bool mask drops the others where they face away
+            (corners that are counter-clockwise in the world, seen from outside, appear clockwise in these coordinates
+            when seen from behind).
+        max_candidates: (triangle, pixel) pairs that are tested at once; bounds the memory, never changes the result.
     """
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"points must be [V, 3] (x, y, depth), got {tuple(points.shape)}")
