@@ -13,6 +13,7 @@ from .networks import CrossViewAttention, ReferenceEncoder, UNet, ViewControlNet
 
 REFERENCE_TIMESTEPS = ("current", "zero")
 MIDDLE_VIEW_ATTENTION = ("unconditional", "always", "never")
+GUIDANCE = 3.0  # paper, section 4.1
 
 
 class Denoiser(nn.Module):
@@ -98,9 +99,9 @@ class Denoiser(nn.Module):
         bank: Sequence[Tensor] | None,
         camera_images: Tensor | None,
         num_views: int | None = None,
-        scale: float = 3.0,
+        scale: float = GUIDANCE,
     ) -> Tensor:
-        """Classifier-free guidance over appearance and camera together (scale 3 in the paper); eps [N, 4, h, w].
+        """Classifier-free guidance over appearance and camera together; eps [N, 4, h, w].
 
         Args:
             bank: of `bank`, at the same timestep.

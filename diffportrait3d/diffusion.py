@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-NoiseSource = Sequence[Tensor] | Callable[[int, Tensor], Tensor] | None
+ETA = 0.5  # the release's DDIM
 
 
 class Schedule:
@@ -75,8 +75,8 @@ def ddim_sample(
     x: Tensor,
     schedule: Schedule,
     steps: int = 50,
-    eta: float = 0.5,
-    step_noise: NoiseSource = None,
+    eta: float = ETA,
+    step_noise: Callable[[int, Tensor], Tensor] = lambda step, x: torch.randn_like(x),
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Denoises with DDIM(eta) (Song et al. 2021, eq. 12) over the release's timesteps.
@@ -84,8 +84,7 @@ def ddim_sample(
     Args:
         eps_fn: (x, t [N] int64) -> predicted noise, guidance included.
         x: start latents [N, C, h, w].
-        step_noise: noise added per step when eta > 0: a sequence indexed by step, a function (step, x), or None for
-            fresh Gaussian noise.
+        step_noise: (step, x) -> Gaussian noise like x, added when eta > 0.
         callback: called as (step, x after the step, predicted x0).
 
     Returns:
@@ -99,7 +98,7 @@ def ddim_sample(
         pred_x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
         x = a_prev**0.5 * pred_x0 + max(1 - a_prev - sigma**2, 0.0) ** 0.5 * eps
         if eta > 0:
-            x = x + sigma * _noise_of_step(step_noise, step, x)
+            x = x + sigma * step_noise(step, x)
         if callback is not None:
             callback(step, x, pred_x0)
     return x
@@ -147,12 +146,6 @@ def dpmpp_2m_sample(
         if callback is not None:
             callback(step, x, pred_x0)
     return x
-
-
-def _noise_of_step(source: NoiseSource, step: int, x: Tensor) -> Tensor:
-    if source is None:
-        return torch.randn_like(x)
-    return source(step, x) if callable(source) else source[step].to(x)
 
 
 def start_noise(proxy_latents: Tensor, noise: Tensor, schedule: Schedule, t: int = 999) -> Tensor:

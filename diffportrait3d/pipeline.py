@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from .cameras.labels import orbit_camera
 from .choices import check_choice
-from .denoiser import Denoiser
-from .diffusion import Schedule, ddim_sample, dpmpp_2m_sample, start_noise, view_noise
+from .denoiser import GUIDANCE, Denoiser
+from .diffusion import ETA, Schedule, ddim_sample, dpmpp_2m_sample, start_noise, view_noise
 from .networks import AutoencoderKL, NovelViewModel
 from .synthetic_heads import render_camera_images
 from .views import view_windows, window_weights
@@ -29,8 +29,6 @@ from .weights.files import load_network, views_of
 
 SOLVERS = ("dpmpp_2m", "ddim")
 STARTS = ("proxies", "independent", "shared")
-GUIDANCE = 3.0  # paper, section 4.1
-ETA = 0.5  # the release's DDIM
 WINDOW = 8  # views that attend to each other, where the weights don't say how many they were trained with
 WINDOW_OVERLAP = 2  # views that neighbouring windows share
 

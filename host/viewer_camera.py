@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..diffportrait3d.cameras.labels import camera_angles, focal_from_fov, join_label, look_at_camera, validate_labels
+from ..diffportrait3d.cameras.labels import camera_angles, focal_from_fov, join_label, orbit_camera, validate_labels
 from ..diffportrait3d.cameras.rotations import matrix_from_quaternion
 
 ANGLES, EXACT = "angles only", "as it is"
@@ -33,7 +33,7 @@ def viewer_camera(info: dict, framing: str) -> Tensor:
     if framing == EXACT:
         return label
     yaw, pitch, roll = camera_angles(label)
-    return look_at_camera("pivot", yaw, pitch.clamp(-89.9, 89.9), roll)
+    return orbit_camera(yaw, pitch.clamp(-89.9, 89.9), roll)
 
 
 def _vector(info: dict, name: str, axes: str = "xyz") -> Tensor:
@@ -57,7 +57,7 @@ def _rotation(info: dict, position: Tensor) -> Tensor:
     if back.norm() < 1e-9:
         raise ValueError("The 3D viewer's camera stands in its target; move it away.")
     yaw, pitch = torch.atan2(back[0], back[2]), torch.asin(back[1] / back.norm())
-    level = look_at_camera("pivot", torch.rad2deg(yaw), torch.rad2deg(pitch).clamp(-89.9, 89.9))
+    level = orbit_camera(torch.rad2deg(yaw), torch.rad2deg(pitch).clamp(-89.9, 89.9))
     return level[:16].view(4, 4)[:3, :3].double() @ _OPENGL_TO_OPENCV
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..diffportrait3d.cameras.keyframes import LAYOUT, interpolate_keyframes, parse_keyframes
-from ..diffportrait3d.cameras.labels import CENTRES, RADIUS, TRAJECTORIES, focal_from_fov, look_at_camera, trajectory
+from ..diffportrait3d.cameras.labels import CENTRES, RADIUS, TRAJECTORIES, focal_from_fov, orbit_camera, trajectory
 from ..host.drawn_head import FOV, LAYOUTS, compare_with_head, exact_fov, reference_camera, render_conditions
 from ..host.viewer_camera import FRAMINGS, viewer_camera
 from .ranges import in_range
@@ -100,7 +100,7 @@ class CameraTrajectory(io.ComfyNode):
             poses = parse_keyframes(keyframes, roll, radius, exact_fov(fov))
             path = interpolate_keyframes(poses, views)  # {field: [views]}
             focal = focal_from_fov(path["fov"])
-            labels = look_at_camera(around, path["yaw"], path["pitch"], path["roll"], path["distance"], focal)
+            labels = orbit_camera(path["yaw"], path["pitch"], path["roll"], path["distance"], focal, around=around)
         else:
             camera = {"roll": roll, "radius": radius, "focal": focal_from_fov(exact_fov(fov)), "around": around}
             labels = trajectory(kind, views, (yaw_min, yaw_max), (pitch_min, pitch_max), **camera)

@@ -1,14 +1,10 @@
 """Camera poses as EG3D's 25 numbers: labels, angles, trajectories. `.files` reads and writes them.
 
-A label is a float32 vector of 25: the camera-to-world matrix (4x4, row-major) followed by the intrinsics
-(3x3, row-major, divided by the image size). Cameras follow OpenCV (x right, y down, z forward); the world has
-y up, x to the right of the frontal image and z from the head towards the frontal camera. Source: EG3D (Chan
-et al., CVPR 2022), supplement and `camera_utils.py` of the reference code: focal 4.2647, principal point 0.5,
-radius 2.7, look-at point (0, 0, 0.2).
-
-One difference to know: `orbit_camera` turns the camera about the look-at point, so yaw and pitch are exactly
-the angles at which the head is seen. EG3D's own sampler turns it about the world origin and looks at the
-pivot; `eg3d_camera` does that.
+A label is a float32 vector of 25: the camera-to-world matrix (4x4, row-major) followed by the intrinsics (3x3,
+row-major, divided by the image size). Cameras follow OpenCV (x right, y down, z forward); the world has y up, x to the
+right of the frontal image and z from the head towards the frontal camera. Source: EG3D (Chan et al., CVPR 2022),
+supplement and `camera_utils.py` of the reference code: focal 4.2647, principal point 0.5, radius 2.7, look-at point (0,
+0, 0.2).
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ FOCAL = 4.2647
 PIVOT = (0.0, 0.0, 0.2)
 LABEL_SIZE = 25
 TRAJECTORIES = ("arc", "orbit", "figure_eight", "spiral")
-CENTRES = ("pivot", "eg3d")  # what a path circles: see `look_at_camera`
+CENTRES = ("pivot", "eg3d")  # what a path circles: see `orbit_camera`
 
 
 class CameraAngles(NamedTuple):
@@ -36,41 +32,34 @@ class CameraAngles(NamedTuple):
     roll: Tensor
 
 
-def orbit_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) -> Tensor:
-    """Camera on a sphere around `pivot`, looking at it.
+def orbit_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT, around="pivot") -> Tensor:
+    """Camera on a sphere, looking at `pivot`.
 
     Args:
         yaw, pitch, roll: degrees; numbers give a label [25], lists or tensors of V numbers (broadcast together) give
             [V, 25]. yaw > 0 moves the camera to world +x, pitch > 0 moves it up, roll > 0 turns it clockwise about its
             viewing direction (the image's content turns counter-clockwise).
-        radius: distance to the pivot in world units.
+        radius: of the sphere in world units.
         focal: in image sizes.
+        around: one of CENTRES. "pivot" is the sphere's centre, so yaw and pitch are the angles at which the head is
+            seen; with "eg3d" it is the world's origin, as in EG3D's `LookAtPoseSampler` with horizontal = 90 + yaw and
+            the polar angle 90 - pitch.
 
     Raises:
-        ValueError: |pitch| of 90 degrees or more.
+        ValueError: |pitch| of 90 degrees or more, or an unknown `around`.
     """
-    yaw, pitch, roll, radius, focal = _broadcast(yaw, pitch, roll, radius, focal)
-    _check_pitch(pitch)
-    back = _direction(yaw, pitch)
-    centre = torch.tensor(pivot, dtype=torch.float64) + radius[..., None] * back
-    return join_label(_pose(-back, centre, roll), _intrinsics(focal)).float()
-
-
-def eg3d_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) -> Tensor:
-    """EG3D's `LookAtPoseSampler` with horizontal = 90 + yaw and the polar angle 90 - pitch: the camera
-    circles the world origin at `radius` but looks at `pivot`. Arguments and result as in `orbit_camera`."""
-    yaw, pitch, roll, radius, focal = _broadcast(yaw, pitch, roll, radius, focal)
-    _check_pitch(pitch)
-    centre = radius[..., None] * _direction(yaw, pitch)
-    forward = torch.nn.functional.normalize(torch.tensor(pivot, dtype=torch.float64) - centre, dim=-1)
-    return join_label(_pose(forward, centre, roll), _intrinsics(focal)).float()
-
-
-def look_at_camera(around: str, yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT) -> Tensor:
-    """`orbit_camera` for around "pivot", `eg3d_camera` for "eg3d"."""
     if around not in CENTRES:
         raise ValueError(f"cameras circle around {' or '.join(CENTRES)}, not {around!r}")
-    return (orbit_camera if around == "pivot" else eg3d_camera)(yaw, pitch, roll, radius, focal, pivot)
+    yaw, pitch, roll, radius, focal = _broadcast(yaw, pitch, roll, radius, focal)
+    if (pitch.abs() >= 90).any():
+        raise ValueError(f"pitch must lie strictly between -90 and 90 degrees, got {pitch.flatten().tolist()}")
+    outwards, target = _direction(yaw, pitch), torch.tensor(pivot, dtype=torch.float64)
+    if around == "pivot":
+        centre, forward = target + radius[..., None] * outwards, -outwards
+    else:
+        centre = radius[..., None] * outwards
+        forward = torch.nn.functional.normalize(target - centre, dim=-1)
+    return join_label(_pose(forward, centre, roll), _intrinsics(focal)).float()
 
 
 def focal_from_fov(fov: float | Tensor) -> float | Tensor:
@@ -164,7 +153,7 @@ def trajectory(
     "arc": yaw from first to last value at the middle pitch. "orbit": one closed loop, yaw as sine and pitch
     as cosine, the way EG3D's videos move. "figure_eight": a closed lying eight. "spiral": from the middle
     outwards in `turns` turns.
-    around: "pivot" or "eg3d", see `look_at_camera`; camera: roll, radius, focal, pivot as in `orbit_camera`.
+    around, camera (roll, radius, focal, pivot): as in `orbit_camera`.
     """
     if kind not in TRAJECTORIES:
         raise ValueError(f"unknown trajectory {kind!r}; choose one of {', '.join(TRAJECTORIES)}")
@@ -180,16 +169,11 @@ def trajectory(
         phase = 2 * math.pi * step / views
         across = torch.sin(phase)
         up = torch.cos(phase) if kind == "orbit" else torch.sin(2 * phase)
-    return look_at_camera(around, _span(yaw, across), _span(pitch, up), **camera)
+    return orbit_camera(_span(yaw, across), _span(pitch, up), around=around, **camera)
 
 
 def _broadcast(*values) -> list[Tensor]:
     return torch.broadcast_tensors(*(torch.as_tensor(value, dtype=torch.float64) for value in values))
-
-
-def _check_pitch(pitch: Tensor) -> None:
-    if (pitch.abs() >= 90).any():
-        raise ValueError(f"pitch must lie strictly between -90 and 90 degrees, got {pitch.flatten().tolist()}")
 
 
 def _direction(yaw: Tensor, pitch: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def trajectories(golden: Golden, denoiser: Denoiser) -> dict[str, Tensor]:
             xs.append(x)
             predictions.append(pred_x0)
 
-        ddim_sample(eps, start, schedule, 5, eta, list(inputs["ddim_noise"]), record)
+        ddim_sample(eps, start, schedule, 5, eta, lambda step, x: inputs["ddim_noise"][step].to(x), record)
         outputs[f"{name}.x"] = torch.stack(xs)
         outputs[f"{name}.pred_x0"] = torch.stack(predictions)
         outputs[f"{name}.timesteps"] = torch.tensor(schedule.ddim_timesteps(5)[::-1])

@@ -17,7 +17,7 @@ def test_frontal_camera_looks_at_the_pivot_from_the_front():
 
 
 def test_eg3d_camera_circles_the_origin():
-    frontal, side = cameras.eg3d_camera([0.0, 90.0], 0.0)
+    frontal, side = cameras.orbit_camera([0.0, 90.0], 0.0, around="eg3d")
     torch.testing.assert_close(cameras.split_label(frontal)[0][:3, 3], torch.tensor([0.0, 0.0, 2.7]))
     pose = cameras.split_label(side)[0]
     torch.testing.assert_close(pose[:3, 3], torch.tensor([2.7, 0.0, 0.0]), atol=1e-6, rtol=0)
@@ -127,7 +127,7 @@ def test_arc_and_single_view():
 def test_a_path_around_the_origin_is_eg3ds():
     path = cameras.trajectory("orbit", 5, (-20, 20), (-14, 14), around="eg3d")
     phase = 2 * torch.pi * torch.arange(5) / 5
-    wanted = cameras.eg3d_camera(20 * torch.sin(phase), 14 * torch.cos(phase))
+    wanted = cameras.orbit_camera(20 * torch.sin(phase), 14 * torch.cos(phase), around="eg3d")
     torch.testing.assert_close(path, wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(cameras.split_label(path)[0][:, :3, 3].norm(dim=1), torch.full((5,), 2.7))
     with pytest.raises(ValueError, match="'sun'"):
@@ -144,7 +144,7 @@ def test_the_loop_of_eg3ds_video_script_is_an_orbit_around_its_centre():
     phase = 2 * torch.pi * torch.arange(48, dtype=torch.float64) / 48
     v = torch.pi / 2 - 0.05 + 0.25 * torch.cos(phase)
     pitch = torch.rad2deg(torch.asin(1 - 2 * v / torch.pi))
-    script = cameras.eg3d_camera(torch.rad2deg(0.35 * torch.sin(phase)), pitch)
+    script = cameras.orbit_camera(torch.rad2deg(0.35 * torch.sin(phase)), pitch, around="eg3d")
     ours = cameras.trajectory("orbit", 48, (-20.05, 20.05), (11.01, -7.32), around="eg3d")
     for angle, wanted in zip(cameras.camera_angles(ours), cameras.camera_angles(script), strict=True):
         torch.testing.assert_close(angle, wanted, atol=0.1, rtol=0)

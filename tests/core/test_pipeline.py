@@ -92,7 +92,7 @@ def by_hand(folder, portrait, cameras, seed, solver, steps):
 
     if solver == "ddim":
         noise = [view_noise(seed, range(count), latents.shape[1:], stream=step + 1) for step in range(steps)]
-        return autoencoder.decode(ddim_sample(eps, start, schedule, steps, 0.5, noise)) / 2 + 0.5
+        return autoencoder.decode(ddim_sample(eps, start, schedule, steps, 0.5, lambda step, x: noise[step])) / 2 + 0.5
     return autoencoder.decode(dpmpp_2m_sample(eps, start, schedule, steps)) / 2 + 0.5
 
 

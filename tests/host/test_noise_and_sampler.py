@@ -91,7 +91,7 @@ def test_host_s_loop_equals_the_core_s(path, prompt, latent, eta):
     schedule, context = Schedule(), prompt[0][0].expand(VIEWS, -1, -1)
     with torch.no_grad():
         start = start_noise(0.18215 * latent["samples"], noise, schedule)
-        expected = ddim_sample(lambda x, t: unet(x, t, context), start, schedule, 4, eta, steps)
+        expected = ddim_sample(lambda x, t: unet(x, t, context), start, schedule, 4, eta, lambda step, x: steps[step])
     sampling = path.patches.sampling
     sigmas = sampling.ddim_sigmas(path.model.get_model_object("model_sampling"), 4)
     sampler = sampling.DDIMSampler(eta, step_noise=lambda step, x: steps[step].to(x))

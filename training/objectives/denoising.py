@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffportrait3d.denoiser import Denoiser
+from diffportrait3d.denoiser import GUIDANCE, Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample
 from diffportrait3d.networks import UNet
 
@@ -37,7 +37,7 @@ class DenoisingConfig(StageConfig):
     validation_subjects: int = 8
     validation_loss_samples: int = 96
     ddim_steps: int = 25
-    guidance_scale: Number = 3.0
+    guidance_scale: Number = GUIDANCE
 
 
 @dataclass
@@ -236,7 +236,7 @@ class DenoisingStage(Stage):
         def draw(*_) -> Tensor:
             return torch.randn(shape, generator=generator).to(self.device)
 
-        latents = ddim_sample(eps, draw(), self.schedule, self.config.ddim_steps, 0.5, lambda step, x: draw())
+        latents = ddim_sample(eps, draw(), self.schedule, self.config.ddim_steps, step_noise=lambda step, x: draw())
         return self.decode(latents)
 
     def decode(self, latents: Tensor) -> Tensor:

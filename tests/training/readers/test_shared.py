@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffportrait3d.cameras.labels import eg3d_camera, orbit_camera, split_label
+from diffportrait3d.cameras.labels import orbit_camera, split_label
 from diffportrait3d.cameras.projection import project, world_to_camera
 from diffportrait3d.synthetic_heads import render
 from training.dataset.images import DataError
@@ -47,7 +47,7 @@ def test_similarity_of_a_turned_scaled_and_moved_face():
 
 def test_five_points_are_where_eg3ds_crops_have_them():
     """EG3D's frontal camera sees the standard face as EG3D crops it: 700 of 1024 px, focal length 2985.29 px."""
-    frontal = eg3d_camera(0.0, 0.0)
+    frontal = orbit_camera(0.0, 0.0, around="eg3d")
     x, y, _ = project(FIVE_POINTS.float(), frontal, 700).T
     unit = 2985.29 / 10  # pixels at the distance of the crop's camera
     depth = 10 / (10 - torch.tensor([0.13377953, 0.13179526, 0.55244243, 0.22405732, 0.22235769]))
