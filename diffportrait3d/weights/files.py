@@ -6,6 +6,7 @@ A network of the authors that another tool has cut out of their checkpoint is re
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -199,6 +200,29 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     return tensors
 
 
+def read_network(path: str | os.PathLike, expect: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (see `read_tensors`) and metadata of a network file.
+
+    Args:
+        expect: the kind it has to be.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign file, or a network of another kind.
+    """
+    metadata = read_metadata(path)
+    kind = metadata["network"]
+    if kind not in NETWORKS:
+        raise CheckpointError(f"{path} holds a network of the kind {kind}, which this pack does not have: update it.")
+    if expect is not None and kind != expect:
+        raise CheckpointError(
+            f"{path} holds {title_of(kind)} weights, but {title_of(expect)} weights are needed here; "
+            "choose another file or the loader made for it."
+        )
+    if "format" not in metadata:
+        logging.info("%s has no metadata; by its keys it is the official %s", path, title_of(kind))
+    return read_tensors(path), metadata
+
+
 def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Loads a network for use: float32, on the CPU, in eval mode, gradients off.
 
@@ -209,16 +233,12 @@ def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn
         (module, metadata)
 
     Raises:
-        CheckpointError: missing, damaged or foreign file, another kind, or keys that do not fit the config.
+        CheckpointError: as for `read_network`, or keys that do not fit the config.
     """
-    metadata = read_metadata(path)
-    kind = metadata["network"]
-    if kind not in NETWORKS or (expect is not None and kind != expect):
-        wanted = title_of(expect) if expect else " or ".join(map(title_of, NETWORKS))
-        raise CheckpointError(f"{path} holds {title_of(kind)} weights; expected {wanted}.")
-    module = NETWORKS[kind].build(metadata["config"])
+    tensors, metadata = read_network(path, expect)
+    module = NETWORKS[metadata["network"]].build(metadata["config"])
     try:
-        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read_tensors(path).items()})
+        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except RuntimeError as error:
         raise CheckpointError(f"The tensors of {path} do not fit its own config: {error}") from error
     return module.eval().requires_grad_(False), metadata

@@ -85,7 +85,7 @@ def test_foreign_safetensors(tmp_path):
 
 def test_another_kind(tmp_path, autoencoder):
     save_network(tmp_path / "vae.safetensors", autoencoder, "autoencoder")
-    with pytest.raises(CheckpointError, match="holds autoencoder weights; expected base UNet"):
+    with pytest.raises(CheckpointError, match="holds autoencoder weights, but base UNet weights are needed"):
         load_network(tmp_path / "vae.safetensors", expect="unet")
 
 

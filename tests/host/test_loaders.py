@@ -137,7 +137,7 @@ def test_conventions_come_from_the_file(pack, loading, folder):
         ("load_view_consistency", "unet", "holds base UNet weights, but view consistency weights are needed"),
         ("load_model", "autoencoder", "holds autoencoder weights, but base UNet weights are needed"),
         ("load_vae", "unet", "holds base UNet weights, but autoencoder weights are needed"),
-        ("load_novel_view", "unet", "holds base UNet weights; expected novel-view model"),
+        ("load_novel_view", "unet", "holds base UNet weights, but novel-view model weights are needed"),
     ],
 )
 def test_wrong_kind(loading, folder, loader, file, message):

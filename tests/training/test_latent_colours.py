@@ -65,7 +65,7 @@ def test_it_may_write_in_place_and_again(file):
     [
         (["gone.safetensors"], "There is no file gone.safetensors"),
         (["{file}", "--people", "0"], "--people must be at least 1, not 0"),
-        (["{unet}"], "holds base UNet weights; expected autoencoder"),
+        (["{unet}"], "holds base UNet weights, but autoencoder weights are needed"),
         (["{file}", "--ict", "gone.npz"], "gone.npz"),
     ],
 )
