@@ -34,15 +34,11 @@ KNOWN_SURPLUS = {
 
 @dataclass(frozen=True)
 class Component:
-    """A part of the checkpoint; in a file of its own its keys lose the prefix.
-
-    Attributes:
-        spec: of a network; None for the text encoder and the noise schedule.
-    """
+    """A part of the checkpoint; in a file of its own its keys lose the prefix."""
 
     title: str
     prefix: str
-    spec: NetworkSpec | None = None
+    spec: NetworkSpec | None = None  # None: the text encoder and the noise schedule
 
     @property
     def required(self) -> bool:

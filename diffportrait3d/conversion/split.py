@@ -29,16 +29,7 @@ PRECISION = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert.
-
-    Attributes:
-        out: folder of the results.
-        base: SD1.5 checkpoint to compare base UNet, autoencoder and text encoder with.
-        dtype: of the results; None keeps the file's (float64 becomes float32).
-        overwrite: replace results of another checkpoint or dtype.
-        drop_surplus: leave out keys that do not belong to the layout instead of rejecting the file.
-        verify: read everything back and compare it with the checkpoint.
-    """
+    """The command's options; `dtype` None keeps the file's (float64 becomes float32)."""
 
     out: Path
     base: Path | None = None
@@ -50,19 +41,13 @@ class Options:
 
 @dataclass
 class Output:
-    """One file to write.
-
-    Attributes:
-        keys: name of a tensor in the file -> its key in the checkpoint.
-        entries: name of a tensor in the file -> its shape and dtype there.
-        complete: an earlier run has written it from the same checkpoint.
-    """
+    """One file to write."""
 
     path: Path
-    keys: dict[str, str]
-    entries: dict[str, TensorInfo]
+    keys: dict[str, str]  # name of a tensor in the file -> its key in the checkpoint
+    entries: dict[str, TensorInfo]  # name of a tensor in the file -> its shape and dtype there
     metadata: dict[str, str]
-    complete: bool = False
+    complete: bool = False  # an earlier run has written it from the same checkpoint
 
     @property
     def nbytes(self) -> int:
@@ -71,19 +56,13 @@ class Output:
 
 @dataclass
 class Comparison:
-    """A base component against the SD1.5 file.
+    """A base component against the SD1.5 file."""
 
-    Attributes:
-        total, different: tensors in all, and those that differ there.
-        largest: difference. first: key of the first difference.
-        absent: the SD1.5 file lacks a tensor, or has it in another shape.
-    """
-
-    total: int
+    total: int  # tensors
     different: int = 0
-    largest: float = 0.0
-    first: str | None = None
-    absent: bool = False
+    largest: float = 0.0  # difference
+    first: str | None = None  # key that differs
+    absent: bool = False  # the SD1.5 file lacks a tensor, or has it in another shape
 
     @property
     def equal(self) -> bool:

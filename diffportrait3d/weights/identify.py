@@ -50,15 +50,11 @@ def describe(keys: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class OfficialNetwork:
-    """One of the authors' networks in a file that does not say so.
-
-    Attributes:
-        keys: name of each tensor in the network -> its name in the file.
-    """
+    """One of the authors' networks in a file that does not say so."""
 
     spec: NetworkSpec
     config: UNetConfig
-    keys: dict[str, str]
+    keys: dict[str, str]  # name of each tensor in the network -> its name in the file
 
     @property
     def metadata(self) -> dict[str, Any]:

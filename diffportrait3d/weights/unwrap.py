@@ -27,17 +27,11 @@ DEPTH = 3  # parts of the longest prefix that is looked for
 
 
 class Unwrapped(NamedTuple):
-    """One mapping of a file.
+    """One mapping of a file."""
 
-    Attributes:
-        mapping: its path, each part ending in a dot.
-        keys: own name -> name in the file.
-        note: what was done to the keys, or None.
-    """
-
-    mapping: str
-    keys: dict[str, str]
-    note: str | None
+    mapping: str  # its path, each part ending in a dot
+    keys: dict[str, str]  # own name -> name in the file
+    note: str | None  # what was done to the keys
 
 
 def unwrap(names: Sequence[str], mappings: Sequence[str]) -> Unwrapped:
