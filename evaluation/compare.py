@@ -23,7 +23,7 @@ from .studies.generator import ViewGenerator
 from .studies.study import Study
 from .studies.view_store import SubjectViews, ViewStore
 from .subjects.dataset import Subject, at_size, resize
-from .subjects.variants import PART_VARIANTS
+from .subjects.variants import FULL
 
 PAIR = ("first", "second")
 
@@ -63,7 +63,7 @@ class CompareStudy(Study):
             store = ViewStore(self.options.store, generator, self.store.sampling)
             made = SubjectViews(store, at_size(subject, generator.pipeline.resolution), seed)
             views[f"{name}_autoencoder"] = resize(made.autoencoder().images, size)
-            stored = made.variant(PART_VARIANTS["full"])
+            stored = made.variant(FULL)
             views[name], seconds[name] = resize(stored.images, size), stored.seconds
         return views | {"reference_copy": subject.reference[:1].expand_as(subject.images)}, seconds
 

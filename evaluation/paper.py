@@ -33,6 +33,7 @@ from .tables.paper_plots import save_plots
 from .tables.paper_tables import Measured, setting_table
 from .tables.report import image_rows, save_png, stack_pages
 from .tables.results_log import write_json
+from .tables.summary import as_dicts
 
 FILES = {
     "alexnet": "torchvision's AlexNet: LPIPS (alex)",
@@ -141,10 +142,6 @@ def save_pages(folders: list[Path], count: int, out: Path) -> None:
         stack_pages(pages, out)
 
 
-def _as_dicts(intervals: dict[str, Interval]) -> dict[str, dict]:
-    return {name: interval._asdict() for name, interval in intervals.items()}
-
-
 def run(options: argparse.Namespace) -> list[Measured]:
     """Measure every setting; write paper.json, paper.md, plots.png and pictures.png into --out."""
     files = {name: path for name in FILES if (path := getattr(options, name))}
@@ -159,8 +156,8 @@ def run(options: argparse.Namespace) -> list[Measured]:
     write_text(out / "paper.md", text)
     found = [
         asdict(r)
-        | {"intervals": _as_dicts(r.intervals), "views": read_header(folder)}
-        | {"baselines": {title: _as_dicts(intervals) for title, intervals in r.baselines.items()}}
+        | as_dicts({"intervals": r.intervals})
+        | {"views": read_header(folder), "baselines": as_dicts(r.baselines)}
         for (folder, _, _), r in zip(settings, results, strict=True)
     ]
     write_json(out / "paper.json", {"backbones_sha256": networks.sha256, "settings": found})

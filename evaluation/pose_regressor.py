@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from diffportrait3d.cameras.labels import viewing_directions
 from diffportrait3d.command import run_main
-from training.dataset.images import DataError, MultiViewDataset, SingleImages, pick, pick_labels
+from training.dataset.images import MultiViewDataset, SingleImages, pick, pick_labels
 
 from .metrics.pose import INPUT_SIZE, PoseRegressor, angle_between, save_pose_regressor
+from .studies.command import run_command
 from .tables.bootstrap import bootstrap_mean
 
 
@@ -87,6 +88,18 @@ def floor(model: PoseRegressor, dataset: MultiViewDataset) -> np.ndarray:
     return np.array([errors[rows].mean() for rows in dataset.subjects])
 
 
+def run(options: argparse.Namespace) -> None:
+    """Train, score and save."""
+    dataset, held_out = MultiViewDataset(options.data, "train"), MultiViewDataset(options.data, "test")
+    model = train(dataset, options.minutes, options.steps, options.batch_size, options.width, options.seed)
+    errors = {"train": bootstrap_mean(floor(model, dataset)), "test": bootstrap_mean(floor(model, held_out))}
+    facts = {f"{split}_error_degrees": list(interval) for split, interval in errors.items()}
+    save_pose_regressor(options.out, model, data_fingerprint=dataset.fingerprint, seed=options.seed, **facts)
+    for split, interval in errors.items():
+        print(f"{split}: {interval} degrees over {interval.count} identities")
+    print(f"wrote {options.out} ({options.out.stat().st_size / 1e6:.2f} MB)")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.pose_regressor", description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="dataset folder written by training.render")
@@ -97,22 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=24, help="channels of the first layer, a multiple of 8")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
-    try:
-        dataset = MultiViewDataset(options.data, "train")
-        held_out = MultiViewDataset(options.data, "test")
-    except DataError as error:
-        parser.exit(1, f"{error}\n")
-    model = train(dataset, options.minutes, options.steps, options.batch_size, options.width, options.seed)
-    errors = {"train": bootstrap_mean(floor(model, dataset)), "test": bootstrap_mean(floor(model, held_out))}
-    facts = {f"{split}_error_degrees": list(interval) for split, interval in errors.items()}
-    save_pose_regressor(options.out, model, data_fingerprint=dataset.fingerprint, seed=options.seed, **facts)
-    for split, interval in errors.items():
-        print(f"{split}: {interval} degrees over {interval.count} identities")
-    print(f"wrote {options.out} ({options.out.stat().st_size / 1e6:.2f} MB)")
-    return 0
+    return run_command(run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from .studies.generator import ViewGenerator
 from .studies.study import Study
 from .studies.view_store import SubjectViews, ViewStore, sampling_facts
 from .subjects.dataset import Subject
-from .subjects.variants import PART_VARIANTS
+from .subjects.variants import FULL
 from .tables.bootstrap import bootstrap_mean
 from .tables.report import cell, markdown_table
 from .tables.summary import Intervals
@@ -55,7 +55,7 @@ class SolverStudy(Study):
         views, seconds = {"ground_truth": subject.images}, {}
         for name, sampling in self.samplings.items():
             made = SubjectViews(ViewStore(self.options.store, self.generator, sampling), subject, seed)
-            stored = made.variant(PART_VARIANTS["full"])
+            stored = made.variant(FULL)
             views[name], seconds[name] = stored.images, stored.seconds
         views["autoencoder"] = made.autoencoder().images
         return views | {"reference_copy": subject.reference[:1].expand_as(subject.images)}, seconds

@@ -6,6 +6,7 @@ LPIPS come inside lpips, the weights of DISTS inside torchmetrics.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import io
 import re
@@ -26,14 +27,13 @@ class BackboneError(ValueError):
     """A backbone that cannot be used; the message names the file and the way out."""
 
 
-def check_libraries() -> None:
-    """Raises BackboneError unless the libraries of the paper's metrics can be imported."""
+def check_libraries(*names: str) -> None:
+    """Raises BackboneError unless these libraries of the paper's metrics can be imported."""
     try:
-        import lpips  # noqa: F401
-        import torchmetrics  # noqa: F401
-        import torchvision  # noqa: F401
+        for name in names:
+            importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise BackboneError(f"{error}; the paper's metrics need: pip install torchmetrics torchvision lpips") from None
+        raise BackboneError(f"{error}; the paper's metrics need: pip install {' '.join(names)}") from None
     except RuntimeError as error:  # torchvision built for another torch: "operator torchvision::nms does not exist"
         raise BackboneError(
             f"torchvision does not fit the installed torch {torch.__version__} ({error}); install both from one index."
@@ -45,7 +45,7 @@ def load_lpips(net: str, path: Path) -> nn.Module:
 
     net: "alex" or "vgg". path: torchvision's alexnet or vgg16 (.pth or .safetensors; the classifier may be missing).
     """
-    check_libraries()
+    check_libraries("lpips")
     from lpips import LPIPS
 
     with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def load_lpips(net: str, path: Path) -> nn.Module:
 
 def load_dists(path: Path) -> nn.Module:
     """DISTS (Ding et al. 2020): images [N, 3, H, W] in [0, 1], twice -> [N]. path: torchvision's vgg16."""
-    check_libraries()
+    check_libraries("torchmetrics", "torchvision")
     import torchvision
     from torchmetrics.functional.image.dists import DISTSNetwork, L2pooling
 
@@ -155,7 +155,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """
     if min(len(real), len(generated)) < 2:
         return float("nan")
-    check_libraries()
+    check_libraries("torchmetrics")
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(_Features(real.shape[1]))
@@ -169,7 +169,7 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> float:
     count = min(len(real), len(generated))
     if count < 2:
         return float("nan")
-    check_libraries()
+    check_libraries("torchmetrics")
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size, subsets = (KID_SUBSET_SIZE, KID_SUBSETS) if count > KID_SUBSET_SIZE else (count, 1)

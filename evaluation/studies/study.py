@@ -223,7 +223,8 @@ class Study:
                     save_webp(image, options.doc.with_suffix("") / f"{name}.webp")
         seconds = {name: float(np.mean([r["seconds"][name] for r in records])) for name in records[0]["seconds"]}
         results = {"conditions": self.conditions(), "seconds_per_identity": seconds, "summary": as_dicts(summary)}
-        write_json(options.out, results | self.facts(records, as_dicts(against)) | {"identities": records})
+        results |= self.facts(records, as_dicts(against)) | {"identities": records}
+        write_json(options.out, results)
         print(
             f"\n{seconds[self.baseline]:.1f} s for {options.views} views of an identity ({self.baseline_title}), "
             f"{time.perf_counter() - started:.0f} s in this run. Results: {options.out}"

@@ -66,70 +66,72 @@ class Variant:
         return {name: value for name, value in here.items() if name not in NOT_INPUTS and value != full[name]}
 
 
+# By what they are about, in the order of the paper's experiments; each theme is shown beside the full system.
 # "No reference" and "no camera" keep S's start noise, which carries a trace of both: one part is removed at a time.
-PART_VARIANTS = {
-    "full": Variant("full system"),
-    "no_reference": Variant("no reference", encoder="none"),
-    "no_camera": Variant("no camera", condition="none"),
-    "no_view_consistency": Variant("no view consistency", view_consistency="none"),
-    "random_noise": Variant("random noise", start="random"),
+THEMES = {
+    "appearance": {
+        "no_reference": Variant("no reference", encoder="none"),
+        "untrained_reference": Variant("F_ref untrained", encoder="untrained"),
+        "unaligned_reference": Variant("reference unaligned", misaligned=MISALIGNMENTS),
+        "scaled_reference": Variant("reference scaled", misaligned=(SCALE,)),
+        "turned_reference": Variant("reference turned", misaligned=(TURN,)),
+        "shifted_reference": Variant("reference shifted", misaligned=(SHIFT,)),
+        "swapped_reference": Variant("reference of somebody else", person="another"),
+        "two_references": Variant("2 references", references=2),
+        "four_references": Variant("4 references", references=4),
+    },
+    "camera": {
+        "no_camera": Variant("no camera", condition="none"),
+        "swapped_condition": Variant("condition of somebody else", condition="swapped"),
+    },
+    # The miniature's view consistency has no positions, so that order is nothing to it: the effect of shuffling shows
+    # in a pair of modules that have them.
+    "view_consistency": {
+        "no_view_consistency": Variant("no view consistency", view_consistency="none"),
+        "shuffled_views": Variant("view consistency with positions, shuffled views", view_consistency="shuffled"),
+        "ordered_views": Variant("view consistency with positions, ordered views", view_consistency="ordered"),
+        "shuffled_views_in_order": Variant(
+            "shuffled views, sampled in order", view_consistency="shuffled", in_order=True
+        ),
+        "ordered_views_in_order": Variant("ordered views, sampled in order", view_consistency="ordered", in_order=True),
+    },
+    # Random noise in pairs: S's start noise carries so much layout that it hides what the other parts do.
+    "start_noise": {
+        "random_noise": Variant("random noise", start="random"),
+        "shared_noise": Variant("noise shared by the views", start="shared"),
+        "reference_noise": Variant("noise from the reference", start="reference"),
+        "truth_noise": Variant("noise from the ground truth", start="truth"),
+        "random_noise_no_reference": Variant("random noise, no reference", start="random", encoder="none"),
+        "random_noise_no_camera": Variant("random noise, no camera", start="random", condition="none"),
+        "random_noise_no_view_consistency": Variant(
+            "random noise, no view consistency", start="random", view_consistency="none"
+        ),
+    },
+    "sampling": {
+        "guidance_1": Variant("guidance 1", guidance=1.0),
+        "guidance_2": Variant("guidance 2", guidance=2.0),
+        "guidance_5": Variant("guidance 5", guidance=5.0),
+        "guidance_8": Variant("guidance 8", guidance=8.0),
+        "quarter_steps": Variant("a quarter of the steps", steps_factor=0.25),
+        "half_steps": Variant("half of the steps", steps_factor=0.5),
+        "double_steps": Variant("twice the steps", steps_factor=2.0),
+    },
+    # What may spoil faces, one suspect at a time; no claim of the paper's, and not run by default.
+    "faces": {
+        "guided_early": Variant("guidance at the noisy half only", guided=(500, 1000)),
+        "guided_late": Variant("guidance at the clean half only", guided=(0, 500)),
+        "ddim_eta_0": Variant("DDIM, eta 0", solver="ddim", eta=0.0),
+        "ddim_eta_half": Variant("DDIM, eta 0.5", solver="ddim", eta=0.5),
+        "ddim_eta_1": Variant("DDIM, eta 1", solver="ddim", eta=1.0),
+        "half_strength": Variant("S's views at half strength", strength=0.5),
+        "double_strength": Variant("S's views at double strength", strength=2.0),
+    },
 }
-
-# In the order of the paper's experiments. Random noise in some pairs: S's start noise carries so much layout that it
-# hides what the other parts do. The miniature's view consistency has no positions, so that order is nothing to it: what
-# shuffling brings shows in a pair of modules that have them.
-ABLATION_VARIANTS = {
-    "full": PART_VARIANTS["full"],
-    # appearance reference
-    "no_reference": PART_VARIANTS["no_reference"],
-    "untrained_reference": Variant("F_ref untrained", encoder="untrained"),
-    "unaligned_reference": Variant("reference unaligned", misaligned=MISALIGNMENTS),
-    "scaled_reference": Variant("reference scaled", misaligned=(SCALE,)),
-    "turned_reference": Variant("reference turned", misaligned=(TURN,)),
-    "shifted_reference": Variant("reference shifted", misaligned=(SHIFT,)),
-    "swapped_reference": Variant("reference of somebody else", person="another"),
-    "two_references": Variant("2 references", references=2),
-    "four_references": Variant("4 references", references=4),
-    # view control
-    "no_camera": PART_VARIANTS["no_camera"],
-    "swapped_condition": Variant("condition of somebody else", condition="swapped"),
-    # view consistency
-    "no_view_consistency": PART_VARIANTS["no_view_consistency"],
-    "shuffled_views": Variant("view consistency with positions, shuffled views", view_consistency="shuffled"),
-    "ordered_views": Variant("view consistency with positions, ordered views", view_consistency="ordered"),
-    "shuffled_views_in_order": Variant("shuffled views, sampled in order", view_consistency="shuffled", in_order=True),
-    "ordered_views_in_order": Variant("ordered views, sampled in order", view_consistency="ordered", in_order=True),
-    # start noise
-    "random_noise": PART_VARIANTS["random_noise"],
-    "shared_noise": Variant("noise shared by the views", start="shared"),
-    "reference_noise": Variant("noise from the reference", start="reference"),
-    "truth_noise": Variant("noise from the ground truth", start="truth"),
-    "random_noise_no_reference": Variant("random noise, no reference", start="random", encoder="none"),
-    "random_noise_no_camera": Variant("random noise, no camera", start="random", condition="none"),
-    "random_noise_no_view_consistency": Variant(
-        "random noise, no view consistency", start="random", view_consistency="none"
-    ),
-    # sampling
-    "guidance_1": Variant("guidance 1", guidance=1.0),
-    "guidance_2": Variant("guidance 2", guidance=2.0),
-    "guidance_5": Variant("guidance 5", guidance=5.0),
-    "guidance_8": Variant("guidance 8", guidance=8.0),
-    "quarter_steps": Variant("a quarter of the steps", steps_factor=0.25),
-    "half_steps": Variant("half of the steps", steps_factor=0.5),
-    "double_steps": Variant("twice the steps", steps_factor=2.0),
-}
-
-# What may spoil faces, one suspect at a time; no claim of the paper's, and not among the variants that run by default.
-EXPERIMENT_VARIANTS = {
-    "guided_early": Variant("guidance at the noisy half only", guided=(500, 1000)),
-    "guided_late": Variant("guidance at the clean half only", guided=(0, 500)),
-    "ddim_eta_0": Variant("DDIM, eta 0", solver="ddim", eta=0.0),
-    "ddim_eta_half": Variant("DDIM, eta 0.5", solver="ddim", eta=0.5),
-    "ddim_eta_1": Variant("DDIM, eta 1", solver="ddim", eta=1.0),
-    "half_strength": Variant("S's views at half strength", strength=0.5),
-    "double_strength": Variant("S's views at double strength", strength=2.0),
-}
-ALL_VARIANTS = ABLATION_VARIANTS | EXPERIMENT_VARIANTS
+FULL = Variant("full system")
+ALL_VARIANTS = {"full": FULL} | {name: variant for theme in THEMES.values() for name, variant in theme.items()}
+ABLATION_VARIANTS = {name: variant for name, variant in ALL_VARIANTS.items() if name not in THEMES["faces"]}
+PARTS = ("full", "no_reference", "no_camera", "no_view_consistency", "random_noise")
+PART_VARIANTS = {name: ALL_VARIANTS[name] for name in PARTS}
 
 # Sets of variants that the command knows by one word; "full" is in each of them.
 GROUPS = {
@@ -140,28 +142,10 @@ GROUPS = {
     ),
     "faces": (
         "two_references", "four_references", "no_view_consistency", "truth_noise", "guidance_1", "guidance_2",
-        "guidance_5", "half_steps", "double_steps", *EXPERIMENT_VARIANTS,
+        "guidance_5", "half_steps", "double_steps", *THEMES["faces"],
     ),
 }  # fmt: skip
 
 # View consistency whose weights the user names, in the order of the option, and the variants that need them.
 ORDER_WEIGHTS = ("shuffled", "ordered")
-ORDER_VARIANTS = tuple(name for name, variant in ABLATION_VARIANTS.items() if variant.view_consistency in ORDER_WEIGHTS)
-
-# Rows that are looked at together, each group beside the full system.
-THEMES = {
-    "appearance": (
-        "no_reference", "untrained_reference", "unaligned_reference", "scaled_reference", "turned_reference",
-        "shifted_reference", "swapped_reference", "two_references", "four_references", "random_noise_no_reference",
-    ),
-    "camera": ("no_camera", "swapped_condition", "random_noise_no_camera"),
-    "view_consistency": (
-        "no_view_consistency", "shuffled_views", "ordered_views", "shuffled_views_in_order", "ordered_views_in_order",
-        "random_noise", "random_noise_no_view_consistency",
-    ),
-    "start_noise": ("random_noise", "shared_noise", "reference_noise", "truth_noise"),
-    "sampling": (
-        "guidance_1", "guidance_2", "guidance_5", "guidance_8", "quarter_steps", "half_steps", "double_steps",
-    ),
-    "faces": tuple(EXPERIMENT_VARIANTS),
-}  # fmt: skip
+ORDER_VARIANTS = tuple(name for name, variant in ALL_VARIANTS.items() if variant.view_consistency in ORDER_WEIGHTS)

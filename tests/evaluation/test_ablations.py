@@ -12,7 +12,7 @@ from evaluation.metrics.faces import FACE_METRICS
 from evaluation.metrics.images import background_variation, leak, mini_lpips
 from evaluation.metrics.views import ABLATION_METRICS
 from evaluation.subjects.misalignment import MISALIGNMENTS, unaligned
-from evaluation.subjects.variants import ABLATION_VARIANTS, ALL_VARIANTS, GROUPS, ORDER_VARIANTS, THEMES
+from evaluation.subjects.variants import ABLATION_VARIANTS, ALL_VARIANTS, GROUPS, ORDER_VARIANTS
 from evaluation.tables.expectations import BETTER, EQUAL, EXPECTATIONS, SMALL, Expectation, verdict
 from evaluation.tables.report import publish
 
@@ -123,10 +123,6 @@ def test_expectations_name_what_exists():
             *FACE_METRICS,
         }
         assert (expectation.margin > 0) == (expectation.relation != BETTER) and expectation.source
-
-
-def test_every_arm_is_shown_somewhere():
-    assert {name for names in THEMES.values() for name in names} == set(ALL_VARIANTS) - {"full"}
 
 
 def test_groups():
