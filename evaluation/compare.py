@@ -32,7 +32,7 @@ class CompareStudy(Study):
     """The full system of two folders."""
 
     command = "compare"
-    hidden = ("small_truth", "first_autoencoder", "second_autoencoder")
+    hidden = ("condition", "small_truth", "first_autoencoder", "second_autoencoder")
 
     def __init__(self, options: argparse.Namespace):
         folders = {name: getattr(options, name) for name in PAIR}

@@ -35,6 +35,7 @@ class SolverStudy(Study):
     """The full system under several samplings."""
 
     command = "solvers"
+    hidden = ("condition", "autoencoder")
 
     def __init__(self, options: argparse.Namespace):
         self.samplings = {

@@ -171,8 +171,9 @@ class Study:
 
     def save_page(self, index: int, subject: Subject, views: dict[str, Tensor]) -> None:
         """The images of one identity."""
-        rows = [("reference", subject.reference), ("condition", subject.conditions)]
-        rows += [(title, views[name]) for name, title in self.titles.items() if name not in self.hidden]
+        titles = {"reference": "reference", "condition": "condition"} | self.titles
+        images = {"reference": subject.reference, "condition": subject.conditions} | views
+        rows = [(title, images[name]) for name, title in titles.items() if name not in self.hidden]
         save_png(image_rows(rows), self.page_file(index))
 
     def page_file(self, index: int) -> Path:
