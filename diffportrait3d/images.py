@@ -205,7 +205,14 @@ def sheet(rows: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.cat(list(row), dim=-1) for row in full], dim=-2)
 
 
-def save_image(path: str | os.PathLike, image: Tensor) -> None:
-    """Writes an image [3, H, W] in [0, 1] as PNG, whole or not at all; WriteError says why it cannot be written."""
-    pixels = as_pixels(image)
-    write_atomically(Path(path), lambda file: Image.fromarray(pixels).save(file, "PNG"))
+def save_image(path: str | os.PathLike, image: Tensor | np.ndarray, durable: bool = True) -> None:
+    """Writes an image, [3, H, W] in [0, 1] or uint8 [H, W, 3], as PNG, whole or not at all.
+
+    Args:
+        durable: see `files.write_atomically`.
+
+    Raises:
+        WriteError: it says why the file cannot be written.
+    """
+    pixels = as_pixels(image) if isinstance(image, Tensor) else image
+    write_atomically(Path(path), lambda file: Image.fromarray(pixels).save(file, "PNG"), durable)

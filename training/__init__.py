@@ -1,7 +1,7 @@
 """Training of every network of DiffPortrait3D: data preparation, one script per stage, and the miniature recipe.
 
-The scripts are run from the repository root as ``python -m training.<stage> --config FILE``; see
-``training.engine.loop`` for what they share. The core package ``diffportrait3d`` never imports anything from here.
+The scripts are run from the repository root as `python -m training.<stage> --config FILE`; see
+`training.engine.loop` for what they share. The core package `diffportrait3d` never imports anything from here.
 """
 
 import os

@@ -25,7 +25,7 @@ from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.networks.autoencoder import LATENT_SCALE
 
 from .dataset.images import Batch, SingleImages, encode_all, pick, to_network
-from .dataset.sheets import save_grid
+from .dataset.sheets import save_sheet
 from .engine.command import stage_command
 from .engine.config import Number, StageConfig
 from .engine.stage import NetworkSource, Stage
@@ -128,7 +128,7 @@ class AutoencoderStage(Stage):
             outputs.append(y.cpu())
         shown = _spread(len(images), 16)
         x, y = to_network(images[shown]), torch.cat(outputs)[shown]
-        save_grid(image, [row for pair in zip(x.split(8), y.split(8), strict=True) for row in pair])
+        save_sheet(image, [row for pair in zip(x.split(8), y.split(8), strict=True) for row in pair])
         return {"psnr": float(torch.cat(values).mean()), "posterior_std": float(torch.stack(spread).mean())}
 
     def finish(self, run_dir: Path, summary: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ class AutoencoderStage(Stage):
 
 
 def _spread(length: int, count: int) -> Tensor:
-    """``count`` row numbers spread evenly over ``length`` rows, all of them if there are fewer."""
+    """`count` row numbers spread evenly over `length` rows, all of them if there are fewer."""
     return torch.from_numpy(np.linspace(0, length - 1, min(count, length)).round().astype(int))
 
 

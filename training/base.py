@@ -15,7 +15,7 @@ from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import UNet, UNetConfig
 
 from .dataset.images import Sampler, SingleImages
-from .dataset.sheets import save_grid
+from .dataset.sheets import save_sheet
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
 from .objectives.denoising import DenoiserInputs, DenoisingConfig, DenoisingStage
@@ -52,7 +52,7 @@ class BaseStage(DenoisingStage):
             return self.trainable(x, t, self.context(len(x)))
 
         images = self.sample(eps, self.config.samples)
-        save_grid(image, images.split(8))
+        save_sheet(image, images.split(8))
         return {"loss": self.validation_loss(self.validation_batch())}
 
 

@@ -4,7 +4,7 @@
 
 One line a problem, then notes, then a summary; the exit status is 1 if there are problems and 2 if there is no data
 set. Checked are: files that are missing or cannot be read, their sizes, camera labels (25 finite numbers, a rotation,
-EG3D's units, a head in the picture), ids and people in more than one split, the same picture in two splits, conditions
+EG3D's units, a head in the image), ids and people in more than one split, the same image in two splits, conditions
 that show the portrait's own person or, outside train, a person that train's conditions show, and splits that training
 needs. Notes are no faults: what an import left out and why, and what the reader decides about an image.
 """
@@ -39,10 +39,8 @@ View = tuple[str, dict[str, Any]]  # "split/id, view 3" and its entry
 NEEDED_SPLITS = {"train": "data.split", "val": "data.validation_split"}  # by training, and the setting that says so
 
 
-def problems(
-    root: Path, pictures: bool = True, progress: bool = False, notes: list[str] | None = None
-) -> Iterator[str]:
-    """One sentence for everything that is wrong with what is there. Without `pictures` no picture is opened, only
+def problems(root: Path, images: bool = True, progress: bool = False, notes: list[str] | None = None) -> Iterator[str]:
+    """One sentence for everything that is wrong with what is there. Without `images` no image is opened, only
     looked for. `notes` gets what is worth knowing without being wrong."""
     header, subjects = read_manifest(root)
     resolution = header.get("resolution")
@@ -55,7 +53,7 @@ def problems(
         yield from _camera(where, view)
     yield from _people(subjects)
     yield from _conditions(subjects)
-    yield from _files(root, views, resolution, pictures, progress, places)
+    yield from _files(root, views, resolution, images, progress, places)
     yield from _left_out(root, [] if notes is None else notes)
     if notes is not None:
         _collect_notes(subjects, places)
@@ -146,12 +144,12 @@ def _conditions(subjects: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _files(
-    root: Path, views: list[View], resolution: int, pictures: bool, progress: bool, places: dict[str, list[str]]
+    root: Path, views: list[View], resolution: int, images: bool, progress: bool, places: dict[str, list[str]]
 ) -> Iterator[str]:
     """What the files themselves say; many threads, because data sets lie on slow disks. `places`: images by note."""
     digests: dict[str, tuple[str, str]] = {}  # of a portrait: where it was seen first
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda view: _view_files(root, *view, resolution, pictures), views)
+        found = pool.map(lambda view: _view_files(root, *view, resolution, images), views)
         for (where, view), (wrong, notes, digest) in tqdm(
             zip(views, found, strict=True), total=len(views), unit="view", disable=not progress
         ):
@@ -164,7 +162,7 @@ def _files(
 
 
 def _view_files(
-    root: Path, where: str, view: dict[str, Any], resolution: int, pictures: bool
+    root: Path, where: str, view: dict[str, Any], resolution: int, images: bool
 ) -> tuple[list[str], list[tuple[str, str]], str | None]:
     """Problems of a view's files, notes on them as (note, file), and the portrait's hash if it was read."""
     wrong, notes, contents = [], [], {}
@@ -173,9 +171,9 @@ def _view_files(
             wrong.append(f"{where}: the manifest names no {kind}")
         elif not (root / view[kind]).is_file():
             wrong.append(f"{where}: {kind} '{view[kind]}' is missing")
-        elif pictures:
+        elif images:
             contents[kind] = file_hash(root / view[kind])
-            found, decided = _picture(root / view[kind], resolution)
+            found, decided = _image(root / view[kind], resolution)
             wrong += [f"{where}: {kind} '{view[kind]}' {what}" for what in found]
             notes += [(note, view[kind]) for note in decided]
     if "depth" in view:
@@ -185,7 +183,7 @@ def _view_files(
     return wrong, notes, contents.get("image")
 
 
-def _picture(path: Path, resolution: int) -> tuple[list[str], tuple[str, ...]]:
+def _image(path: Path, resolution: int) -> tuple[list[str], tuple[str, ...]]:
     """What is wrong with an image, and what its reader decided."""
     try:
         pixels, notes = read_image(path)
@@ -225,7 +223,7 @@ def _person(subject: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.check_data", description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, metavar="DIR", help="folder of the data set")
-    parser.add_argument("--quick", action="store_true", help="look for the pictures, but do not open them")
+    parser.add_argument("--quick", action="store_true", help="look for the images, but do not open them")
     args = parser.parse_args(arguments)
     try:
         count, notes = 0, []

@@ -16,35 +16,44 @@ was left out and why), OUT/SPLIT/SUBJECT/NN.png, NN_condition.png, subject.json.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_atomically, write_text
+from diffportrait3d.images import save_image
 
 from .dataset.images import FORMAT, VERSION, DataError
 from .dataset.records import is_finished
-from .engine.workers import worker_pool
+from .engine.workers import run_each
 from .sources import eg3d, multiview, nersemble
 from .sources.alignment import OUTSIDE
 from .sources.conditions import GivenConditions, RenderedConditions, camera_list
-from .sources.groups import SPLITS, Group, SkippedGroup, Source, Splits, counts, note_lines, read_json, reason_of
+from .sources.groups import (
+    SPLITS,
+    DataSource,
+    SkippedGroup,
+    Splits,
+    ViewGroup,
+    counts,
+    note_lines,
+    read_json,
+    reason_of,
+)
 
 REPORTED = 20  # of what was left out, how much is printed; left_out/NAME.json has the rest
 
 
 def import_source(
-    source: Source, out: Path, resolution: int, conditions: RenderedConditions | GivenConditions, workers: int = 1
+    source: DataSource, out: Path, resolution: int, conditions: RenderedConditions | GivenConditions, workers: int = 1
 ) -> Path:
     """Import what is missing below `out` and write the manifest; returns its path.
 
@@ -55,13 +64,14 @@ def import_source(
     """
     groups, left_out = planned_groups(source, out, resolution)
     todo = [group for group in groups if not is_finished(out, record_path(out, group))]
-    _announce(len(groups) - len(todo), len(groups))
-    skipped = _skipped(_each(_import_group, todo, (source, out, resolution), workers))
+    if len(todo) < len(groups):
+        print(f"{len(groups) - len(todo)} of {len(groups)} groups are there already", file=sys.stderr)
+    skipped = _each(_import_group, todo, (source, out, resolution), workers, "portraits")
     done = [group for group in groups if group.id not in skipped]
     if done:
         write_cameras(out)
     todo = [group for group in done if _record(out, group).get("conditions") != conditions.kind]
-    skipped |= _skipped(_each(_add_conditions, todo, (conditions, out, resolution), workers, "conditions"))
+    skipped |= _each(_add_conditions, todo, (conditions, out, resolution), workers, "conditions")
     write_text(left_out_path(out, source.name), json.dumps({**skipped, **left_out}, indent=1) + "\n")
     _report(skipped, len(groups), left_out_path(out, source.name))
     if len(skipped) == len(groups):
@@ -70,8 +80,8 @@ def import_source(
     return write_manifest(out, resolution)
 
 
-def extract_pictures(source: nersemble.NeRSemble, out: Path, resolution: int, folder: Path) -> int:
-    """Write the planned pictures as files for a detector of five points; returns how many there are.
+def extract_images(source: nersemble.NeRSemble, out: Path, resolution: int, folder: Path) -> int:
+    """Write the planned images as files for a detector of five points; returns how many there are.
 
     Raises:
         DataError: not one of them can be read.
@@ -80,14 +90,14 @@ def extract_pictures(source: nersemble.NeRSemble, out: Path, resolution: int, fo
     groups, _ = planned_groups(source, out, resolution)
     for group in tqdm(groups, unit="group", desc="extract"):
         try:
-            pictures = dict(source.extracted(group))
+            images = dict(source.extracted(group))
         except Exception as error:  # see _import_group
             skipped[group.id] = reason_of(error)
             continue
-        for name, picture in pictures.items():
+        for name, image in images.items():
             path = folder / f"{name}.png"
             if not path.is_file():
-                write_picture(path, picture)
+                save_image(path, image, durable=False)
             count += 1
     _report(skipped, len(groups))
     if not count:
@@ -95,7 +105,7 @@ def extract_pictures(source: nersemble.NeRSemble, out: Path, resolution: int, fo
     return count
 
 
-def planned_groups(source: Source, out: Path, resolution: int) -> tuple[list[Group], dict[str, str]]:
+def planned_groups(source: DataSource, out: Path, resolution: int) -> tuple[list[ViewGroup], dict[str, str]]:
     """The plan kept in `out`, or a new one, and what it leaves out and why. It is made once: files that arrive later do
     not change it.
 
@@ -130,12 +140,12 @@ def planned_groups(source: Source, out: Path, resolution: int) -> tuple[list[Gro
     return groups, left_out
 
 
-def _kept_plan(path: Path) -> tuple[dict[str, Any], list[Group], dict[str, str]] | None:
+def _kept_plan(path: Path) -> tuple[dict[str, Any], list[ViewGroup], dict[str, str]] | None:
     """Settings and groups of an earlier import, and what it left out; None, after a word about it, if its plan is
     damaged."""
     try:
         kept = read_json(path, "the plan of this source")
-        return dict(kept["settings"]), [Group(**group) for group in kept["groups"]], dict(kept.get("left_out", {}))
+        return dict(kept["settings"]), [ViewGroup(**group) for group in kept["groups"]], dict(kept.get("left_out", {}))
     except (DataError, LookupError, TypeError, ValueError, AttributeError):
         print(f"'{path}' is damaged; this source is planned again.", file=sys.stderr)
         return None
@@ -163,13 +173,8 @@ def left_out_path(out: Path, name: str) -> Path:
     return out / "left_out" / f"{name}.json"
 
 
-def record_path(out: Path, group: Group) -> Path:
+def record_path(out: Path, group: ViewGroup) -> Path:
     return out / group.split / group.id / "subject.json"
-
-
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """uint8 [H, W, 3] as PNG, complete or not at all."""
-    write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"), durable=False)
 
 
 def _plans(out: Path) -> list[Path]:
@@ -177,15 +182,15 @@ def _plans(out: Path) -> list[Path]:
 
 
 def _imported(out: Path) -> list[dict[str, Any]]:
-    groups = [Group(**group) for plan in _plans(out) for group in read_json(plan, "a plan")["groups"]]
+    groups = [ViewGroup(**group) for plan in _plans(out) for group in read_json(plan, "a plan")["groups"]]
     return [_record(out, group) for group in groups if record_path(out, group).is_file()]
 
 
-def _record(out: Path, group: Group) -> dict[str, Any]:
+def _record(out: Path, group: ViewGroup) -> dict[str, Any]:
     return read_json(record_path(out, group), "an imported subject")
 
 
-def _write_record(out: Path, group: Group, record: dict[str, Any]) -> None:
+def _write_record(out: Path, group: ViewGroup, record: dict[str, Any]) -> None:
     write_text(record_path(out, group), json.dumps(record), durable=False)
 
 
@@ -198,10 +203,10 @@ def _check_folder(out: Path, resolution: int) -> None:
     for plan in plans:
         there = read_json(plan, "a plan")["settings"]["resolution"]
         if there != resolution:
-            raise DataError(f"'{out}' has pictures of {there} px from '{plan.stem}', not {resolution}.")
+            raise DataError(f"'{out}' has images of {there} px from '{plan.stem}', not {resolution}.")
 
 
-def _import_group(source: Source, out: Path, resolution: int, group: Group) -> tuple[str, str | None]:
+def _import_group(source: DataSource, out: Path, resolution: int, group: ViewGroup) -> tuple[str, str | None]:
     """Write a group's portraits and its record; returns its id and why it was skipped, if it was."""
     try:
         views = source.views(group, resolution)
@@ -210,7 +215,7 @@ def _import_group(source: Source, out: Path, resolution: int, group: Group) -> t
     entries = []
     for number, view in enumerate(views):
         name = f"{group.split}/{group.id}/{number:02d}.png"
-        write_picture(out / name, view.picture)
+        save_image(out / name, view.image, durable=False)
         entries.append({"image": name, "label": view.label.tolist(), "camera": view.name})
     record = {"id": group.id, "split": group.split, "person": group.person, "provider": source.name, "views": entries}
     if notes := {view.name: view.notes for view in views if view.notes}:
@@ -220,21 +225,21 @@ def _import_group(source: Source, out: Path, resolution: int, group: Group) -> t
 
 
 def _add_conditions(
-    conditions: RenderedConditions | GivenConditions, out: Path, resolution: int, group: Group
+    conditions: RenderedConditions | GivenConditions, out: Path, resolution: int, group: ViewGroup
 ) -> tuple[str, str | None]:
     """Write a group's conditions; returns its id and why it was skipped, if it was: then it has none any more."""
     record = _record(out, group)
     kind = record.pop("conditions", None)
     try:
-        pictures = [conditions.picture(record, number, resolution) for number in range(len(record["views"]))]
+        images = [conditions.image(record, number, resolution) for number in range(len(record["views"]))]
     except Exception as error:  # see _import_group
         if kind is not None:
             _write_record(out, group, record)
         return group.id, reason_of(error)
-    for view, (pixels, person) in zip(record["views"], pictures, strict=True):
+    for view, (pixels, person) in zip(record["views"], images, strict=True):
         view["condition"] = view["image"].replace(".png", "_condition.png")
         view["condition_subject"] = person
-        write_picture(out / view["condition"], pixels)
+        save_image(out / view["condition"], pixels, durable=False)
     _write_record(out, group, {**record, "conditions": conditions.kind})
     return group.id, None
 
@@ -242,37 +247,19 @@ def _add_conditions(
 _job: dict[str, Any] = {}
 
 
-def _each(work: Callable, groups: list[Group], shared: tuple, workers: int, what: str = "portraits") -> Iterator[Any]:
-    """work(*shared, group) of every group, in this process or in several, with a progress bar."""
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(groups), unit="group", desc=what, smoothing=0.1))
-        if workers <= 1 or len(groups) < 2:
-            _start_worker(work, shared, own_process=False)
-            results = map(_work, groups)
-        else:
-            pool = stack.enter_context(worker_pool(workers, _start_worker, (work, shared)))
-            results = pool.imap_unordered(_work, groups)
-        for result in results:
-            bar.update()
-            yield result
-
-
-def _start_worker(work: Callable, shared: tuple, own_process: bool = True) -> None:
-    if own_process:
+def _start_worker(work: Callable, shared: tuple) -> None:
+    if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
     _job.update(work=work, shared=shared)
 
 
-def _work(group: Group) -> Any:
+def _work(group: ViewGroup) -> Any:
     return _job["work"](*_job["shared"], group)
 
 
-def _announce(there: int, count: int) -> None:
-    if there:
-        print(f"{there} of {count} groups are there already", file=sys.stderr)
-
-
-def _skipped(results: Iterator[tuple[str, str | None]]) -> dict[str, str]:
+def _each(work: Callable, groups: list[ViewGroup], shared: tuple, workers: int, what: str) -> dict[str, str]:
+    """work(*shared, group) of every group; which were skipped and why."""
+    results = run_each(_work, groups, _start_worker, (work, shared), workers, unit="group", desc=what)
     return {group: reason for group, reason in results if reason is not None}
 
 
@@ -327,7 +314,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of the data set as it was downloaded or exported")
     add("--out", type=Path, required=True, help="folder of the result; an interrupted import continues")
-    add("--resolution", type=int, default=512, help="side of the pictures in pixels, a multiple of 8 (default 512)")
+    add("--resolution", type=int, default=512, help="side of the images in pixels, a multiple of 8 (default 512)")
     add(
         "--conditions",
         default="render",
@@ -338,11 +325,11 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _photographs(parser: argparse.ArgumentParser) -> None:
-    """What pictures need that come without splits and perhaps without alignment."""
+    """What images need that come without splits and perhaps without alignment."""
     add = parser.add_argument
     add("--landmarks", type=Path, help="folder of five facial points from any detector, see docs/data.md")
-    add("--tolerance", type=float, default=0.02, help="disagreement of five points between cameras, in picture sizes")
-    add("--outside", choices=OUTSIDE, default=OUTSIDE[0], help="what a crop shows where its picture has ended")
+    add("--tolerance", type=float, default=0.02, help="disagreement of five points between cameras, in image sizes")
+    add("--outside", choices=OUTSIDE, default=OUTSIDE[0], help="what a crop shows where its image has ended")
     add("--split-file", type=Path, help='JSON {"train": [people], "val": [...], "test": [...]} instead of the shares')
     add("--test-share", type=float, default=0.2, help="share of people in split test, by their names' hash")
     add("--val-share", type=float, default=0.02, help="share of people in split val")
@@ -359,12 +346,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--views", type=int, default=9, help="cameras a time step: 1 reference and 8 targets (9)")
     command.add_argument("--sequences", nargs="+", default=["*"], help="patterns of sequence names (all)")
     command.add_argument("--no-colour-correction", dest="colour_correction", action="store_false")
-    command.add_argument("--least-inside", type=float, default=0.6, help="share of a crop that its picture must cover")
+    command.add_argument("--least-inside", type=float, default=0.6, help="share of a crop that its image must cover")
     command.add_argument("--seed", type=int, default=0, help="another seed chooses other time steps and cameras")
-    command.add_argument("--extract", type=Path, help="only write the chosen pictures here, for a detector")
+    command.add_argument("--extract", type=Path, help="only write the chosen images here, for a detector")
     command.set_defaults(make=_nersemble)
     for name in ("panohead", "eg3d"):
-        command = commands.add_parser(name, help=f"a folder of {name} pictures with dataset.json")
+        command = commands.add_parser(name, help=f"a folder of {name} images with dataset.json")
         _common(command)
         _photographs(command)
         command.add_argument("--views", type=int, default=0, help="largest number of views a person (0: all)")
@@ -386,7 +373,7 @@ def _problem(args: argparse.Namespace) -> str | None:
         return f"--landmarks {args.landmarks}: no such folder"
     if args.command == "nersemble" and args.landmarks is None and args.extract is None:
         return (
-            "NeRSemble needs five facial points: '--extract DIR' writes the chosen pictures, any detector adds a .txt "
+            "NeRSemble needs five facial points: '--extract DIR' writes the chosen images, any detector adds a .txt "
             "of five lines 'x y' beside each, then '--landmarks DIR' imports them (docs/data.md)"
         )
     return None
@@ -400,8 +387,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         source = args.make(args)
         if args.extract is not None:
-            count = extract_pictures(source, args.out, args.resolution, args.extract)
-            print(f"{count} pictures below {args.extract}")
+            count = extract_images(source, args.out, args.resolution, args.extract)
+            print(f"{count} images below {args.extract}")
             return 0
         rendered = args.conditions == "render"
         conditions = RenderedConditions(args.condition_people) if rendered else GivenConditions(Path(args.conditions))

@@ -4,8 +4,8 @@
         [--start weights/miniature]
 
 Renders the data if they are not there, then trains every network in order, each in a folder of its own. Whatever
-is finished is skipped, whatever was stopped is resumed. Ends with a table of what each stage took. ``--export`` also
-writes the networks in half precision to weights/miniature, where the ComfyUI nodes find them. ``--start`` goes on
+is finished is skipped, whatever was stopped is resumed. Ends with a table of what each stage took. `--export` also
+writes the networks in half precision to weights/miniature, where the ComfyUI nodes find them. `--start` goes on
 from networks that are there, in place of fresh ones; of the autoencoder only the decoder is trained then.
 """
 
@@ -98,7 +98,7 @@ def render_data(preset: str, data: Path, ict: Path | None) -> None:
 def run(
     preset: str, out: Path, data: Path, ict: Path | None, overrides: list[str], start: Path | None = None
 ) -> list[dict[str, Any]]:
-    """Data and all stages; ``overrides`` apply to every stage. Returns the stages' summaries in order."""
+    """Data and all stages; `overrides` apply to every stage. Returns the stages' summaries in order."""
     configs = [  # all of them first: a typing error must not cost hours
         load_config(
             stage.config_class,
@@ -127,7 +127,7 @@ def table(summaries: list[dict[str, Any]]) -> str:
 
 
 def export(out: Path, weights: Path) -> list[Path]:
-    """Copy a finished run's networks to ``weights`` in half precision, shards below 16 MiB, metadata kept."""
+    """Copy a finished run's networks to `weights` in half precision, shards below 16 MiB, metadata kept."""
     written = []
     for stage in STAGES:
         path = network_file(out, stage)

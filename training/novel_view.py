@@ -16,7 +16,7 @@ from torch import Tensor
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
 
 from .dataset.images import Batch, MultiViewDataset, Pairs, fixed_groups, pick, pick_labels
-from .dataset.sheets import save_grid
+from .dataset.sheets import save_sheet
 from .engine.command import stage_command
 from .engine.config import Number, StageConfig
 from .engine.stage import NetworkSource, Stage
@@ -86,7 +86,7 @@ class NovelViewStage(Stage):
             outputs.append(self.trainable(*inputs).float().clamp(-1, 1))
             sources.append(inputs[0])
             targets.append(target)
-        save_grid(image, [sources[0], *(row for pair in zip(targets, outputs, strict=True) for row in pair)])
+        save_sheet(image, [sources[0], *(row for pair in zip(targets, outputs, strict=True) for row in pair)])
         output, target = torch.cat(outputs), torch.cat(targets)
         # What survives in the start noise is coarse, so the coarse error is reported on its own.
         coarse = psnr(F.avg_pool2d(output, 8), F.avg_pool2d(target, 8))

@@ -9,10 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.command import run_main
+from diffportrait3d.images import save_image
 from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render
 
 
@@ -26,9 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         provider = "analytic" if arguments.ict is None else IctHeads(arguments.ict)
         view = render(portrait_scene(arguments.seed, provider), orbit_camera(0.0, 0.0), arguments.resolution)
-        pixels = (view.image.movedim(0, -1) * 255).round().byte().numpy()
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(arguments.out)
+        save_image(arguments.out, view.image)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

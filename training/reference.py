@@ -14,7 +14,7 @@ from torch import Tensor
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ReferenceEncoder
 
-from .dataset.sheets import save_grid
+from .dataset.sheets import save_sheet
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
 from .objectives.denoising import DenoiserInputs, DenoisingConfig, DenoisingStage, copy_of, schedule_of
@@ -37,7 +37,7 @@ class ReferenceStage(DenoisingStage):
     def build_denoiser(self, networks: NetworkSource) -> None:
         unet, metadata = networks("unet")
         self.schedule = schedule_of(metadata)
-        self.sharing = self.config.targets_per_reference
+        self.views_per_timestep = self.config.targets_per_reference
         self.trainable = self.trained_network(networks, lambda: copy_of(unet, ReferenceEncoder))
         self.frozen["unet"] = unet
         self.denoiser = Denoiser(unet, self.trainable, reference_timestep=self.reference_timestep)
@@ -55,7 +55,7 @@ class ReferenceStage(DenoisingStage):
             return self.denoiser.unet(x, t, context, bank=self.references(z_ref, t))
 
         references, targets = self.images(batch)
-        save_grid(image, [references, targets, self.sample(eps, len(batch))])
+        save_sheet(image, [references, targets, self.sample(eps, len(batch))])
         return {"loss": self.validation_loss(batch)}
 
 

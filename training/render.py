@@ -1,10 +1,10 @@
 """Render a multi-view portrait data set: many people, each from several exact cameras, with condition
-pictures.
+images.
 
     python -m training.render --out DIR [--ict ict_model.npz] --resolution 128 --train 900 --val 20 --test 100
     --views 10
 
-Every portrait view comes with a condition picture: another, analytic person at the same camera. Identities of
+Every portrait view comes with a condition image: another, analytic person at the same camera. Identities of
 the splits and the condition people come from disjoint seed ranges; validation and test use condition people
 never seen in training.
 An interrupted run continues where it stopped: people whose `subject.json` and files are there and whole are skipped.
@@ -23,20 +23,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_atomically, write_text
+from diffportrait3d.images import save_image
 from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render_views
 
-from .dataset.images import FORMAT, VERSION, DataError, read_manifest
+from .dataset.images import FORMAT, SPLITS, VERSION, DataError, read_manifest
 from .dataset.records import is_finished
-from .engine.workers import worker_pool
+from .engine.workers import run_each
 
-SPLITS = ("train", "val", "test")
 SEED_STRIDE = 10_000_000  # one data-set seed's worth of person seeds
 FIRST_SEED = {"train": 0, "val": 1_000_000, "test": 2_000_000}
 FIRST_CONDITION = {"train": 3_000_000, "val": 4_000_000, "test": 4_000_000}
@@ -55,18 +53,8 @@ def render_dataset(
     todo = [job for job in jobs if not is_finished(out, _record_path(out, settings, *job))]
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} people are there already", file=sys.stderr)
-    bar = tqdm(total=len(todo), unit="person", smoothing=0.1)
-    initial = (out, settings, ict, device)
-    if workers <= 1:
-        _start_worker(*initial)
-        for job in todo:
-            _render_person(job)
-            bar.update()
-    else:
-        with worker_pool(workers, _start_worker, initial) as pool:
-            for _ in pool.imap_unordered(_render_person, todo):
-                bar.update()
-    bar.close()
+    for _ in run_each(_render_person, todo, _start_worker, (out, settings, ict, device), workers, unit="person"):
+        pass
     return write_manifest(out, settings, jobs)
 
 
@@ -79,7 +67,7 @@ def dataset_settings(
     condition_subjects: int,
     seed: int,
 ) -> dict:
-    """Everything that decides what a picture looks like; two runs into one folder must agree on it."""
+    """Everything that decides what an image looks like; two runs into one folder must agree on it."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -143,7 +131,7 @@ def _check_folder(out: Path, settings: dict) -> None:
 
 
 def _settings_before(out: Path, path: Path, asked: dict) -> dict:
-    """Those of the pictures that are there: from settings.json or, if that is damaged, from the manifest."""
+    """Those of the images that are there: from settings.json or, if that is damaged, from the manifest."""
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:  # not JSON, or no text at all
@@ -184,8 +172,8 @@ def _render_person(job: tuple[str, int]) -> None:
     for k, (label, condition) in enumerate(zip(who["labels"], who["conditions"], strict=True)):
         shown = render_views(_worker["condition"](condition), label[None], settings["resolution"])
         names = {"image": f"{k:02d}.png", "condition": f"{k:02d}_condition.png"}
-        _write_png(folder / names["image"], portrait.image[k])
-        _write_png(folder / names["condition"], shown.image[0])
+        save_image(folder / names["image"], portrait.image[k], durable=False)
+        save_image(folder / names["condition"], shown.image[0], durable=False)
         if who["split"] == "test":
             names["depth"] = f"{k:02d}_depth.npz"
             _write_depth(folder / names["depth"], portrait.depth[k], portrait.mask[k])
@@ -193,11 +181,6 @@ def _render_person(job: tuple[str, int]) -> None:
         views.append({**view, "condition_subject": f"analytic-{condition:07d}", "label": label.tolist()})
     record = {key: who[key] for key in ("id", "split", "provider", "seed")} | {"views": views}
     write_text(folder / "subject.json", json.dumps(record), durable=False)
-
-
-def _write_png(path: Path, image: Tensor) -> None:
-    pixels = (image.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().cpu().numpy()
-    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, "PNG"), durable=False)
 
 
 def _write_depth(path: Path, depth: Tensor, mask: Tensor) -> None:
@@ -216,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ict-fraction", type=float, default=0.67, help="share of people from the ICT model (default 0.67)"
     )
-    parser.add_argument("--resolution", type=int, default=128, help="side of the pictures in pixels, a multiple of 8")
+    parser.add_argument("--resolution", type=int, default=128, help="side of the images in pixels, a multiple of 8")
     for split, count in (("train", 900), ("val", 20), ("test", 100)):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"number of people in the {split} split")
     parser.add_argument("--views", type=int, default=10, help="views per person; the first one is nearly frontal")
@@ -226,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         "--condition-subjects",
         type=int,
         default=64,
-        help="number of people in the condition pictures, per library",
+        help="number of people in the condition images, per library",
     )
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """Stage 3 of the paper (section 3.3): attention across views.
 
 Everything else is frozen. A sample is a group of V shuffled views of one person, so that the modules cannot rely on an
-order of cameras. By default a group shares its timestep, as in inference; ``timestep_per: view`` draws one for every
+order of cameras. By default a group shares its timestep, as in inference; `timestep_per: view` draws one for every
 view, as the authors' released forward pass does.
 """
 
@@ -18,7 +18,7 @@ from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import CrossViewAttention
 
 from .dataset.images import Batch, LatentCache, MultiViewDataset, Sampler, ViewGroups, fixed_groups
-from .dataset.sheets import save_grid
+from .dataset.sheets import save_sheet
 from .engine.command import stage_command
 from .engine.config import Number
 from .engine.stage import NetworkSource
@@ -55,7 +55,7 @@ class ViewConsistencyStage(DenoisingStage):
         control = networks("view_controlnet")[0]
         self.reference_timestep = reference_metadata.get("reference_timestep", self.reference_timestep)
         self.schedule = schedule_of(metadata)
-        self.sharing = self.config.views if self.config.timestep_per == "group" else 1
+        self.views_per_timestep = self.config.views if self.config.timestep_per == "group" else 1
         self.trainable = self.trained_network(networks, lambda: CrossViewAttention(unet.config))
         if not self.config.positions:
             self.trainable.remove_positions()
@@ -103,7 +103,7 @@ class ViewConsistencyStage(DenoisingStage):
             networks.view_controlnet,
             reference_timestep=self.reference_timestep,
         )
-        save_grid(image, [*rows, guided_views(self, first, alone), guided_views(self, first, networks)])
+        save_sheet(image, [*rows, guided_views(self, first, alone), guided_views(self, first, networks)])
         return {"loss": self.validation_loss(batch, repeats=6)}
 
     def facts(self) -> dict[str, Any]:

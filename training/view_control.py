@@ -15,7 +15,7 @@ from torch import Tensor
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ViewControlNet
 
-from .dataset.sheets import save_grid
+from .dataset.sheets import save_sheet
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
 from .objectives.denoising import DenoiserInputs, DenoisingStage, copy_of, guided_views, schedule_of
@@ -35,7 +35,7 @@ class ViewControlStage(DenoisingStage):
         unet, metadata = networks("unet")
         reference, reference_metadata = networks("reference_encoder")
         self.reference_timestep = reference_metadata.get("reference_timestep", self.reference_timestep)
-        self.schedule, self.sharing = schedule_of(metadata), self.config.targets_per_reference
+        self.schedule, self.views_per_timestep = schedule_of(metadata), self.config.targets_per_reference
         self.trainable = self.trained_network(networks, lambda: copy_of(unet, ViewControlNet))
         self.frozen |= {"unet": unet, "reference_encoder": reference}
         self.denoiser = Denoiser(unet, reference, self.trainable, reference_timestep=self.reference_timestep)
@@ -49,7 +49,7 @@ class ViewControlStage(DenoisingStage):
     def validate(self, image: Path) -> dict[str, float]:
         batch = self.validation_batch()
         references, targets = self.images(batch)
-        save_grid(image, [references, self.camera_images(batch, self.validation), targets, guided_views(self, batch)])
+        save_sheet(image, [references, self.camera_images(batch, self.validation), targets, guided_views(self, batch)])
         return {"loss": self.validation_loss(batch)}
 
     def facts(self) -> dict[str, Any]:

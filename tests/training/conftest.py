@@ -17,6 +17,7 @@ from PIL import Image
 from training import miniature
 from training.engine.config import load_config
 from training.engine.device import prepare
+from training.engine.distributed import init
 from training.engine.loop import Trainer
 
 RESOLUTION = 64
@@ -55,10 +56,10 @@ def blob(seed: int, yaw: float) -> Image.Image:
     rng = np.random.default_rng(seed)
     ground, skin, nose = rng.random((3, 3))
     y, x = np.mgrid[0:RESOLUTION, 0:RESOLUTION] / RESOLUTION - 0.5
-    picture = np.broadcast_to(ground, (RESOLUTION, RESOLUTION, 3)).copy()
-    picture[x**2 + y**2 < 0.12] = skin
-    picture[(x - 0.3 * math.sin(math.radians(yaw))) ** 2 + y**2 < 0.01] = nose
-    return Image.fromarray((255 * picture).astype(np.uint8))
+    image = np.broadcast_to(ground, (RESOLUTION, RESOLUTION, 3)).copy()
+    image[x**2 + y**2 < 0.12] = skin
+    image[(x - 0.3 * math.sin(math.radians(yaw))) ** 2 + y**2 < 0.01] = nose
+    return Image.fromarray((255 * image).astype(np.uint8))
 
 
 def write_dataset(root: Path, splits: tuple[str, ...] = ("train", "train", "train", "val")) -> Path:
@@ -145,9 +146,7 @@ def trainer_of(stage, dataset, networks, run_dir, *more) -> Trainer:
     """The trainer of a stage, ready for its first step."""
     stage_class, config = stage_config(stage, dataset, networks, run_dir, *more)
     device = prepare(config.loop)
-    trainer = Trainer(stage_class.build(config, device), config, device)
-    trainer.started = 0.0
-    return trainer
+    return Trainer(stage_class.build(config, device), config, init(device))
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +158,13 @@ def few_threads():
     torch.set_num_threads(before)
 
 
+class CountedBatch(list):
+    """Numbers in place of a batch; nothing to divide."""
+
+    def part(self, rank, count):
+        return self
+
+
 class Counting:
     """A sampler that only counts."""
 
@@ -167,7 +173,7 @@ class Counting:
 
     def __next__(self):
         self.position += 1
-        return [self.position]
+        return CountedBatch([self.position])
 
     def state_dict(self):
         return {"position": self.position}

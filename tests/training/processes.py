@@ -11,7 +11,7 @@ import torch
 
 from training.engine.config import load_config
 from training.engine.device import prepare
-from training.engine.distributed import Processes, join, whole
+from training.engine.distributed import init
 from training.engine.loop import Trainer
 from training.miniature import STAGES
 
@@ -29,27 +29,26 @@ def seeded_noise(stage, batch, _progress):
 
 
 def one_step(stage_name: str, settings: list[str]) -> dict[str, torch.Tensor]:
-    """Gradients of the first step (as clipped) and the weights after it, whole."""
+    """Gradients of the first step (as clipped) and the weights after it."""
     stage_class = next(stage for stage in STAGES if stage.name == stage_name)
     config = load_config(stage_class.config_class, None, settings)
     device = prepare(config.loop)
-    processes = join("cpu") or Processes(device)
-    with processes.main_first():
+    accelerator = init(device)
+    with accelerator.main_process_first():
         stage = stage_class.build(config, device)
     stage.loss = lambda batch, progress: seeded_noise(stage, batch, progress)
-    trainer = Trainer(stage, config, device, processes)
-    trainer.started = 0.0
+    trainer = Trainer(stage, config, accelerator)
     values = trainer.one_step(0.0)
     parameters = dict(stage.trainable.named_parameters())
-    out = {f"grad.{k}": whole(p.grad).clone() for k, p in parameters.items() if p.grad is not None}
-    out |= {f"weight.{k}": whole(p.detach()).clone() for k, p in parameters.items()}
+    out = {f"grad.{k}": p.grad.clone() for k, p in parameters.items() if p.grad is not None}
+    out |= {f"weight.{k}": p.detach().clone() for k, p in parameters.items()}
     out["loss"] = torch.tensor(values["loss"])
-    trainer.save()  # a collective operation where weights are sharded
+    trainer.save()
     assert trainer.resume()
-    if processes.main:
+    if accelerator.is_main_process:
         torch.save(out, Path(config.run_dir) / "step.pt")
-    processes.wait()
-    processes.leave()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
     return out
 
 

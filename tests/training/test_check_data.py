@@ -13,8 +13,8 @@ from PIL import Image
 
 from evaluation.subjects.dataset import read_images
 from training import check_data
-from training.dataset.images import DataError, MultiViewDataset, open_splits, read_manifest
-from training.engine.config import DataConfig
+from training.base import BaseConfig, BaseStage
+from training.dataset.images import DataError, MultiViewDataset, read_manifest
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ LABELS = {
 def test_bad_cameras(data, kind):
     change, message = LABELS[kind]
     edit(data, change)
-    found = list(check_data.problems(data, pictures=False))
+    found = list(check_data.problems(data, images=False))
     assert len(found) == 1 and found[0].startswith(message)
 
 
@@ -117,7 +117,7 @@ PEOPLE = {
 def test_people_and_splits(data, kind):
     change, messages = PEOPLE[kind]
     edit(data, change)
-    found = list(check_data.problems(data, pictures=False))
+    found = list(check_data.problems(data, images=False))
     assert found[: len(messages)] == messages
     assert len(found) == (9 if kind == "own person as condition" else len(messages))
 
@@ -126,8 +126,8 @@ def test_files(data, capsys):
     """Missing, cut off, of another size, of one colour, copied into another split, the portrait as its condition."""
     train, val = data / "train", data / "val" / "s3"
     (train / "s0" / "00.png").unlink()
-    picture = (train / "s0" / "01_condition.png").read_bytes()
-    (train / "s0" / "01_condition.png").write_bytes(picture[: len(picture) // 2])
+    image = (train / "s0" / "01_condition.png").read_bytes()
+    (train / "s0" / "01_condition.png").write_bytes(image[: len(image) // 2])
     Image.new("RGB", (32, 64)).save(train / "s1" / "03.png")
     Image.new("RGB", (64, 64), "grey").save(train / "s1" / "04.png")
     shutil.copy(train / "s2" / "05.png", val / "05.png")
@@ -158,21 +158,21 @@ def test_depth(data):
     np.savez(data / "val/s3/00_depth.npz", depth=np.zeros(size), mask=np.zeros(size, bool))
     np.savez(data / "val/s3/01_depth.npz", depth=np.zeros((32, 32)), mask=np.zeros((32, 32), bool))
     (data / "val/s3/02_depth.npz").write_bytes(b"PK broken")
-    found = list(check_data.problems(data, pictures=False))
+    found = list(check_data.problems(data, images=False))
     messages = ["01_depth.npz' has shape", "02_depth.npz' cannot be read", "03_depth.npz' is missing"]
     assert len(found) == 3 and all(message in line for message, line in zip(messages, found, strict=True))
 
 
 def test_splits_that_training_needs(data, capsys):
     """Training refuses what has no val split; the check said nothing."""
-    config = DataConfig(root=str(data))
+    config = BaseConfig(data={"root": str(data)})
     edit(data, lambda subjects: subjects.pop())
     assert check_data.main([str(data)]) == 1
     line, summary = capsys.readouterr().out.splitlines()
     assert line.startswith("no subjects in split 'val': training refuses the data set unless data.validation_split")
     assert summary.endswith("27 views: 1 problems")
     with pytest.raises(DataError, match="no subjects in split 'val'"):
-        open_splits(config, torch.device("cpu"))
+        BaseStage.build(config, torch.device("cpu"))
     edit(data, lambda subjects: [subject.update(split="test") for subject in subjects])
     assert check_data.main([str(data), "--quick"]) == 1
     assert [line[:28] for line in capsys.readouterr().out.splitlines()[:2]] == [

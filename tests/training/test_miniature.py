@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from diffportrait3d.networks import NETWORKS
 from diffportrait3d.weights.files import load_network, read_metadata
 from training import miniature
 from training.engine.state import checkpoints
@@ -37,7 +38,7 @@ def test_a_run_goes_on_from_the_networks_of_a_folder(tmp_path):
         assert values.pop(f"inputs.{stage.kind}") == f'"{start / stage.kind}.safetensors"'
         assert (values.pop("decoder_only", "false") == "true") == (stage.name == "autoencoder")
         fresh = dict(line.split("=", 1) for line in miniature.stage_overrides(stage, out, data))
-        assert values == fresh and {f"inputs.{name}" for name in stage.needs} <= set(fresh)
+        assert values == fresh and {f"inputs.{name}" for name in NETWORKS[stage.kind].needs} <= set(fresh)
 
 
 def test_exporting_an_unfinished_run_is_refused(tmp_path, dataset, capsys):

@@ -10,6 +10,7 @@ from torch import nn
 from training.engine import loop
 from training.engine.config import LoopConfig, OptimizerConfig, StageConfig
 from training.engine.device import prepare
+from training.engine.distributed import init
 from training.engine.optimizer import build_optimizer, learning_rate, state_bytes
 from training.engine.stage import Stage
 
@@ -24,13 +25,11 @@ def test_learning_rate():
     assert learning_rate(OptimizerConfig(lr=1.0, decay="constant", warmup_steps=0), 7, 0.9) == 1.0
 
 
-def test_optimizers_are_named(monkeypatch):
+def test_a_missing_optimizer_is_named(monkeypatch):
     weights = [nn.Parameter(torch.zeros(8, 8))]
-    with pytest.raises(ValueError, match="FSDP"):
-        build_optimizer(OptimizerConfig(name="adamw8bit"), weights, True)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as if it were not installed
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
-        build_optimizer(OptimizerConfig(name="adamw8bit"), weights, False)
+        build_optimizer(OptimizerConfig(name="adamw8bit"), weights)
 
 
 def network() -> nn.Module:
@@ -40,7 +39,7 @@ def network() -> nn.Module:
 
 def fitted(name: str, steps: int) -> tuple[nn.Module, torch.optim.Optimizer, float]:
     module = network()
-    optimizer = build_optimizer(OptimizerConfig(name=name, lr=1e-3), list(module.parameters()), False)
+    optimizer = build_optimizer(OptimizerConfig(name=name, lr=1e-3), list(module.parameters()))
     x = torch.randn(128, 64, generator=torch.Generator().manual_seed(1))
     for _ in range(steps):
         optimizer.zero_grad()
@@ -88,14 +87,12 @@ def test_eight_bits_resume_to_the_same_bits(tmp_path):
         loop=LoopConfig(steps=8, device="cpu", precision="float32", threads=1),
         optimizer=OptimizerConfig(name="adamw8bit", lr=1e-3),
     )
-    trainer = loop.Trainer(Fit(), settings, prepare(settings.loop))
-    trainer.started = 0.0
+    trainer = loop.Trainer(Fit(), settings, init(prepare(settings.loop)))
     for _ in range(4):
         trainer.one_step(0.5)
     trainer.save()
     saved = copy.deepcopy(trainer.stage.trainable.state_dict())
-    again = loop.Trainer(Fit(), settings, prepare(settings.loop))
-    again.started = 0.0
+    again = loop.Trainer(Fit(), settings, init(prepare(settings.loop)))
     assert again.resume() and all(torch.equal(v, saved[k]) for k, v in again.stage.trainable.state_dict().items())
     for run in (trainer, again):
         for _ in range(4):

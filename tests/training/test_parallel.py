@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 
 from diffportrait3d.weights.files import load_network
 from training.dataset.images import Batch, DataError
+from training.engine.config import load_config
 from training.engine.device import prepare
-from training.engine.distributed import Processes
+from training.engine.distributed import init, shard
 from training.engine.loop import Trainer
 from training.miniature import CONFIGS
-
-from .conftest import stage_config
+from training.reference import ReferenceConfig, ReferenceStage
 
 SCRIPT = Path(__file__).parent / "processes.py"
 one_step = runpy.run_path(str(SCRIPT))["one_step"]
@@ -39,19 +40,11 @@ def launch(command, **environment):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
-def in_two_processes(script, sharded):
-    command = ["torch.distributed.run", "--nproc_per_node=2", "--standalone", *script]
-    launch(command, ACCELERATE_USE_FSDP=str(sharded).lower())
-
-
-@pytest.mark.parametrize(
-    ("sharded", "more"),
-    [(False, ["loop.accumulate=2", "loop.checkpointing=true"]), (True, [])],
-    ids=["ddp", "fsdp"],
-)
-def test_two_processes_are_one_with_the_joint_batch(sharded, more, dataset, networks, tmp_path):
+def test_two_processes_are_one_with_the_joint_batch(dataset, networks, tmp_path):
     """Three samples over two processes: two and one. The dead layers behind F_ref's last tokens get no gradient."""
-    in_two_processes([str(SCRIPT), "reference", json.dumps(settings(dataset, networks, tmp_path, *more))], sharded)
+    more = ["loop.accumulate=2", "loop.checkpointing=true"]
+    command = ["torch.distributed.run", "--nproc_per_node=2", "--standalone", str(SCRIPT), "reference"]
+    launch([*command, json.dumps(settings(dataset, networks, tmp_path, *more))])
     got = torch.load(tmp_path / "step.pt")
     want = one_step("reference", settings(dataset, networks, tmp_path / "alone", *more))
     assert got.keys() == want.keys()
@@ -63,41 +56,28 @@ def test_two_processes_are_one_with_the_joint_batch(sharded, more, dataset, netw
     moved = torch.cat([(got[k] - want[k]).abs().flatten() for k in want if k.startswith("weight.")])
     assert moved.mean() < 1e-6
 
-    # One process goes on with the checkpoint of both, sharded or not.
+    # One process goes on with the checkpoint of both.
     saved = torch.load(tmp_path / "checkpoints/step-00000001.pt", weights_only=True)
-    stage, config = stage_config("reference", dataset, networks, tmp_path, "optimizer.ema=0.9")
+    config = load_config(ReferenceConfig, None, settings(dataset, networks, tmp_path, *more))
     device = prepare(config.loop)
-    trainer = Trainer(stage.build(config, device), config, device)
+    trainer = Trainer(ReferenceStage.build(config, device), config, init(device))
     assert trainer.resume() and trainer.step == 1
     own = trainer.stage.trainable.state_dict()
     assert all(torch.equal(own[k], v) for k, v in saved["network"].items())
-    trainer.started = 0.0
-    trainer.one_step()
+    trainer.one_step(0.0)
 
 
-@pytest.mark.parametrize("file", ["ddp.yaml", "fsdp.yaml"])
-def test_the_launcher_with_the_presets_file(file, dataset, networks, tmp_path):
+def test_the_launcher_with_the_presets_file(dataset, networks, tmp_path):
     """The documented command, with two processes in place of six GPUs."""
     preset = CONFIGS / "paper_6xa100"
     values = settings(dataset, networks, tmp_path, "loop.steps=1", "ddim_steps=2", "validation_subjects=2")
     stage = ["training.reference", "--config", str(preset / "reference.yaml"), "--set", *values]
-    launch(["accelerate.commands.launch", "--config_file", str(preset / file), "--num_processes", "2", "-m", *stage])
+    launch(
+        ["accelerate.commands.launch", "--config_file", str(preset / "ddp.yaml"), "--num_processes", "2", "-m", *stage]
+    )
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["steps"], summary["samples"], summary["processes"]) == (1, 3, 2)
     assert load_network(tmp_path / "reference_encoder.safetensors")
-
-
-def test_a_sharded_run_ends_with_a_picture_and_the_averaged_network(dataset, networks, tmp_path):
-    """The command itself, to its end: validation and saving need weights that no process has whole."""
-    values = settings(dataset, networks, tmp_path, "loop.steps=2", "ddim_steps=2", "validation_subjects=2")
-    in_two_processes(["-m", "training.reference", "--set", *values], sharded=True)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["steps"], summary["samples"], summary["processes"]) == (2, 6, 2)
-    assert (tmp_path / "validation/step-00000002.png").is_file()
-    trained = load_network(tmp_path / "reference_encoder.safetensors")[0].state_dict()
-    saved = torch.load(tmp_path / "checkpoints/step-00000002.pt", weights_only=True)
-    assert all(torch.equal(trained[k], v) for k, v in saved["average"]["shadow"].items())
-    assert not all(torch.equal(trained[k], v) for k, v in saved["network"].items())
 
 
 def test_batches_are_shared_out_whole():
@@ -109,5 +89,11 @@ def test_batches_are_shared_out_whole():
     assert np.concatenate([p.targets for p in parts]).tolist() == batch.targets.tolist()
     with pytest.raises(DataError, match="batch_size=5 cannot be shared out over 6"):
         batch.part(0, 6)
-    part, weight = Processes(torch.device("cpu")).share(batch)
-    assert part is batch and weight == 1.0
+    part, weight = shard(batch, init(torch.device("cpu")))
+    assert part.targets.tolist() == batch.targets.tolist() and weight == 1.0
+
+
+def test_other_kinds_of_parallel_training_are_rejected(monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match="FSDP is not supported, only DDP: see .*ddp.yaml"):
+        init(torch.device("cpu"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -10,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffportrait3d.networks import UNet, UNetConfig
 from diffportrait3d.weights.files import save_network
 from training.engine.command import stage_main
-from training.engine.plan import ATTENTION, make_plan
+from training.engine.config import load_config
+from training.engine.plan import make_plan
+from training.miniature import CONFIGS
 from training.reference import ReferenceStage
 
-from .conftest import TINY_UNET, stage_config, trainer_of
+from .conftest import STAGES, TINY_AUTOENCODER, TINY_UNET, stage_config, trainer_of
 
 WORK = ["loop.batch_size=8", "loop.precision=float32", "optimizer.ema=0.9"]
 CASES = [
@@ -24,6 +28,12 @@ CASES = [
     ("autoencoder", ["crop=64", "whole_batch_size=8"]),
 ]
 
+NARROW = {
+    "autoencoder": TINY_AUTOENCODER,
+    "base": TINY_UNET,
+    "novel_view": {"render_size": 16, "base_channels": 16, "volume_size": 8, "samples_per_ray": 4},
+}
+
 
 def bytes_of(values) -> int:
     return sum(v.numel() * v.element_size() for v in values if isinstance(v, torch.Tensor))
@@ -31,12 +41,12 @@ def bytes_of(values) -> int:
 
 def measure(trainer) -> dict[str, int]:
     """Parameters, FLOPs, what is in memory between steps, and the most that a step adds to it."""
-    trainer.one_step()  # the optimizer makes its states
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-        trainer.one_step()
+    trainer.one_step(0.0)  # the optimizer makes its states
+    with FlopCounterMode(display=False) as counter:
+        trainer.one_step(0.0)
     trainer.optimizer.zero_grad(set_to_none=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        trainer.one_step()
+        trainer.one_step(0.0)
     events = profiler.profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     now = peak = 0
@@ -45,7 +55,7 @@ def measure(trainer) -> dict[str, int]:
         peak = max(peak, now)
     stage = trainer.stage
     networks = (stage.trainable, *stage.frozen.values())
-    lasting = sum(bytes_of(m.state_dict().values()) for m in networks) + bytes_of(trainer.average.shadow.values())
+    lasting = sum(bytes_of(m.state_dict().values()) for m in networks) + bytes_of(trainer.ema.shadow.values())
     states = [v for state in trainer.optimizer.state.values() for v in state.values()]
     return {
         "trained": sum(p.numel() for p in stage.trainable.parameters()),
@@ -64,6 +74,24 @@ def test_the_plan_is_what_a_run_measures(stage, more, dataset, networks, tmp_pat
     assert sum(made.frozen.values()) == pytest.approx(measured["frozen"], rel=0.1)
     assert made.flops == pytest.approx(measured["flops"], rel=0.1)
     assert made.peak == pytest.approx(measured["memory"], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("preset", "stage"),
+    [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.stem in STAGES],
+)
+def test_every_preset_can_be_planned(preset, stage, networks, tmp_path):
+    """With narrow networks, for time's sake."""
+    values = [
+        f"data.root={tmp_path}",
+        "loop.device=cuda",
+        *(f"inputs.{kind}={file}" for kind, file in networks.items()),
+    ]
+    if stage in NARROW:
+        values.append(f"network={json.dumps(NARROW[stage])}")
+    config = load_config(STAGES[stage].config_class, CONFIGS / preset / f"{stage}.yaml", values)
+    made = make_plan(STAGES[stage], config, resolution=256)
+    assert made.flops > 0 and made.peak > made.memory["weights, trained"] > 0
 
 
 def test_a_plan_says_what_it_assumed(tmp_path, capsys):

@@ -46,8 +46,8 @@ def test_manifest_describes_every_file(dataset):
         validate_labels(torch.tensor([view["label"] for view in subject["views"]]))
         for view in subject["views"]:
             for key in ("image", "condition"):
-                picture = np.asarray(Image.open(dataset / view[key]))
-                assert picture.shape == (32, 32, 3) and picture.std() > 10
+                image = np.asarray(Image.open(dataset / view[key]))
+                assert image.shape == (32, 32, 3) and image.std() > 10
             assert view["condition_subject"] != subject["id"]
             assert ("depth" in view) == (subject["split"] == "test")
     stored = np.load(dataset / subjects[1]["views"][0]["depth"])
@@ -60,14 +60,14 @@ def test_resuming_renders_only_what_is_missing(dataset):
     _, subjects = read_manifest(dataset)
     before = (dataset / "manifest.jsonl").read_bytes()
     folders = [dataset / subject["split"] / subject["id"] for subject in subjects]
-    pictures = [(folder / "01.png").read_bytes() for folder in folders]
+    images = [(folder / "01.png").read_bytes() for folder in folders]
     kept = (folders[0] / "01.png").stat().st_mtime_ns
     (folders[1] / "subject.json").unlink()
-    (folders[1] / "01.png").write_bytes(b"half a picture")
+    (folders[1] / "01.png").write_bytes(b"half an image")
     (dataset / "manifest.jsonl").unlink()
     render.render_dataset(dataset, _settings(), COUNTS, None, workers=1)
     assert (dataset / "manifest.jsonl").read_bytes() == before
-    assert [(folder / "01.png").read_bytes() for folder in folders] == pictures
+    assert [(folder / "01.png").read_bytes() for folder in folders] == images
     assert (folders[0] / "01.png").stat().st_mtime_ns == kept
     assert not list(dataset.rglob(".*"))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffportrait3d.weights.files import load_network, read_metadata
-from training.dataset.images import MultiViewDataset, PictureFiles, pick, to_network
+from training.dataset.images import ImageFiles, MultiViewDataset, pick, to_network
 from training.engine.config import ConfigError, load_config
 from training.engine.loop import finished, run_stage
 from training.latent_colours import fit_latent_colours, shown_colours
@@ -26,7 +26,7 @@ def test_a_step_changes_exactly_the_trained_network(stage, dataset, networks, tm
     frozen = {name: values_of(module) for name, module in trainer.stage.frozen.items()}
     before = values_of(trainer.stage.trainable)
     for _ in range(2):  # layers behind zero-initialised ones move from the second step on
-        trainer.one_step()
+        trainer.one_step(0.0)
     for name, module in trainer.stage.frozen.items():
         for key, value in module.state_dict().items():
             assert torch.equal(value, frozen[name][key]), f"{name}.{key} changed"
@@ -39,12 +39,12 @@ def test_a_step_changes_exactly_the_trained_network(stage, dataset, networks, tm
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_pictures_read_when_needed_make_the_same_step(stage, dataset, networks, tmp_path):
+def test_images_read_when_needed_make_the_same_step(stage, dataset, networks, tmp_path):
     def step(in_memory: str) -> tuple[dict, dict]:
         settings = f"data.in_memory={in_memory}", "loop.seed=5"
         trainer = trainer_of(stage, dataset, networks, tmp_path / in_memory, *settings)
-        assert isinstance(trainer.stage.data.images, PictureFiles) == (in_memory == "false")
-        losses = trainer.one_step()
+        assert isinstance(trainer.stage.data.images, ImageFiles) == (in_memory == "false")
+        losses = trainer.one_step(0.0)
         return losses, values_of(trainer.stage.trainable)
 
     (losses, weights), (wanted_losses, wanted) = step("false"), step("true")

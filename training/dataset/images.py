@@ -1,8 +1,8 @@
 """Multi-view portrait datasets: reading, mirroring, resumable samplers, cached latents.
 
-A dataset is a folder with ``manifest.jsonl``: a header line, then one line per subject with its views; every view has
+A dataset is a folder with `manifest.jsonl`: a header line, then one line per subject with its views; every view has
 an image, a camera-condition image of another identity at the same camera, and a 25-number camera label (see
-``training.render``, which writes this format). Small sets live in memory as uint8.
+`training.render`, which writes this format). Small sets live in memory as uint8.
 
 Every sampler is a function of (seed, batch number): its position is one integer, so a run resumes at any batch.
 """
@@ -32,6 +32,7 @@ from diffportrait3d.images import ImageError, NoteLog, read_image
 from diffportrait3d.weights.safetensors_writer import write_tensors
 
 FORMAT, VERSION = "diffportrait3d-multiview", 1
+SPLITS = ("train", "val", "test")
 MADE_AGAIN = "run the command that made the data set (training.render, training.import_data): it makes what is missing"
 
 
@@ -40,7 +41,7 @@ class DataError(ValueError):
 
 
 def read_manifest(root: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Header and subjects of ``root/manifest.jsonl``."""
+    """Header and subjects of `root/manifest.jsonl`."""
     path = Path(root) / "manifest.jsonl"
     if not path.is_file():
         raise DataError(f"No dataset at '{path}'; render one with 'python -m training.render --out {root}'.")
@@ -64,22 +65,8 @@ def _entry(line: str) -> dict[str, Any]:
     return entry
 
 
-def _read_image(path: Path, resolution: int, report: NoteLog) -> np.ndarray:
-    try:
-        pixels = report(path, read_image(path)).as_bytes()  # [H, W, 3]
-    except ImageError as error:
-        raise DataError(
-            f"Image '{path}' named in the manifest cannot be read ({error.reason}); delete it, then {MADE_AGAIN}."
-        ) from None
-    if pixels.shape[:2] != (resolution, resolution):
-        raise DataError(
-            f"Image '{path}' is {pixels.shape[1]}x{pixels.shape[0]}, the manifest says {resolution}x{resolution}."
-        )
-    return pixels.transpose(2, 0, 1)
-
-
-class PictureFiles:
-    """Pictures that stay on disk: indexed by rows like a tensor uint8 [N, 3, H, W]."""
+class ImageFiles:
+    """Images that stay on disk: indexed by rows like a tensor uint8 [N, 3, H, W]."""
 
     device = torch.device("cpu")
 
@@ -91,17 +78,31 @@ class PictureFiles:
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         numbers = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            read = list(pool.map(lambda row: _read_image(self.paths[row], self.resolution, self._report), numbers))
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            read = list(pool.map(lambda row: self._read(self.paths[row]), numbers))
         return torch.from_numpy(np.stack(read)).contiguous()  # the layout of a store in memory, so the same bits
+
+    def _read(self, path: Path) -> np.ndarray:
+        try:
+            pixels = self._report(path, read_image(path)).as_bytes()  # [H, W, 3]
+        except ImageError as error:
+            raise DataError(
+                f"Image '{path}' named in the manifest cannot be read ({error.reason}); delete it, then {MADE_AGAIN}."
+            ) from None
+        if pixels.shape[:2] != (self.resolution, self.resolution):
+            raise DataError(
+                f"Image '{path}' is {pixels.shape[1]}x{pixels.shape[0]}, the manifest says "
+                f"{self.resolution}x{self.resolution}."
+            )
+        return pixels.transpose(2, 0, 1)
 
 
 class MultiViewDataset:
-    """One split of a dataset. Pictures are read when first asked for and then stay in memory, on ``device``; or they
-    are read whenever they are asked for, if not ``in_memory``.
+    """One split of a dataset. Images are read when first asked for and then stay in memory, on `device`; or they
+    are read whenever they are asked for, if not `in_memory`.
 
     Attributes:
-        images: uint8 [N, 3, H, W] (or ``PictureFiles``, indexed in the same way), all views of all subjects, a
+        images: uint8 [N, 3, H, W] (or `ImageFiles`, indexed in the same way), all views of all subjects, a
             subject's views in a row.
         conditions: uint8 [N, 3, H, W], the camera conditions of these views.
         labels: float32 [N, 25] camera labels.
@@ -148,18 +149,13 @@ class MultiViewDataset:
     def conditions(self) -> Tensor:
         return self._load("condition")
 
-    def _load(self, kind: str) -> Tensor | PictureFiles:
-        names, what = [view[kind] for view in self._views], f"{self.split} {kind}s"
+    def _load(self, kind: str) -> Tensor | ImageFiles:
+        files = ImageFiles([self.root / view[kind] for view in self._views], self.resolution)
         if not self.in_memory:
-            return PictureFiles([self.root / name for name in names], self.resolution)
-        out, report = torch.empty(len(names), 3, self.resolution, self.resolution, dtype=torch.uint8), NoteLog()
-
-        def read(row: int) -> None:
-            out[row] = torch.from_numpy(_read_image(self.root / names[row], self.resolution, report).copy())
-
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            for _ in tqdm(pool.map(read, range(len(names))), total=len(names), desc=what, mininterval=5, leave=False):
-                pass
+            return files
+        out, what = torch.empty(len(files), 3, *2 * [self.resolution], dtype=torch.uint8), f"{self.split} {kind}s"
+        for rows in tqdm(torch.arange(len(files)).split(64), desc=what, mininterval=5, leave=False):
+            out[rows] = files[rows]
         return out.to(self.device)
 
     def __len__(self) -> int:
@@ -167,7 +163,7 @@ class MultiViewDataset:
 
 
 def mirror_label(label: Tensor) -> Tensor:
-    """Camera label [..., 25] of the mirrored picture: world and camera x are negated together.
+    """Camera label [..., 25] of the mirrored image: world and camera x are negated together.
 
     Of cam2world the entries [0,1], [0,2], [1,0], [2,0] and [0,3] change sign; of the intrinsics the skew, and the
     principal point moves to 1 - cx.
@@ -186,14 +182,14 @@ def to_network(pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
 
 
 def pick(pixels: Tensor, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Rows of a uint8 image store [M, 3, H, W], mirrored where ``flips`` says, as float32 [N, 3, H, W] in [-1, 1]."""
+    """Rows of a uint8 image store [M, 3, H, W], mirrored where `flips` says, as float32 [N, 3, H, W] in [-1, 1]."""
     images = to_network(pixels[torch.from_numpy(rows).to(pixels.device)], device)
     mirrored = torch.from_numpy(flips.astype(bool)).to(device)
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
 def pick_labels(labels: Tensor, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Rows of labels [M, 25], mirrored where ``flips`` says: [N, 25]."""
+    """Rows of labels [M, 25], mirrored where `flips` says: [N, 25]."""
     chosen = labels[torch.from_numpy(rows)]
     return torch.where(torch.from_numpy(flips.astype(bool))[:, None], mirror_label(chosen), chosen).to(device)
 
@@ -216,7 +212,7 @@ class Batch:
         return int(self.targets.size)
 
     def part(self, rank: int, count: int) -> Batch:
-        """The share of process ``rank`` of ``count``: whole groups, the first processes may have one more.
+        """The share of process `rank` of `count`: whole groups, the first processes may have one more.
 
         Raises:
             DataError: a process would have none.
@@ -278,7 +274,7 @@ class Sampler:
 
 
 class SingleImages(Sampler):
-    """Single images: ``targets`` [B]."""
+    """Single images: `targets` [B]."""
 
     def __init__(self, dataset: MultiViewDataset, batch_size: int, seed: int = 0, flip: bool = True):
         super().__init__(len(dataset), batch_size, seed, flip)
@@ -288,9 +284,9 @@ class SingleImages(Sampler):
 
 
 class ViewGroups(Sampler):
-    """A reference and ``views`` other views of one subject in random order: ``targets`` [B, V], ``references`` [B].
+    """A reference and `views` other views of one subject in random order: `targets` [B, V], `references` [B].
 
-    With ``views`` None the targets are [B]: pairs of two views. ``ordered`` sorts the targets by yaw, as a camera that
+    With `views` None the targets are [B]: pairs of two views. `ordered` sorts the targets by yaw, as a camera that
     passes by sees them (an ablation).
     """
 
@@ -332,7 +328,7 @@ class Pairs(ViewGroups):
 
 def fixed_groups(dataset: MultiViewDataset, count: int, views: int) -> Batch:
     """Groups for validation, always the same: evenly spaced subjects, reference = the most frontal view, targets =
-    ``views`` of the others evenly spread over the rest in the dataset's order. targets [B, V], not mirrored."""
+    `views` of the others evenly spread over the rest in the dataset's order. targets [B, V], not mirrored."""
     usable = [rows for rows in dataset.subjects if len(rows) >= 2]
     if not usable:
         raise DataError(f"No subject of split '{dataset.split}' in '{dataset.root}' has two views.")
@@ -371,7 +367,7 @@ class LatentCache:
         return LatentCache(self.values.to(device))
 
     def pick(self, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-        """[N, 4, h, w] for flat ``rows`` and ``flips``."""
+        """[N, 4, h, w] for flat `rows` and `flips`."""
         sides, rows = (torch.from_numpy(index).to(self.values.device) for index in (flips.astype(np.int64), rows))
         return self.values[sides, rows].to(device)
 
@@ -379,7 +375,7 @@ class LatentCache:
     def build(
         cls, dataset: MultiViewDataset, autoencoder: nn.Module, folder: str | Path, batch_size: int = 32
     ) -> LatentCache:
-        """Read the cache from ``folder``, or encode everything and write it there.
+        """Read the cache from `folder`, or encode everything and write it there.
 
         The file's name and metadata hold the hashes of encoder and split: another of either is another file.
         """
@@ -416,6 +412,6 @@ def encode_all(images: Tensor, autoencoder: nn.Module, batch_size: int, what: st
     parts: list[list[Tensor]] = [[], []]
     for start in tqdm(range(0, len(images), batch_size), desc=what, mininterval=5, leave=False):
         x = to_network(images[start : start + batch_size], device)
-        for side, picture in enumerate((x, x.flip(-1))):
-            parts[side].append(autoencoder.encode(picture).float().cpu())
+        for side, image in enumerate((x, x.flip(-1))):
+            parts[side].append(autoencoder.encode(image).float().cpu())
     return torch.stack([torch.cat(side) for side in parts])

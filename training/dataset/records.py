@@ -1,4 +1,4 @@
-"""What a data set in the making keeps of every subject: a record, ``subject.json``, and the files that it names."""
+"""What a data set in the making keeps of every subject: a record, `subject.json`, and the files that it names."""
 
 from __future__ import annotations
 

@@ -10,6 +10,6 @@ from torch import Tensor
 from diffportrait3d.images import save_image, sheet
 
 
-def save_grid(path: str | Path, rows: Sequence[Tensor]) -> None:
+def save_sheet(path: str | Path, rows: Sequence[Tensor]) -> None:
     """Write rows of images [n, 3, H, W] in [-1, 1] as one PNG; short rows end in grey."""
     save_image(path, sheet([(row.detach().float().cpu() + 1) / 2 for row in rows]))

@@ -7,24 +7,20 @@ need inside themselves, the allocator's waste and data kept on the device are no
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
-from diffportrait3d.networks import NETWORKS, UNetConfig, set_checkpointing
+from diffportrait3d.networks import NETWORKS, UNetConfig
 from diffportrait3d.networks.sizes import SD15_AUTOENCODER
 from diffportrait3d.weights.checkpoints import open_checkpoint
 from diffportrait3d.weights.files import holds_network, read_metadata
@@ -38,6 +34,18 @@ from .stage import Stage
 
 SD15_RESOLUTION = 512
 CLIP_WIDTH, CLIP_TOKENS = 768, 77
+NORMS = (nn.GroupNorm, nn.LayerNorm)
+
+
+# torch counts the attention kernels of GPUs only.
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
+def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad, q, k, v)
 
 
 @dataclass
@@ -57,11 +65,11 @@ class Plan:
     memory: dict[str, int]
     peak: int
     flops: int
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 class Unallocated:
-    """A stage's networks by the files that ``inputs`` names, where these exist, else SD1.5's; without weights."""
+    """A stage's networks by the files that `inputs` names, where these exist, else SD1.5's; without weights."""
 
     weights = False
 
@@ -69,72 +77,55 @@ class Unallocated:
         self.inputs, self.notes = inputs, notes
 
     def __call__(self, kind: str) -> tuple[nn.Module, dict[str, Any]]:
-        path = getattr(self.inputs, kind)
+        path, spec = getattr(self.inputs, kind), NETWORKS[kind]
         if not path or not Path(path).is_file():
-            self.notes.append(f"inputs.{kind} {f'({path}) ' if path else ''}is not there: SD1.5's sizes")
-            config = SD15_AUTOENCODER if kind == "autoencoder" else NETWORKS[kind].config()
-            return NETWORKS[kind].module(config), {}
+            self.notes.append(f"inputs.{kind} {f'({path}) ' if path else ''}does not exist: SD1.5's sizes")
+            return spec.module(SD15_AUTOENCODER if kind == "autoencoder" else spec.config()), {}
         if holds_network(path):
             metadata = read_metadata(path)
-            return NETWORKS[kind].build(metadata["config"]), metadata
-        if NETWORKS[kind].sd15_prefix:
+            return spec.build(metadata["config"]), metadata
+        if spec.sd15_prefix:
             return network_of(open_checkpoint(path).shapes, kind, path), {}
-        return NETWORKS[kind].module(UNetConfig()), {}
+        return spec.module(UNetConfig()), {}
 
     def prompt(self, context_dim: int) -> Tensor:
         return torch.zeros(1, CLIP_TOKENS if context_dim == CLIP_WIDTH else 1, context_dim)
 
 
-class _Living(TorchDispatchMode):
-    """Follows the bytes of tensors from the operation that makes them until nobody holds them.
+class StepMode(TorchDispatchMode):
+    """Counts FLOPs, and the bytes of tensors from the operation that makes them until nobody holds them.
 
-    cycles: fake tensors may lie in reference cycles, as those of checkpointed blocks do (real ones do not): a peak
-    higher by BELIEVED is believed after a garbage collection, and a smaller rise is left out.
+    (torch's `FlopCounterMode` puts hooks on every module's inputs, which keep recomputed activations alive.)
     """
 
-    BELIEVED = 0.02  # with a collection after every operation a plan of full width would take hours
-
-    def __init__(self, known: list[Tensor], cycles: bool):
+    def __init__(self, known: Iterable[Tensor]):
         super().__init__()
-        self.known = {id(t.untyped_storage()): None for t in known}
-        self.bytes = self.peak = 0
-        self.cycles = cycles
+        self.living = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+        self.flops = self.bytes = self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        if function.overloadpacket in flop_registry:
+            self.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=out)
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        if self.bytes > (1 + self.BELIEVED * self.cycles) * self.peak:
-            # What held a tensor may itself be garbage only after a collection.
-            while self.cycles and self.bytes > self.peak and gc.collect():
-                pass
-            self.peak = max(self.peak, self.bytes)
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.living:
+                self.living.add(storage)
+                self.bytes += storage.nbytes()
+                weakref.finalize(storage, self._remove, storage.nbytes())
+        self.peak = max(self.peak, self.bytes)
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key not in self.known:
-            self.known[key] = weakref.finalize(storage, self._remove, key, size)
-            self.bytes += size
-
-    def _remove(self, key: int, size: int) -> None:
-        self.known.pop(key, None)
+    def _remove(self, size: int) -> None:
         self.bytes -= size
-
-    def forget(self) -> None:
-        """Stops waiting for what still lives."""
-        for end in self.known.values():
-            if end is not None:
-                end.detach()
 
 
 def make_plan(stage: type[Stage], config: StageConfig, resolution: int | None = None, processes: int = 1) -> Plan:
-    """Runs one step of ``stage`` on fake tensors.
+    """Runs one step of `stage` on fake tensors.
 
     Args:
-        resolution: of the pictures; None: the dataset's, or 512 if there is none.
-        processes: the batch is shared out over so many (DDP); the plan is of the one with the largest share.
+        resolution: of the images; None: the dataset's, or 512 if there is none.
+        processes: the batch is divided among so many (DDP); the plan is of the one with the largest share.
     """
     notes: list[str] = []
     device = pick_device(config.loop.device)
@@ -147,17 +138,25 @@ def make_plan(stage: type[Stage], config: StageConfig, resolution: int | None = 
         for name, module in built.frozen.items():
             if config.loop.frozen_precision == "training" and name not in stage.full_precision:
                 _cast(module, dtype)
-            module.eval().requires_grad_(False)
-        built.trainable.train().requires_grad_(True)
-        for module in (built.trainable, *built.frozen.values()):
-            set_checkpointing(module, config.loop.checkpointing)
-        return _measure(built, config, samples, dtype, device.type == "cuda", notes)
+        built.freeze(config.loop.checkpointing)
+        if device.type == "cuda":
+            for module in (built.trainable, *built.frozen.values()):
+                _norms_in_float32(module)
+        return _measure(built, config, samples, dtype, notes)
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """`module.to(dtype)`, which fake parameters do not support; without the norms, which are small."""
     for child in module.modules():
-        for name, p in child.named_parameters(recurse=False):
+        for name, p in () if isinstance(child, NORMS) else child.named_parameters(recurse=False):
             child._parameters[name] = nn.Parameter(p.detach().to(dtype), requires_grad=False)
+
+
+def _norms_in_float32(module: nn.Module) -> None:
+    """As autocast has it on GPUs; on CPUs norms compute in the type of their input."""
+    for child in module.modules():
+        if isinstance(child, NORMS):
+            child.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
 
 
 def _resolution(config: StageConfig, notes: list[str]) -> int:
@@ -167,87 +166,37 @@ def _resolution(config: StageConfig, notes: list[str]) -> int:
     return SD15_RESOLUTION
 
 
-def _measure(stage: Stage, config: StageConfig, samples: int, dtype: torch.dtype, cuda: bool, notes: list[str]) -> Plan:
+def _measure(stage: Stage, config: StageConfig, samples: int, dtype: torch.dtype, notes: list[str]) -> Plan:
     parameters = list(stage.trainable.parameters())
-    frozen = [p for module in stage.frozen.values() for p in (*module.parameters(), *module.buffers())]
     weights = [*parameters, *stage.trainable.buffers()]
-    living = _Living([*weights, *frozen], config.loop.checkpointing)
-    counter, saved = FlopCounterMode(display=False, custom_mapping=ATTENTION), {}
-    skipped = set(living.known)
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if id(storage) not in skipped:
-            saved[id(storage)] = storage.nbytes()
-        return tensor
-
-    gc.collect()
-    gc.freeze()  # what exists by now need not be searched again
-    with living, counter, cuda_norms() if cuda else contextlib.nullcontext():
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
-        ):
+    frozen = [p for module in stage.frozen.values() for p in (*module.parameters(), *module.buffers())]
+    step = StepMode([*weights, *frozen])
+    with step:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss = stage.dummy_loss(samples)["loss"]
+        activations = step.bytes
         loss.backward()
-    living.forget()
-    gc.unfreeze()
-    average = 4 * sum(p.numel() for p in parameters) if config.optimizer.ema else 0
+    trained = [p for p in parameters if p.grad is not None]
     memory = {
         "weights, trained": _bytes(weights),
         "weights, frozen": _bytes(frozen),
-        "gradients": _bytes([p.grad for p in parameters if p.grad is not None]),
-        "optimizer": state_bytes(config.optimizer, [p for p in parameters if p.grad is not None]),
-        "average": average,
-        "activations": sum(saved.values()),
+        "optimizer": state_bytes(config.optimizer, trained),
+        "average": _bytes(parameters) if config.optimizer.ema else 0,
     }
     # From the second pass on the gradients of the first are there.
-    before = memory["gradients"] if config.loop.accumulate > 1 else 0
-    lasting = sum(memory[k] for k in ("weights, trained", "weights, frozen", "optimizer", "average"))
+    before = _bytes(trained) if config.loop.accumulate > 1 else 0
     return Plan(
         trained={type(stage.trainable).__name__: sum(p.numel() for p in parameters)},
         frozen={name: sum(p.numel() for p in module.parameters()) for name, module in stage.frozen.items()},
-        memory=memory,
-        peak=lasting + before + living.peak,
-        flops=counter.get_total_flops() * config.loop.accumulate,
+        memory={**memory, "gradients": _bytes(trained), "activations": activations},
+        peak=sum(memory.values()) + before + step.peak,
+        flops=step.flops * config.loop.accumulate,
         notes=notes,
     )
 
 
-def _bytes(tensors: list[Tensor]) -> int:
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _attention_flops(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-def _attention_backward_flops(grad: Any, q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
-    return sdpa_backward_flop_count(grad, q, k, v)
-
-
-# torch's counter knows the attention kernels of GPUs only.
-ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-}
-
-
-@contextlib.contextmanager
-def cuda_norms() -> Iterator[None]:
-    """Norms compute in float32, as autocast has it on GPUs; on CPUs they keep the type of their input."""
-
-    def in_float32(norm: Any) -> Any:
-        def run(x: Tensor, size: Any, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-            return norm(x.float(), size, weight.float(), bias.float(), eps)
-
-        return run
-
-    with (
-        mock.patch.object(F, "group_norm", in_float32(F.group_norm)),
-        mock.patch.object(F, "layer_norm", in_float32(F.layer_norm)),
-    ):
-        yield
 
 
 def describe(made: Plan, name: str) -> str:
@@ -255,7 +204,6 @@ def describe(made: Plan, name: str) -> str:
     rows = [f"{name}: plan of one step of one process", *(f"  ({note})" for note in made.notes)]
     for state, networks in (("trained", made.trained), ("frozen", made.frozen)):
         rows += [f"  {state:<10}{count / 1e6:10.3f} M parameters  {network}" for network, count in networks.items()]
-    rows += [f"  {what:<18}{size / 2**30:8.2f} GiB" for what, size in made.memory.items()]
-    rows.append(f"  {'peak':<18}{made.peak / 2**30:8.2f} GiB")
-    rows.append(f"  {'work':<18}{made.flops / 1e12:8.2f} TFLOP per step")
-    return "\n".join(rows)
+    for what, size in {**made.memory, "peak": made.peak}.items():
+        rows.append(f"  {what:<18}{size / 2**30:8.2f} GiB")
+    return "\n".join([*rows, f"  {'work':<18}{made.flops / 1e12:8.2f} TFLOP per step"])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from diffportrait3d.networks import set_checkpointing
 from diffportrait3d.weights.files import save_network
 
 from ..dataset.images import MultiViewDataset
@@ -41,7 +42,7 @@ class Stage:
         config_class: its settings.
         full_precision: frozen networks that always stay in float32.
         trainable: the one module whose parameters are trained.
-        frozen: networks that take part but must not change; the loop puts them in eval mode without gradients.
+        frozen: networks that take part but must not change.
         data, validation: the dataset's two splits, from `open_data` on.
         sampler: yields batches by `next()`; its position is `state_dict()` / `load_state_dict()`. From `open_data` on.
     """
@@ -78,6 +79,14 @@ class Stage:
     def trained_network(self, networks: NetworkSource, new: Callable[[], nn.Module]) -> nn.Module:
         """The network to train: that of the stage's own kind in `config.inputs`, else a new one."""
         return networks(self.kind)[0] if getattr(self.config.inputs, self.kind) else new()
+
+    def freeze(self, checkpointing: bool) -> None:
+        """Frozen networks in eval mode without gradients, the trained one in train mode."""
+        for module in self.frozen.values():
+            module.eval().requires_grad_(False)
+        self.trainable.train().requires_grad_(True)
+        for module in (self.trainable, *self.frozen.values()):
+            set_checkpointing(module, checkpointing)
 
     def open_data(self, data: MultiViewDataset, validation: MultiViewDataset) -> None:
         """Take the data and make `sampler`."""

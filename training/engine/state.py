@@ -12,26 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from torch import Tensor, nn
+from torch import nn
 
-from diffportrait3d.files import write_text
+from diffportrait3d.files import write_atomically
 
 from .config import ConfigError, StageConfig, from_dict, to_dict
 
+CONFIG = "config.yaml"  # a copy of the settings for people; a run that continues compares with its checkpoint's
 # Settings that may change between a run and its continuation without changing what is trained.
-FREE_TO_CHANGE = {
-    "steps",
-    "minutes",
-    "log_every",
-    "validate_every",
-    "checkpoint_every",
-    "keep_last",
-    "threads",
-    "device",
+FREE_IN_LOOP = "steps minutes log_every validate_every checkpoint_every keep_last threads device"
+FREE_TO_CHANGE = {"run_dir", *(f"loop.{name}" for name in FREE_IN_LOOP.split())}
+CHECKPOINT_ENTRIES = {
+    "config",
+    "step",
+    "seen",
+    "elapsed",
+    "recent",
+    "network",
+    "optimizer",
+    "average",
+    "sampler",
+    "rng",
 }
-
-CHECKPOINT_ENTRIES = {"step", "seen", "elapsed", "recent", "network", "optimizer", "average", "sampler", "rng"}
 
 
 class DamagedFile(ValueError):
@@ -42,7 +44,7 @@ class DamagedFile(ValueError):
         super().__init__(f"'{path}' is damaged ({first_line}).")
 
 
-class WeightAverage:
+class EMA:
     """Exponential moving average of a network's parameters (buffers are not averaged).
 
     The decay grows as (1 + n) / (10 + n) up to its final value, so that short runs are not held back by the start.
@@ -61,16 +63,16 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """Inside, ``module`` holds the averaged weights."""
+        """Inside, `module` holds the averaged weights."""
         kept = {name: p.detach().clone() for name, p in module.named_parameters()}
         self.copy_to(module)
         try:
             yield
         finally:
-            _assign(module, kept)
+            module.load_state_dict(kept, strict=False)
 
     def copy_to(self, module: nn.Module) -> None:
-        _assign(module, self.shadow)
+        module.load_state_dict(self.shadow, strict=False)
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "shadow": self.shadow}
@@ -79,12 +81,6 @@ class WeightAverage:
         self.updates = state["updates"]
         for name, value in state["shadow"].items():
             self.shadow[name].copy_(value)
-
-
-@torch.no_grad()
-def _assign(module: nn.Module, values: dict[str, Tensor]) -> None:
-    for name, p in module.named_parameters():
-        p.copy_(values[name])
 
 
 def rng_state() -> dict[str, Any]:
@@ -99,7 +95,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Counterpart of ``rng_state``."""
+    """Counterpart of `rng_state`."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
@@ -108,17 +104,22 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def checkpoint_file(run_dir: Path, step: int) -> Path:
-    return run_dir / "checkpoints" / f"step-{step:08d}.pt"
-
-
 def checkpoints(run_dir: Path) -> list[Path]:
     """The files of all checkpoints, the newest first."""
     return sorted((run_dir / "checkpoints").glob("step-*.pt"), reverse=True)
 
 
+def write_checkpoint(run_dir: Path, state: dict[str, Any], keep: int) -> None:
+    """Write a checkpoint, whole or not at all; earlier ones beyond the last `keep` are deleted."""
+    path = run_dir / "checkpoints" / f"step-{state['step']:08d}.pt"
+    write_atomically(path, lambda file: torch.save(state, file))
+    before = [old for old in checkpoints(run_dir) if old < path]  # a later one was damaged
+    for old in before[max(1, keep) - 1 :]:
+        old.unlink()
+
+
 def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    """File and content of the newest checkpoint that is whole, or None if there is none at all. Damaged ones are named.
+    """File and content of the newest intact checkpoint, or None if there is none at all. Damaged ones are named.
 
     Raises:
         ValueError: all of them are damaged.
@@ -128,7 +129,7 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, read_checkpoint(path)
         except DamagedFile as error:
-            print(f"{error} An older checkpoint is looked for.", file=sys.stderr)
+            print(f"{error} Trying an older checkpoint.", file=sys.stderr)
     if files:
         raise ValueError(f"'{run_dir}' has no checkpoint that can be read; delete the folder to start over.")
     return None
@@ -149,58 +150,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle can end in almost any
         raise DamagedFile(path, error) from error
     if not isinstance(state, dict) or not CHECKPOINT_ENTRIES <= state.keys():
-        raise DamagedFile(path, "it is no checkpoint")
+        raise DamagedFile(path, "it is not a checkpoint")
     return state
 
 
-def check_config(run_dir: Path, config: StageConfig) -> None:
-    """Keep the resolved configuration in the run folder; refuse to continue a run with a different one."""
-    path, now = run_dir / "config.yaml", to_dict(config)
-    before = _settings_before(run_dir, path)
-    if before is not None:
-        with contextlib.suppress(ConfigError):  # settings that are newer than the run have their defaults there
-            before = to_dict(from_dict(type(config), before))
-        changed = sorted(_differences(before, now))
-        if changed:
-            raise ValueError(
-                f"'{run_dir}' was started with other settings ({', '.join(changed)}); continue it with the "
-                f"ones in '{path}', or choose another run_dir, or delete the folder to start over."
-            )
-    write_text(path, yaml.safe_dump(now, sort_keys=False))
+def check_settings(run_dir: Path, before: dict[str, Any], config: StageConfig) -> None:
+    """Refuse to continue a run, started with the settings `before`, with different ones.
+
+    Raises:
+        ValueError: the message names the settings.
+    """
+    with contextlib.suppress(ConfigError):  # settings that are newer than the run have their defaults there
+        before = to_dict(from_dict(type(config), before))
+    old, new = _flat(before), _flat(to_dict(config))
+    changed = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} - FREE_TO_CHANGE
+    if changed:
+        raise ValueError(
+            f"'{run_dir}' was started with other settings ({', '.join(sorted(changed))}); continue it with the "
+            f"ones in '{run_dir / CONFIG}', or choose another run_dir, or delete the folder to start over."
+        )
 
 
-def _settings_before(run_dir: Path, path: Path) -> dict[str, Any] | None:
-    """Those that the run was started with: from config.yaml or, if that is damaged, from the newest checkpoint."""
-    if not path.is_file():
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-        settings = yaml.safe_load(text) if text.endswith("\n") else None  # a cut-off file may still be YAML
-    except (yaml.YAMLError, ValueError):  # no YAML, or no text at all
-        settings = None
-    found = newest_checkpoint(run_dir)
-    kept = found[1].get("config") if found else None
-    if _has_keys(settings, kept or {}):
-        return settings
-    source = f"the settings are those of '{found[0]}'" if kept else "the settings given now are taken for the run's own"
-    print(f"'{path}' is damaged; {source}, and it is written again.", file=sys.stderr)
-    if kept:
-        write_text(path, yaml.safe_dump(kept, sort_keys=False))
-    return kept
-
-
-def _has_keys(settings: Any, kept: dict[str, Any]) -> bool:
-    """Whether no section or value of ``kept`` is missing from ``settings``."""
-    return isinstance(settings, dict) and all(
-        key in settings and (not isinstance(value, dict) or _has_keys(settings[key], value))
-        for key, value in kept.items()
-    )
-
-
-def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
-    for key in sorted({*before, *now}):
-        name = f"{where}{key}"
-        if isinstance(before.get(key), dict) and isinstance(now.get(key), dict):
-            yield from _differences(before[key], now[key], name + ".")
-        elif before.get(key) != now.get(key) and not (where == "loop." and key in FREE_TO_CHANGE) and name != "run_dir":
-            yield name
+def _flat(settings: dict[str, Any], section: str = "") -> dict[str, Any]:
+    """Nested settings by their full keys; an empty section has one, too."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{section}{key}.") if nested else {f"{section}{key}": value}
+    return flat

@@ -34,23 +34,16 @@ def carry_colours(autoencoder: AutoencoderKL) -> None:
         )
     size, channels = autoencoder.config.patch_size**2, autoencoder.config.z_channels
     encoder, decoder = autoencoder.encoder, autoencoder.decoder
-    pairs = 2 * (COLOURS + 1)
 
     _clear(encoder.conv_in, range(COLOURS + 1))
     for colour in range(COLOURS):
         encoder.conv_in.weight[colour, colour * size : (colour + 1) * size, 1, 1] = 1 / size
     encoder.conv_in.bias[COLOURS] = CONSTANT
-    for level, stage in enumerate(encoder.down):
-        last = level == len(encoder.down) - 1
-        for block in stage.block:
-            if isinstance(block.nin_shortcut, nn.Conv2d):
-                _identity(block.nin_shortcut, COLOURS + 1)
-        if not last:
-            _average(stage.downsample.conv)
-    final = encoder.down[-1].block[-1].nin_shortcut
-    _clear(final, range(pairs))
-    for source in range(COLOURS + 1):
-        final.weight[2 * source, source, 0, 0], final.weight[2 * source + 1, source, 0, 0] = 1.0, -1.0
+    for level in encoder.down[:-1]:
+        _pass(level)
+        _average(level.downsample.conv)
+    _pass(encoder.down[-1])
+    _write_pairs(encoder.down[-1].block[-1].nin_shortcut)
     _clear(encoder.conv_out, range(COLOURS))
     _read_pairs(encoder.conv_out, 1)
     autoencoder.quant_conv.weight[:channels] = torch.eye(channels, 2 * channels)[:, :, None, None]
@@ -60,15 +53,10 @@ def carry_colours(autoencoder: AutoencoderKL) -> None:
     for colour in range(COLOURS):
         decoder.conv_in.weight[colour, colour, 1, 1] = 1.0
     decoder.conv_in.bias[COLOURS] = CONSTANT
-    for stage in decoder.up[1:]:
-        for block in stage.block:
-            if isinstance(block.nin_shortcut, nn.Conv2d):
-                _identity(block.nin_shortcut, COLOURS + 1)
-        _identity(stage.upsample.conv, COLOURS + 1)
-    final = decoder.up[0].block[0].nin_shortcut
-    _clear(final, range(pairs))
-    for source in range(COLOURS + 1):
-        final.weight[2 * source, source, 0, 0], final.weight[2 * source + 1, source, 0, 0] = 1.0, -1.0
+    for level in decoder.up[1:]:
+        _pass(level)
+        _identity(level.upsample.conv, COLOURS + 1)
+    _write_pairs(decoder.up[0].block[0].nin_shortcut)
     _clear(decoder.conv_out, range(COLOURS * size))
     _read_pairs(decoder.conv_out, size, DECODER_SCALE)
 
@@ -83,6 +71,20 @@ def _identity(layer: nn.Conv2d, count: int) -> None:
     centre = layer.kernel_size[0] // 2
     for channel in range(count):
         layer.weight[channel, channel, centre, centre] = 1.0
+
+
+def _pass(level: nn.Module) -> None:
+    """The residual blocks of a level leave the path as it is."""
+    for block in level.block:
+        if isinstance(block.nin_shortcut, nn.Conv2d):
+            _identity(block.nin_shortcut, COLOURS + 1)
+
+
+def _write_pairs(layer: nn.Conv2d) -> None:
+    """Channels 2k and 2k + 1 become channel k and its negative."""
+    _clear(layer, range(2 * (COLOURS + 1)))
+    for source in range(COLOURS + 1):
+        layer.weight[2 * source, source, 0, 0], layer.weight[2 * source + 1, source, 0, 0] = 1.0, -1.0
 
 
 def _average(downsample: nn.Conv2d) -> None:

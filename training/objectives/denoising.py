@@ -56,17 +56,17 @@ class DenoiserInputs:
 class DenoisingStage(Stage):
     """A stage whose loss is the mean squared error of predicted noise.
 
-    Subclasses say what they need by the class attributes, build their networks and batches, and give ``predict``.
+    Subclasses say what they need by the class attributes, build their networks and batches, and give `predict`.
 
     Attributes:
-        uses_references, uses_camera_images: what ``predict`` is given.
-        sharing: this many consecutive targets are given the same timestep.
-        denoiser: all networks together; its trained part is ``trainable``.
+        uses_references, uses_camera_images: what `predict` is given.
+        views_per_timestep: this many consecutive targets are given the same timestep.
+        denoiser: all networks together; its trained part is `trainable`.
     """
 
     uses_references = False
     uses_camera_images = False
-    sharing = 1
+    views_per_timestep = 1
     denoiser: Denoiser
 
     def build_networks(self, networks: NetworkSource) -> None:
@@ -96,7 +96,7 @@ class DenoisingStage(Stage):
         return ViewGroups(self.data, loop.batch_size, self.views, loop.seed, self.config.data.flip)
 
     def context(self, count: int) -> Tensor:
-        """The empty prompt for ``count`` latents [N, L, context_dim]."""
+        """The empty prompt for `count` latents [N, L, context_dim]."""
         return self.prompt.to(self.device).expand(count, -1, -1)
 
     def open_data(self, data: MultiViewDataset, validation: MultiViewDataset) -> None:
@@ -130,7 +130,7 @@ class DenoisingStage(Stage):
         return {"loss": (error.square() / abar[:, None, None, None]).mean(), "square": square}
 
     def noise_loss(self, *arguments: Any) -> Tensor:
-        """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1), of what ``noise_error`` takes."""
+        """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1), of what `noise_error` takes."""
         return self.noise_error(*arguments).square().mean()
 
     def noise_error(
@@ -141,7 +141,7 @@ class DenoisingStage(Stage):
         t: Tensor,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """eps_theta(x_t, t, ...) - eps of a batch [N, 4, h, w] at t [N]; ``noise`` is drawn if None."""
+        """eps_theta(x_t, t, ...) - eps of a batch [N, 4, h, w] at t [N]; `noise` is drawn if None."""
         z = latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
         if noise is None:
             noise = torch.randn(z.shape).to(self.device)
@@ -155,7 +155,7 @@ class DenoisingStage(Stage):
     @property
     def views(self) -> int:
         """Targets per reference in a batch."""
-        return self.sharing
+        return self.views_per_timestep
 
     def dummy_loss(self, samples: int) -> dict[str, Tensor]:
         count, size, side = samples * self.views, self.resolution, self.resolution // 8
@@ -166,16 +166,16 @@ class DenoisingStage(Stage):
         return self.losses(self.error(z, t, torch.zeros_like(z), DenoiserInputs(references, camera_images)), t)
 
     def draw_timesteps(self, count: int) -> Tensor:
-        """Timesteps of a batch of ``count`` latents in 0..T-1: int64 [count].
+        """Timesteps of a batch of `count` latents in 0..T-1: int64 [count].
 
         Uniform, or (1 - u^3) T for uniform u (T2I-Adapter, Mou et al. 2023, section 3.4).
         """
-        steps, groups = self.schedule.num_timesteps, count // self.sharing
+        steps, groups = self.schedule.num_timesteps, count // self.views_per_timestep
         if self.config.timesteps == "uniform":
             t = torch.randint(0, steps, (groups,))
         else:
             t = ((1 - torch.rand(groups) ** 3) * steps).long().clamp(max=steps - 1)
-        return t.repeat_interleave(self.sharing)
+        return t.repeat_interleave(self.views_per_timestep)
 
     def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
         """Noise predicted for x [N, 4, h, w] at t [N]."""
@@ -196,15 +196,15 @@ class DenoisingStage(Stage):
         return pick(data.conditions, batch.targets.ravel(), batch.target_flips, self.device)
 
     def references(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
-        """F_ref's token bank for one reference per sample: 16 tensors [B, M, C]. ``t``: [B]."""
+        """F_ref's token bank for one reference per sample: 16 tensors [B, M, C]. `t`: [B]."""
         t_ref = t if self.reference_timestep == "current" else torch.zeros_like(t)
         return self.denoiser.reference_encoder(z_ref, t_ref, self.context(len(z_ref)))
 
     def bank(self, z_ref: Tensor, t: Tensor) -> list[Tensor]:
-        """Tokens of references [B, 4, h, w] for targets at ``t`` [B*V]: 16 tensors, [B, M, C] where the V targets of a
+        """Tokens of references [B, 4, h, w] for targets at `t` [B*V]: 16 tensors, [B, M, C] where the V targets of a
         reference share its timestep, else [B*V, M, C]."""
         views = len(t) // len(z_ref)
-        if self.reference_timestep == "current" and self.sharing != views:
+        if self.reference_timestep == "current" and self.views_per_timestep != views:
             return self.references(z_ref.repeat_interleave(views, 0), t)
         return self.references(z_ref, t[::views])
 

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffportrait3d.weights.checkpoints import open_checkpoint
+
 
 def gradient_loss(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
-    """Mean absolute difference of horizontal and vertical image gradients over ``scales`` octaves.
+    """Mean absolute difference of horizontal and vertical image gradients over `scales` octaves.
 
-    Sharpens edges that an L1 loss alone leaves soft. ``a``, ``b``: [N, C, H, W]; the difference is linear, so the
-    gradients are taken of ``a - b``.
+    Sharpens edges that an L1 loss alone leaves soft. `a`, `b`: [N, C, H, W]; the difference is linear, so the
+    gradients are taken of `a - b`.
     """
     difference, total = a - b, a.new_zeros(())
     for scale in range(scales):
@@ -31,7 +33,7 @@ def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor, value_range: float = 2.0) -> Tensor:
-    """Peak signal-to-noise ratio in dB per image, [N]; ``value_range`` is 2 for [-1, 1]."""
+    """Peak signal-to-noise ratio in dB per image, [N]; `value_range` is 2 for [-1, 1]."""
     error = (a.float() - b.float()).square().mean(dim=(1, 2, 3)).clamp(min=1e-12)
     return 20 * math.log10(value_range) - 10 * torch.log10(error)
 
@@ -40,7 +42,7 @@ class EncoderFeatures(nn.Module):
     """Feature maps of a frozen autoencoder's encoder after each level: a perceptual net without outside weights.
 
     Args:
-        autoencoder: a ``diffportrait3d.networks.AutoencoderKL``.
+        autoencoder: a `diffportrait3d.networks.AutoencoderKL`.
         levels: how many levels at most, from the finest down.
     """
 
@@ -56,58 +58,41 @@ class EncoderFeatures(nn.Module):
 class VggFeatures(nn.Module):
     """VGG-16 after relu1_2, relu2_2, relu3_3 and relu4_3, from a weights file that the user names.
 
-    The file holds torchvision's ``vgg16`` state dict (``features.N.weight`` ...), as .safetensors or .pth. Without a
+    The file holds torchvision's `vgg16` state dict (`features.N.weight` ...), as .safetensors or .pth. Without a
     file the weights are random.
     """
 
-    LAYOUT = (64, 64, "tap", 128, 128, "tap", 256, 256, 256, "tap", 512, 512, 512, "tap")
+    LAYERS = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512)  # channels; none: pooling
+    TAPS = (3, 8, 15, 22)  # these layers' outputs
 
     def __init__(self, path: str | Path | None):
         super().__init__()
-        state = self._read(Path(path)) if path is not None else None
-        self.convs, index, channels = nn.ModuleList(), 0, 3
-        for item in self.LAYOUT:
-            if item == "tap":
-                index += 1  # the max pooling
-                continue
-            conv = nn.Conv2d(channels, item, 3, padding=1)
-            if state is not None:
-                try:
-                    conv.load_state_dict({k: state[f"features.{index}.{k}"] for k in ("weight", "bias")})
-                except KeyError as error:
-                    raise ValueError(f"'{path}' is not torchvision's vgg16 state dict: {error} is missing.") from None
-            self.convs.append(conv)
-            index, channels = index + 2, item  # a convolution and its ReLU
+        layers, channels = [], 3
+        for size in self.LAYERS:
+            layers += [nn.Conv2d(channels, size, 3, padding=1), nn.ReLU()] if size else [nn.MaxPool2d(2)]
+            channels = size or channels
+        self.features = nn.Sequential(*layers)  # numbered as torchvision's
+        if path is not None:
+            source = open_checkpoint(path)
+            missing = [name for name in self.state_dict() if name not in source.shapes]
+            if missing:
+                raise ValueError(f"'{path}' is not torchvision's vgg16 state dict: {missing[0]} is missing.")
+            self.load_state_dict({name: source.get(name) for name in self.state_dict()})
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
-    @staticmethod
-    def _read(path: Path) -> dict[str, Tensor]:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"No VGG-16 weights at '{path}'; name torchvision's vgg16 state dict, or leave "
-                f"perceptual_vgg empty to use the autoencoder's own features."
-            )
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-
     def forward(self, x: Tensor) -> list[Tensor]:
         """[N, 3, H, W] in [-1, 1] to four feature maps."""
-        x, features, convs = ((x + 1) / 2 - self.mean) / self.std, [], iter(self.convs)
-        for item in self.LAYOUT:
-            if item == "tap":
+        x, features = ((x + 1) / 2 - self.mean) / self.std, []
+        for number, layer in enumerate(self.features):
+            x = layer(x)
+            if number in self.TAPS:
                 features.append(x)
-                x = F.max_pool2d(x, 2)
-            else:
-                x = F.relu(next(convs)(x))
         return features
 
 
 def perceptual_loss(network: nn.Module, a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared distance of channel-normalised features, averaged over layers. ``b`` is the target (no gradient)."""
+    """Mean squared distance of channel-normalised features, averaged over layers. `b` is the target (no gradient)."""
     with torch.no_grad():
         wanted = network(b)
     terms = [(_unit(x) - _unit(y)).square().sum(1).mean() for x, y in zip(network(a), wanted, strict=True)]

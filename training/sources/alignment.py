@@ -1,9 +1,9 @@
-"""Calibrated pictures in EG3D's convention: the head's pose from five points, exact labels, exact crops.
+"""Calibrated images in EG3D's convention: the head's pose from five points, exact labels, exact crops.
 
-The five points (eye on the left and on the right of the picture, nose tip, mouth corner on the left and on the right)
+The five points (eye on the left and on the right of the image, nose tip, mouth corner on the left and on the right)
 are triangulated in the rig's world, and one similarity carries them to where EG3D's preparation of FFHQ puts them.
 Every camera keeps its centre and its roll; it is turned until it looks at EG3D's pivot and given EG3D's focal length,
-so the crop is a homography of the picture and the label is exact, parallax included. EG3D itself scales its crops by
+so the crop is a homography of the image and the label is exact, parallax included. EG3D itself scales its crops by
 the face's size and writes radius 2.7 into every label; here the radius is the camera's true distance.
 """
 
@@ -46,7 +46,7 @@ OUTSIDE = ("border", "reflection", "zeros")
 
 
 class Camera(NamedTuple):
-    """world_to_camera [4, 4] (OpenCV) and intrinsics [3, 3] divided by the picture's size (the first pixel's centre is
+    """world_to_camera [4, 4] (OpenCV) and intrinsics [3, 3] divided by the image's size (the first pixel's centre is
     at half a pixel); float64."""
 
     world_to_camera: Tensor
@@ -66,14 +66,14 @@ class Similarity:
 
 
 class Crop(NamedTuple):
-    """label [25]; homography [3, 3] from places in the crop to places in the picture, both divided by their sizes."""
+    """label [25]; homography [3, 3] from places in the crop to places in the image, both divided by their sizes."""
 
     label: Tensor
     homography: Tensor
 
 
 def calibrated_camera(world_to_camera: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Camera:
-    """From a pose [4, 4] and OpenCV intrinsics [3, 3] in pixels of a picture of `size` (width, height)."""
+    """From a pose [4, 4] and OpenCV intrinsics [3, 3] in pixels of an image of `size` (width, height)."""
     width, height = size
     half = torch.tensor([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], dtype=torch.float64)
     scale = torch.diag(torch.tensor([1 / width, 1 / height, 1], dtype=torch.float64))
@@ -81,14 +81,14 @@ def calibrated_camera(world_to_camera: Tensor, intrinsics: Tensor, size: tuple[i
 
 
 def project_points(points: Tensor, camera: Camera) -> Tensor:
-    """World points [N, 3] -> places [N, 2] divided by the picture's size."""
+    """World points [N, 3] -> places [N, 2] divided by the image's size."""
     seen = points @ camera.world_to_camera[:3, :3].T + camera.world_to_camera[:3, 3]  # [N, 3]
     flat = seen @ camera.intrinsics.T
     return flat[:, :2] / flat[:, 2:]
 
 
 def triangulate(places: Tensor, cameras: list[Camera]) -> Tensor:
-    """Points [N, 3] nearest to the rays through places [C, N, 2] (divided by the picture's size) of C cameras."""
+    """Points [N, 3] nearest to the rays through places [C, N, 2] (divided by the image's size) of C cameras."""
     matrix = places.new_zeros(places.shape[1], 3, 3)
     vector = places.new_zeros(places.shape[1], 3, 1)
     for place, camera in zip(places, cameras, strict=True):
@@ -102,9 +102,9 @@ def triangulate(places: Tensor, cameras: list[Camera]) -> Tensor:
 
 
 def triangulate_face(places: Mapping[str, Tensor], cameras: Mapping[str, Camera], tolerance: float) -> Tensor:
-    """The five points [5, 3] from detections [5, 2] by camera name (divided by the picture's size).
+    """The five points [5, 3] from detections [5, 2] by camera name (divided by the image's size).
 
-    The worst camera is dropped until the rest agree to `tolerance` (root mean square, in picture sizes).
+    The worst camera is dropped until the rest agree to `tolerance` (root mean square, in image sizes).
 
     Raises:
         SkippedGroup: fewer than two cameras are left.
@@ -121,7 +121,7 @@ def triangulate_face(places: Mapping[str, Tensor], cameras: Mapping[str, Camera]
         names.pop(int(worst.argmax()))
     if len([name for name in places if name in cameras]) < 2:
         raise SkippedGroup("fewer than two calibrated cameras have five points")
-    raise SkippedGroup(f"no two cameras' five points agree to {tolerance:g} of the picture's size")
+    raise SkippedGroup(f"no two cameras' five points agree to {tolerance:g} of the image's size")
 
 
 def head_similarity(points: Tensor) -> Similarity:
@@ -142,7 +142,7 @@ def head_similarity(points: Tensor) -> Similarity:
     if not residual <= LARGEST_RESIDUAL:
         raise SkippedGroup(
             f"the five points do not form a face (off by {residual:.3f} world units): their order must be eye left, "
-            "eye right, nose, mouth left, mouth right, as seen in the picture"
+            "eye right, nose, mouth left, mouth right, as seen in the image"
         )
     return similarity
 
@@ -167,14 +167,14 @@ def eg3d_crop(camera: Camera, similarity: Similarity) -> Crop:
     return Crop(join_label(pose, intrinsics).float(), homography)
 
 
-def warp(picture: np.ndarray, homography: Tensor, resolution: int, outside: str = "border") -> tuple[np.ndarray, float]:
-    """The crop uint8 [R, R, 3] of a picture uint8 [H, W, 3], and the share of it that the picture covers.
+def warp(image: np.ndarray, homography: Tensor, resolution: int, outside: str = "border") -> tuple[np.ndarray, float]:
+    """The crop uint8 [R, R, 3] of an image uint8 [H, W, 3], and the share of it that the image covers.
 
     Every output pixel is the mean over its own area, so that shrinking does not alias. outside: what `grid_sample`
-    puts where the picture ends ("border", "reflection" or "zeros").
+    puts where the image ends ("border", "reflection" or "zeros").
     """
-    source = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-    fine = _supersampling(homography, picture.shape[:2], resolution)
+    source = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    fine = _supersampling(homography, image.shape[:2], resolution)
     steps = (torch.arange(resolution * fine, dtype=torch.float64) + 0.5) / (resolution * fine)
     bands, covered = [], 0.0
     for rows in steps.split(max(1, 2**20 // (resolution * fine * fine)) * fine):  # whole output rows, limited memory
@@ -191,7 +191,7 @@ def warp(picture: np.ndarray, homography: Tensor, resolution: int, outside: str 
 
 def _supersampling(homography: Tensor, size: tuple[int, int], resolution: int) -> int:
     """How many source pixels lie along one pixel of the crop's middle, rounded up; at least 2, because single bilinear
-    samples of a picture of nearly the same scale weigh its pixels unevenly."""
+    samples of an image of nearly the same scale weigh its pixels unevenly."""
     height, width = size
     step = 1 / resolution
     flat = torch.tensor([[0.5, 0.5, 1], [0.5 + step, 0.5, 1], [0.5, 0.5 + step, 1]], dtype=torch.float64) @ homography.T

@@ -35,19 +35,19 @@ TERMS = {  # "" is the constant 1
 }
 
 
-def apply_affine(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """v1: picture uint8 [H, W, 3], matrix [3, 4] or [4, 4]."""
+def apply_affine(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """v1: image uint8 [H, W, 3], matrix [3, 4] or [4, 4]."""
     if matrix.ndim != 2 or matrix.shape[0] not in (3, 4) or matrix.shape[1] != 4:
         raise DataError(f"A v1 colour correction is [3, 4] or [4, 4], got {matrix.shape}.")
-    return _to_bytes(picture / 255 @ matrix[:3, :3] + matrix[:3, 3])
+    return _to_bytes(image / 255 @ matrix[:3, :3] + matrix[:3, 3])
 
 
-def apply_polynomial(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """v2: picture uint8 [H, W, 3], matrix [3, T]."""
+def apply_polynomial(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """v2: image uint8 [H, W, 3], matrix [3, T]."""
     if matrix.ndim != 2 or matrix.shape[0] != 3 or matrix.shape[1] not in TERMS:
         raise DataError(f"A v2 colour calibration is [3, T] with T one of {sorted(TERMS)}, got {matrix.shape}.")
-    channels = dict(zip("rgb", np.moveaxis(_decode(picture / 255), -1, 0), strict=True))
-    one = np.ones(picture.shape[:2])
+    channels = dict(zip("rgb", np.moveaxis(_decode(image / 255), -1, 0), strict=True))
+    one = np.ones(image.shape[:2])
     terms = [np.prod([one, *(channels[c] for c in term)], axis=0) for term in TERMS[matrix.shape[1]]]
     return _to_bytes(_encode(np.clip(np.stack(terms, axis=-1) @ matrix.T, 0, 1)))
 

@@ -1,8 +1,8 @@
 """Camera conditions of an imported data set: another identity at every view's camera.
 
-Either drawn by this project's renderer, or taken from a folder of renders (EG3D's, in the paper) that has a picture at
+Either drawn by this project's renderer, or taken from a folder of renders (EG3D's, in the paper) that has an image at
 the same relative path as every portrait. `cameras.json`, written beside the manifest in EG3D's own form, says which
-pictures and cameras those are.
+images and cameras those are.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from diffportrait3d.images import NoteLog
+from diffportrait3d.images import NoteLog, as_pixels
 from diffportrait3d.synthetic_heads import Scene, portrait_scene, render_views
 
 from ..dataset.images import DataError
 from ..render import FIRST_CONDITION
-from .groups import SkippedGroup, read_json, read_picture
+from .groups import SkippedGroup, read_json, read_view, resized
 
 LARGEST_DIFFERENCE = 1e-3  # between a render's label and its portrait's
 
@@ -40,15 +39,14 @@ class RenderedConditions:
     def kind(self) -> str:
         return f"rendered by {self.people} people"
 
-    def picture(self, record: dict[str, Any], number: int, resolution: int) -> tuple[np.ndarray, str]:
+    def image(self, record: dict[str, Any], number: int, resolution: int) -> tuple[np.ndarray, str]:
         """uint8 [R, R, 3] for view `number` of a subject's record, and whom it shows."""
         view = record["views"][number]
         rng = np.random.default_rng(list(f"{view['image']}".encode()))
         person = FIRST_CONDITION[record["split"]] + int(rng.integers(self.people))
         scene: Scene = _scene(person)
         image = render_views(scene, torch.tensor([view["label"]]), resolution).image[0]  # [3, R, R]
-        pixels = (image.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
-        return pixels, f"analytic-{person:07d}"
+        return as_pixels(image), f"analytic-{person:07d}"
 
 
 class GivenConditions:
@@ -67,12 +65,12 @@ class GivenConditions:
     def kind(self) -> str:
         return f"given by {self.folder.name}"
 
-    def picture(self, record: dict[str, Any], number: int, resolution: int) -> tuple[np.ndarray, str]:
+    def image(self, record: dict[str, Any], number: int, resolution: int) -> tuple[np.ndarray, str]:
         view = record["views"][number]
         name = view["image"]
         self._check_label(name, view["label"])
         try:
-            pixels = self._report(self.folder / name, read_picture(self.folder / name)).as_bytes()
+            pixels = self._report(self.folder / name, read_view(self.folder / name)).as_bytes()
         except SkippedGroup as error:
             raise DataError(
                 f"Condition {error}. Render every camera of 'cameras.json' with EG3D and save it below "
@@ -80,10 +78,7 @@ class GivenConditions:
             ) from None
         if pixels.shape[0] != pixels.shape[1]:
             raise DataError(f"Condition '{self.folder / name}' is {pixels.shape[1]}x{pixels.shape[0]}, not square.")
-        if len(pixels) != resolution:
-            size = (resolution, resolution)
-            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-        return pixels, self._person(name)
+        return resized(pixels, resolution), self._person(name)
 
     def _person(self, name: str) -> str:
         if self._people is None:

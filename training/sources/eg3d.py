@@ -1,4 +1,4 @@
-"""Exports of 3D-aware GANs (EG3D, PanoHead): a folder of pictures and `dataset.json` with their camera labels.
+"""Exports of 3D-aware GANs (EG3D, PanoHead): a folder of images and `dataset.json` with their camera labels.
 
     {"labels": [["seed0001/00.png", [25 numbers]], ...]}
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from diffportrait3d.cameras.files import label_table, without_wrapping
@@ -25,12 +24,12 @@ from diffportrait3d.images import UserImage
 
 from ..dataset.images import DataError
 from .alignment import OUTSIDE, Camera, eg3d_crop, head_similarity, triangulate_face, warp
-from .groups import Group, PortraitView, SkippedGroup, Splits, folder_name, read_json, read_picture, reason_of
+from .groups import PortraitView, SkippedGroup, Splits, ViewGroup, folder_name, read_json, read_view, reason_of, resized
 from .landmarks import read_points
 from .reconstruction import has_posed_views, read_posed_views
 
 IDENTITY = r"(.+)[/_-][^/_-]+"
-SINGLE_VIEWS = re.compile(r"\d{5}/img\d{8}(_mirror)?\.\w+")  # how EG3D and StyleGAN keep one picture a person
+SINGLE_VIEWS = re.compile(r"\d{5}/img\d{8}(_mirror)?\.\w+")  # how EG3D and StyleGAN keep one image a person
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Options:
 
 class Export:
     """People of an export. With `landmarks` (`NAME.txt` for every `NAME.png`) the cameras are moved into EG3D's world
-    by the person's five points and the pictures cropped again; without, pictures and labels are taken as they are."""
+    by the person's five points and the images cropped again; without, images and labels are taken as they are."""
 
     def __init__(self, name: str, root: Path, splits: Splits, options: Options, landmarks: Path | None = None):
         self.name, self.root, self.splits, self.options, self.landmarks = name, root, splits, options, landmarks
@@ -57,20 +56,20 @@ class Export:
     def settings(self) -> dict[str, Any]:
         return {**vars(self.options), "aligned": self.landmarks is not None, "splits": self.splits.settings()}
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ViewGroup]:
         people = self._people()
         if all(len(names) < 2 for names in people.values()):
             raise DataError(
                 f"Every one of the {len(people)} people in '{self.root}' has a single view, but a reference and a "
                 "target are two; name a person's views alike (seed0001/00.png, seed0001/01.png), or give --identity."
             )
-        planned: dict[str, Group] = {}
+        planned: dict[str, ViewGroup] = {}
         for identity, names in people.items():
             person = f"{self.name}-{folder_name(identity)}"
             if person in planned:
                 self.left_out[identity] = f"as a folder it would have the name of another person, '{person}'"
             elif split := self.splits.of(person):
-                planned[person] = Group(person, person, split, {"files": self._spread(names)})
+                planned[person] = ViewGroup(person, person, split, {"files": self._spread(names)})
         return list(planned.values())
 
     def _people(self) -> dict[str, list[str]]:
@@ -89,12 +88,12 @@ class Export:
             raise DataError(f"{next(iter(self.left_out.values()))}.")
         return people
 
-    def views(self, group: Group, resolution: int) -> list[PortraitView]:
+    def views(self, group: ViewGroup, resolution: int) -> list[PortraitView]:
         names = group.place["files"]
         if len(names) < 2:
             raise SkippedGroup(f"'{names[0]}' is the only view")
         labels = self._checked_labels(names)
-        images = [read_picture(self.root / name) for name in names]
+        images = [read_view(self.root / name) for name in names]
         for name, image in zip(names, images, strict=True):
             height, width = image.pixels.shape[:2]
             if height != width:
@@ -166,7 +165,7 @@ class Export:
             return self._people_of[name]
         if self.options.identity == IDENTITY and SINGLE_VIEWS.fullmatch(name):
             raise DataError(
-                f"'{self.root / 'dataset.json'}' names pictures such as '{name}', one picture a person; groups need "
+                f"'{self.root / 'dataset.json'}' names images such as '{name}', one image a person; groups need "
                 "several views of one person. --identity says how a name tells the person, if these are views."
             )
         match = re.fullmatch(self.options.identity, str(Path(name).with_suffix("")))
@@ -179,10 +178,3 @@ class Export:
         if not wanted or len(names) <= wanted:
             return names
         return [names[i] for i in np.linspace(0, len(names) - 1, wanted).round().astype(int)]
-
-
-def resized(picture: np.ndarray, resolution: int) -> np.ndarray:
-    """A square picture uint8 [H, H, 3] at another size, [R, R, 3]."""
-    if len(picture) == resolution:
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((resolution, resolution), Image.Resampling.LANCZOS))

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from diffportrait3d.files import read_text
 from diffportrait3d.images import ImageError, UserImage, read_image
 
-from ..dataset.images import DataError
-
-SPLITS = ("train", "val", "test")
+from ..dataset.images import SPLITS, DataError
 
 
 class SkippedGroup(Exception):
@@ -26,21 +25,21 @@ class SkippedGroup(Exception):
 
 
 class PortraitView(NamedTuple):
-    """picture: uint8 [R, R, 3]; label: [25]; name: which camera or file of the source it is; notes: what the reader
+    """image: uint8 [R, R, 3]; label: [25]; name: which camera or file of the source it is; notes: what the reader
     had to decide about the file."""
 
-    picture: np.ndarray
+    image: np.ndarray
     label: Tensor
     name: str
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Group:
+class ViewGroup:
     """One line of the manifest to be.
 
     id: unique, usable as a folder's name. person: who it shows; no person is in two splits. place: what the source
-    needs to find the pictures (plain JSON).
+    needs to find the images (plain JSON).
     """
 
     id: str
@@ -49,8 +48,8 @@ class Group:
     place: dict[str, Any]
 
 
-class Source(Protocol):
-    """`settings` decide the pictures (plain JSON, no paths); `groups` plans and fills `left_out` with what could not be
+class DataSource(Protocol):
+    """`settings` decide the images (plain JSON, no paths); `groups` plans and fills `left_out` with what could not be
     planned and why; `views` reads one planned group, and whatever it raises leaves out that group alone."""
 
     name: str
@@ -58,9 +57,9 @@ class Source(Protocol):
 
     def settings(self) -> dict[str, Any]: ...
 
-    def groups(self) -> list[Group]: ...
+    def groups(self) -> list[ViewGroup]: ...
 
-    def views(self, group: Group, resolution: int) -> list[PortraitView]: ...
+    def views(self, group: ViewGroup, resolution: int) -> list[PortraitView]: ...
 
 
 class Splits:
@@ -114,12 +113,19 @@ def read_json(path: Path, what: str) -> Any:
         raise DataError(f"'{path}' ({what}) cannot be read: {error}.") from None
 
 
-def read_picture(path: Path) -> UserImage:
+def read_view(path: Path) -> UserImage:
     """The image [H, W, 3]; SkippedGroup if it is missing or damaged."""
     try:
         return read_image(path)
     except ImageError as error:
-        raise SkippedGroup(f"picture '{path}' cannot be read ({error.reason})") from None
+        raise SkippedGroup(f"image '{path}' cannot be read ({error.reason})") from None
+
+
+def resized(image: np.ndarray, resolution: int) -> np.ndarray:
+    """A square image uint8 [H, H, 3] at another size, [R, R, 3]."""
+    if len(image) == resolution:
+        return image
+    return np.asarray(Image.fromarray(image).resize((resolution, resolution), Image.Resampling.LANCZOS))
 
 
 def reason_of(error: Exception) -> str:
@@ -138,6 +144,6 @@ def folder_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.")
 
 
-def counts(groups: Sequence[Group]) -> dict[str, int]:
+def counts(groups: Sequence[ViewGroup]) -> dict[str, int]:
     """How many groups every split has."""
     return {split: sum(group.split == split for group in groups) for split in SPLITS}

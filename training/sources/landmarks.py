@@ -1,13 +1,13 @@
 """Five facial points from files, whichever detector wrote them.
 
-Below one folder, for every picture `NAME.png` of the source (or of `--extract`) a text file `NAME.txt` with five lines
+Below one folder, for every image `NAME.png` of the source (or of `--extract`) a text file `NAME.txt` with five lines
 "x y"; or, for a whole sequence, one JSON file beside where the sequence's folder would be:
 
     {"frames": {"12": {"222200037": [[x, y], ... five], ...}, ...}}      pixels, by camera
     {"world": {"12": [[x, y, z], ... five], ...}}                        points in the cameras' own world
 
-Order: eye on the left of the picture, eye on its right, nose tip, mouth corner on the left, on the right. Pixels are
-those of the source's picture, 0 at the first pixel's centre.
+Order: eye on the left of the image, eye on its right, nose tip, mouth corner on the left, on the right. Pixels are
+those of the source's image, 0 at the first pixel's centre.
 """
 
 from __future__ import annotations

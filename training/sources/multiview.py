@@ -10,8 +10,7 @@ import torch
 from diffportrait3d.cameras.labels import validate_labels
 
 from ..dataset.images import read_manifest
-from .eg3d import resized
-from .groups import SPLITS, Group, PortraitView, SkippedGroup, folder_name, read_picture
+from .groups import SPLITS, PortraitView, SkippedGroup, ViewGroup, folder_name, read_view, resized
 
 
 class MultiView:
@@ -27,10 +26,10 @@ class MultiView:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ViewGroup]:
         _, subjects = read_manifest(self.root)
         self.left_out.clear()
-        planned: dict[str, Group] = {}
+        planned: dict[str, ViewGroup] = {}
         for number, subject in enumerate(subjects):
             try:
                 group = _group(subject)
@@ -45,19 +44,21 @@ class MultiView:
                 planned[group.id] = group
         return list(planned.values())
 
-    def views(self, group: Group, resolution: int) -> list[PortraitView]:
+    def views(self, group: ViewGroup, resolution: int) -> list[PortraitView]:
         names = [view["image"] for view in group.place["views"]]
         try:
             labels = validate_labels(torch.tensor([v["label"] for v in group.place["views"]]), "manifest.jsonl", names)
         except (TypeError, ValueError) as error:
             raise SkippedGroup(f"camera labels: {error}") from None
-        images = [read_picture(self.root / name) for name in names]
+        images = [read_view(self.root / name) for name in names]
         return [
             PortraitView(resized(image.as_bytes(), resolution), label, name, image.notes)
             for image, label, name in zip(images, labels, names, strict=True)
         ]
 
 
-def _group(subject: dict[str, Any]) -> Group:
+def _group(subject: dict[str, Any]) -> ViewGroup:
     views = [{"image": view["image"], "label": view["label"]} for view in subject["views"]]
-    return Group(folder_name(subject["id"]), subject.get("person", subject["id"]), subject["split"], {"views": views})
+    return ViewGroup(
+        folder_name(subject["id"]), subject.get("person", subject["id"]), subject["split"], {"views": views}
+    )

@@ -4,7 +4,7 @@ v1: PID/camera_params.json, PID/sequences/SEQ/frame_00000/images-2x-73fps/cam_SE
     PID/annotations/SEQ/color_correction/SERIAL.npy
 v2: PID/calibration/camera_params.json, PID/calibration/color_calibration.json, PID/sequences/SEQ/images/cam_SERIAL.mp4
 
-`camera_params.json` holds `world_2_cam` (OpenCV, 4x4 by serial) and one 3x3 `intrinsics` for pictures of 2200x3208.
+`camera_params.json` holds `world_2_cam` (OpenCV, 4x4 by serial) and one 3x3 `intrinsics` for images of 2200x3208.
 Source: the code published with v1 and the v2 downloader (`nersemble_data`).
 """
 
@@ -28,7 +28,6 @@ from ..dataset.images import DataError
 from .alignment import (
     OUTSIDE,
     Camera,
-    Similarity,
     calibrated_camera,
     eg3d_crop,
     head_similarity,
@@ -38,13 +37,13 @@ from .alignment import (
 from .colour import apply_affine, apply_polynomial
 from .groups import (
     SPLITS,
-    Group,
     PortraitView,
     SkippedGroup,
     Splits,
+    ViewGroup,
     folder_name,
     read_json,
-    read_picture,
+    read_view,
     reason_of,
 )
 from .landmarks import read_points, sequence_points
@@ -52,16 +51,16 @@ from .video import frame_count, read_frame
 
 CALIBRATED_SIZE = (2200, 3208)  # width, height
 V1_IMAGES = ("images-2x-73fps", "images-2x")
-NOT_A_PORTRAIT = "BACKGROUND"  # v2 keeps pictures of the empty room there
+NOT_A_PORTRAIT = "BACKGROUND"  # v2 keeps images of the empty room there
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the pictures.
+    """What decides the images.
 
     groups: how many time steps each split gets. views: cameras a time step, the first one the reference of a fixed
     protocol. sequences: patterns of sequence names. tolerance: see `triangulate_face`. least_inside: share of a crop
-    that its picture must cover. outside: see `warp`.
+    that its image must cover. outside: see `warp`.
     """
 
     groups: dict[str, int]
@@ -76,8 +75,6 @@ class Options:
     def __post_init__(self):
         if self.views < 2:
             raise DataError(f"A group needs at least 2 views (reference and target), got {self.views}.")
-        if self.outside not in OUTSIDE:
-            raise DataError(f"Outside a picture can be {', '.join(OUTSIDE)}, not {self.outside!r}.")
 
 
 @dataclass(frozen=True)
@@ -96,50 +93,46 @@ class Participant:
         return sorted(path.name for path in folders if path.name != NOT_A_PORTRAIT)
 
     def frames(self, sequence: str) -> list[int]:
-        """Numbers of the time steps that have pictures."""
+        """Numbers of the time steps that have images."""
         if self.version == 2:
             return list(range(self._length(sequence)))
         folders = (self.folder / "sequences" / sequence).glob("frame_*")
         return sorted(int(path.name[6:]) for path in folders if re.fullmatch(r"frame_\d+", path.name))
 
     def cameras(self, sequence: str, frame: int) -> list[str]:
-        """Serials that have a picture of this time step, in order."""
+        """Serials that have an image of this time step, in order."""
         folder = self._videos(sequence) if self.version == 2 else self._images(sequence, frame)
         pattern = "cam_*.mp4" if self.version == 2 else "cam_*.png"
         return sorted(path.stem[4:] for path in folder.glob(pattern))
 
-    def picture(self, sequence: str, frame: int, serial: str) -> np.ndarray:
-        """uint8 [H, W, 3] as it was taken, colours not corrected."""
-        return self.image(sequence, frame, serial).as_bytes()
-
     def image(self, sequence: str, frame: int, serial: str) -> UserImage:
-        """The same with the reader's notes."""
+        """[H, W, 3] as it was taken, colours not corrected, with the reader's notes."""
         if self.version == 2:
             image = UserImage(read_frame(self._videos(sequence) / f"cam_{serial}.mp4", frame), ())
         else:
-            image = read_picture(self._images(sequence, frame) / f"cam_{serial}.png")
+            image = read_view(self._images(sequence, frame) / f"cam_{serial}.png")
         height, width = image.pixels.shape[:2]
         if abs(width / height / (CALIBRATED_SIZE[0] / CALIBRATED_SIZE[1]) - 1) > 0.01:
             raise SkippedGroup(
-                f"camera {serial} of participant {self.name}, '{sequence}', has pictures of {width}x{height}; the "
+                f"camera {serial} of participant {self.name}, '{sequence}', has images of {width}x{height}; the "
                 f"calibration is for {CALIBRATED_SIZE[0]}x{CALIBRATED_SIZE[1]} or the same shape"
             )
         return image
 
-    def correct_colours(self, picture: np.ndarray, sequence: str, serial: str) -> np.ndarray:
-        """The picture after this version's colour correction."""
+    def correct_colours(self, image: np.ndarray, sequence: str, serial: str) -> np.ndarray:
+        """The image after this version's colour correction."""
         if self.version == 2:
             path = self.folder / "calibration" / "color_calibration.json"
-            if not path.is_file():
-                raise SkippedGroup(f"there is no colour calibration '{path}'; --no-colour-correction does without")
-            matrices = read_json(path, "colour calibration")
-            if serial not in matrices:
-                raise SkippedGroup(f"participant {self.name} has no colour calibration of camera {serial}")
-            return apply_polynomial(picture, np.array(matrices[serial], dtype=np.float64))
-        path = self.folder / "annotations" / sequence / "color_correction" / f"{serial}.npy"
+        else:
+            path = self.folder / "annotations" / sequence / "color_correction" / f"{serial}.npy"
         if not path.is_file():
             raise SkippedGroup(f"there is no colour correction '{path}'; --no-colour-correction does without")
-        return apply_affine(picture, np.load(path, allow_pickle=False).astype(np.float64))
+        if self.version == 1:
+            return apply_affine(image, np.load(path, allow_pickle=False).astype(np.float64))
+        matrices = read_json(path, "colour calibration")
+        if serial not in matrices:
+            raise SkippedGroup(f"participant {self.name} has no colour calibration of camera {serial}")
+        return apply_polynomial(image, np.array(matrices[serial], dtype=np.float64))
 
     def _length(self, sequence: str) -> int:
         """Frames of a sequence, as the first video that can be read gives them; 0 without videos."""
@@ -236,7 +229,7 @@ class NeRSemble:
         options = {**vars(self.options), "sequences": list(self.options.sequences)}
         return {**options, "splits": self.splits.settings()}
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ViewGroup]:
         """The plan, a function of the seed and of what is below the folder: participants take turns."""
         self.left_out.clear()
         people = find_participants(self.root, self.left_out)
@@ -270,7 +263,7 @@ class NeRSemble:
             self.left_out[f"participant {person.name}"] = reason_of(error)
             return False
 
-    def views(self, group: Group, resolution: int) -> list[PortraitView]:
+    def views(self, group: ViewGroup, resolution: int) -> list[PortraitView]:
         participant, sequence, frame = self._participant(group), group.place["sequence"], group.place["frame"]
         by_camera, world = self._five_points(participant, sequence, frame)
         images = {serial: participant.image(sequence, frame, serial) for serial in group.place["cameras"]}
@@ -281,39 +274,26 @@ class NeRSemble:
             world = triangulate_face(
                 {name: (points + 0.5) / size for name, points in by_camera.items()}, cameras, self.options.tolerance
             )
-        similarity = head_similarity(world)
-        return [
-            self._view(participant, sequence, serial, image, cameras[serial], similarity, resolution)
-            for serial, image in images.items()
-        ]
+        similarity, views = head_similarity(world), []
+        for serial, image in images.items():
+            crop = eg3d_crop(cameras[serial], similarity)
+            pixels, inside = warp(image.as_bytes(), crop.homography, resolution, self.options.outside)
+            if inside < self.options.least_inside:
+                raise SkippedGroup(
+                    f"the image of camera {serial} covers {inside:.0%} of its crop (--least-inside "
+                    f"{self.options.least_inside:g})"
+                )
+            if self.options.colour:
+                pixels = participant.correct_colours(pixels, sequence, serial)
+            views.append(PortraitView(pixels, crop.label, serial, image.notes))
+        return views
 
-    def extracted(self, group: Group) -> Iterator[tuple[str, np.ndarray]]:
-        """The group's pictures for a detector: (path without suffix, uint8 [H, W, 3])."""
+    def extracted(self, group: ViewGroup) -> Iterator[tuple[str, np.ndarray]]:
+        """The group's images for a detector: (path without suffix, uint8 [H, W, 3])."""
         participant, place = self._participant(group), group.place
         for serial in place["cameras"]:
             path = f"{participant.name}/{place['sequence']}/frame_{place['frame']:05d}/cam_{serial}"
-            yield path, participant.picture(place["sequence"], place["frame"], serial)
-
-    def _view(
-        self,
-        participant: Participant,
-        sequence: str,
-        serial: str,
-        image: UserImage,
-        camera: Camera,
-        similarity: Similarity,
-        resolution: int,
-    ) -> PortraitView:
-        crop = eg3d_crop(camera, similarity)
-        pixels, inside = warp(image.as_bytes(), crop.homography, resolution, self.options.outside)
-        if inside < self.options.least_inside:
-            raise SkippedGroup(
-                f"the picture of camera {serial} covers {inside:.0%} of its crop (--least-inside "
-                f"{self.options.least_inside:g})"
-            )
-        if self.options.colour:
-            pixels = participant.correct_colours(pixels, sequence, serial)
-        return PortraitView(pixels, crop.label, serial, image.notes)
+            yield path, participant.image(place["sequence"], place["frame"], serial).as_bytes()
 
     def _draw(self, people: list[Participant], count: int, rng: np.random.Generator):
         """(participant, (sequence, frame, cameras)) `count` times or until nothing is left; people take turns, their
@@ -383,12 +363,12 @@ class NeRSemble:
             )
         return frames
 
-    def _group(self, person: Participant, split: str, sequence: str, frame: int, cameras: list[str]) -> Group:
+    def _group(self, person: Participant, split: str, sequence: str, frame: int, cameras: list[str]) -> ViewGroup:
         name = folder_name(f"nersemble-{person.name}-{sequence}-{frame:05d}")
         place = {"participant": person.name, "sequence": sequence, "frame": frame, "cameras": cameras}
-        return Group(name, person_name(person), split, place)
+        return ViewGroup(name, person_name(person), split, place)
 
-    def _participant(self, group: Group) -> Participant:
+    def _participant(self, group: ViewGroup) -> Participant:
         participant = participant_in(self.root / group.place["participant"])
         if participant is None:
             raise SkippedGroup(f"participant {group.place['participant']} has no 'camera_params.json' any more")

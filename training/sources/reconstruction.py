@@ -11,12 +11,12 @@ from diffportrait3d.cameras.files import read_rows
 from diffportrait3d.cameras.reconstructions import binary_model_in, reconstruction_in
 from diffportrait3d.files import natural_key
 
-PICTURE_FOLDER = "images"  # where the names of COLMAP begin
-SUFFIXES = ("", ".png", ".jpg", ".jpeg")  # the Blender scenes name their pictures without
+IMAGE_FOLDER = "images"  # where the names of COLMAP begin
+SUFFIXES = ("", ".png", ".jpg", ".jpeg")  # the Blender scenes name their images without
 
 
 class PosedViews(NamedTuple):
-    """labels: picture, relative to the source -> its label, not checked yet. people: picture -> whom it shows.
+    """labels: image, relative to the source -> its label, not checked yet. people: image -> whom it shows.
     left_out: data set -> why."""
 
     labels: dict[str, Any]
@@ -31,7 +31,7 @@ def has_posed_views(root: Path) -> bool:
 
 def read_posed_views(root: Path) -> PosedViews:
     """The views of every data set in `root`. One that cannot be read is left out, and one with lens distortion, which
-    labels cannot say: its pictures would not fit them."""
+    labels cannot say: its images would not fit them."""
     views = PosedViews({}, {}, {})
     for folder in _sets(root):
         person = folder.resolve().name
@@ -41,11 +41,11 @@ def read_posed_views(root: Path) -> PosedViews:
             views.left_out[person] = str(error)
             continue
         if rows.distortion is not None:
-            views.left_out[person] = f"{rows.distortion}; undistort the pictures first (colmap image_undistorter)"
+            views.left_out[person] = f"{rows.distortion}; undistort the images first (colmap image_undistorter)"
             continue
         for name, label in zip(rows.names, rows.labels, strict=True):
-            picture = os.path.relpath(_picture(folder, name), root)
-            views.labels[picture], views.people[picture] = label, person
+            image = os.path.relpath(_image(folder, name), root)
+            views.labels[image], views.people[image] = label, person
     return views
 
 
@@ -58,7 +58,7 @@ def _is_set(folder: Path) -> bool:
     return reconstruction_in(folder) is not None or binary_model_in(folder) is not None
 
 
-def _picture(folder: Path, name: str) -> Path:
+def _image(folder: Path, name: str) -> Path:
     """The file that a data set names; where there is none, the first place in which it was looked for."""
-    places = [below / (name + suffix) for below in (folder, folder / PICTURE_FOLDER) for suffix in SUFFIXES]
+    places = [below / (name + suffix) for below in (folder, folder / IMAGE_FOLDER) for suffix in SUFFIXES]
     return next((place for place in places if place.is_file()), places[0])

@@ -1,4 +1,4 @@
-"""What the tests of the readers share: pictures of known points, and the files that go with them."""
+"""What the tests of the readers share: images of known points, and the files that go with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from training.sources.conditions import RenderedConditions
 
 SIGMA = 3.0  # of a point's blob, pixels of the source
-POINTS = torch.tensor(  # known points of the EG3D world, far apart in every picture
+POINTS = torch.tensor(  # known points of the EG3D world, far apart in every image
     [[-0.17, 0.16, 0.1], [0.17, 0.17, 0.05], [-0.16, -0.17, 0.15], [0.17, -0.16, 0.2]], dtype=torch.float64
 )
 CONDITIONS = RenderedConditions(people=1)
@@ -31,11 +31,11 @@ def blobs(places: np.ndarray, size: tuple[int, int], tint=(1.0, 0.87, 0.73)) -> 
     return (230 * value[..., None] * np.array(tint)).round().astype(np.uint8)
 
 
-def centre_of_blob(picture: np.ndarray, place: np.ndarray, radius: float) -> np.ndarray:
+def centre_of_blob(image: np.ndarray, place: np.ndarray, radius: float) -> np.ndarray:
     """Centre of a blob near `place` (x, y; first pixel's centre at 0.5): the fixed point of the mean under a smooth
     window, which no pixel enters or leaves by a jump."""
-    y, x = np.mgrid[0 : picture.shape[0], 0 : picture.shape[1]] + 0.5
-    value = picture.astype(float).sum(-1)
+    y, x = np.mgrid[0 : image.shape[0], 0 : image.shape[1]] + 0.5
+    value = image.astype(float).sum(-1)
     for _ in range(20):
         window = np.clip(1 - ((x - place[0]) ** 2 + (y - place[1]) ** 2) / radius**2, 0, None) ** 2
         weight = (value - value.min()) * window

@@ -42,7 +42,7 @@ def export(root: Path, name: str = "panohead", landmarks: Path | None = None, **
     return eg3d.Export(name, root, Splits(0.0, 0.4), eg3d.Options(**changes), landmarks)
 
 
-def test_an_export_keeps_pictures_and_labels(tmp_path):
+def test_an_export_keeps_images_and_labels(tmp_path):
     root = write_export(tmp_path / "data")
     out = tmp_path / "set"
     command = ["panohead", "--source", str(root), "--out", str(out), "--resolution", "40", "--condition-people", "1"]
@@ -62,7 +62,7 @@ def test_an_export_keeps_pictures_and_labels(tmp_path):
 
 
 def test_an_export_of_another_world_is_aligned_by_five_points(tmp_path):
-    """PanoHead's head does not lie where EG3D's does; five points move its cameras and crop its pictures again."""
+    """PanoHead's head does not lie where EG3D's does; five points move its cameras and crop its images again."""
     root = write_export(tmp_path / "data", people=1, size=256, shift=(0.02, -0.05, -0.1))
     for name, label in json.loads((root / "dataset.json").read_text())["labels"][:2]:  # the third has no face
         points = FIVE_POINTS.float() + torch.tensor([0.02, -0.05, -0.1])
@@ -71,7 +71,7 @@ def test_an_export_of_another_world_is_aligned_by_five_points(tmp_path):
     source = export(root, landmarks=tmp_path / "points")
     for view in source.views(source.groups()[0], 256):
         for place in project(POINTS.float(), view.label, 256)[:, :2].numpy():
-            assert np.abs(centre_of_blob(view.picture, place, radius=12) - place).max() < 1e-2
+            assert np.abs(centre_of_blob(view.image, place, radius=12) - place).max() < 1e-2
 
 
 def test_renders_given_for_the_conditions(tmp_path, capsys):
@@ -98,7 +98,7 @@ def test_renders_given_for_the_conditions(tmp_path, capsys):
     from training.sources.conditions import GivenConditions
 
     with pytest.raises(DataError, match="rendered at another camera"):
-        GivenConditions(renders).picture(record, 1, 40)
+        GivenConditions(renders).image(record, 1, 40)
 
 
 def test_two_sources_share_a_data_set_and_other_settings_do_not(tmp_path):
@@ -110,7 +110,7 @@ def test_two_sources_share_a_data_set_and_other_settings_do_not(tmp_path):
     assert header["sources"] == ["eg3d", "panohead"] and {s["provider"] for s in subjects} == {"eg3d", "panohead"}
     with pytest.raises(DataError, match="other settings \\(views\\)"):
         import_data.import_source(export(root, "eg3d", views=2), out, 32, CONDITIONS)
-    with pytest.raises(DataError, match="pictures of 32 px"):
+    with pytest.raises(DataError, match="images of 32 px"):
         import_data.import_source(export(root, "other"), out, 40, CONDITIONS)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("")
@@ -192,7 +192,7 @@ def test_mistakes_in_an_export_are_named(tmp_path):
     assert [len(g.place["files"]) for g in export(root, views=2).groups()] == [2, 2, 2]
     singles = [[f"00000/img0000000{k}.png", labels[0][1]] for k in range(3)]
     write_json(root / "dataset.json", {"labels": singles})
-    with pytest.raises(DataError, match="one picture a person"):
+    with pytest.raises(DataError, match="one image a person"):
         export(root).groups()
     with pytest.raises(DataError, match="has a single view"):
         export(root, identity="(.+)").groups()

@@ -89,10 +89,10 @@ def test_a_damaged_image_leaves_out_its_person(exported, tmp_path, capsys, how, 
     spoil(bad, how)
     assert import_export(exported, out, "--workers", workers) == 0
     said = capsys.readouterr().err
-    assert f"skipped panohead-seed0001: picture '{bad}' cannot be read (" in said and "1 of 4 groups skipped" in said
+    assert f"skipped panohead-seed0001: image '{bad}' cannot be read (" in said and "1 of 4 groups skipped" in said
     assert [s["id"] for s in read_manifest(out)[1]] == [f"panohead-seed000{k}" for k in (0, 2, 3)]
     check_data.main([str(out)])
-    assert f"note: left out of panohead: panohead-seed0001: picture '{bad}' cannot be" in capsys.readouterr().out
+    assert f"note: left out of panohead: panohead-seed0001: image '{bad}' cannot be" in capsys.readouterr().out
     bad.write_bytes(whole)
     assert import_export(exported, out) == 0 and len(read_manifest(out)[1]) == 4  # mended, it joins
     capsys.readouterr()
@@ -143,7 +143,7 @@ def test_subjects_of_a_data_set_of_this_format(dataset, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "left out of the plan: subject 0: its line in the manifest is incomplete (KeyError('label'))" in said
     assert "left out of the plan: s1: split 'training' is none of train, val, test" in said
-    assert "skipped s2: picture" in said
+    assert "skipped s2: image" in said
     assert [s["id"] for s in read_manifest(tmp_path / "set")[1]] == ["s3"]
     assert check_data.main([str(tmp_path / "set")]) == 1  # only val is left
     printed = capsys.readouterr().out
@@ -161,13 +161,13 @@ def test_one_damaged_render_for_the_conditions(exported, tmp_path, capsys):
     capsys.readouterr()
     assert import_export(exported, out, "--conditions", renders) == 0
     said = capsys.readouterr().err
-    assert "skipped panohead-seed0002: Condition picture" in said and "Render every camera of 'cameras.json'" in said
+    assert "skipped panohead-seed0002: Condition image" in said and "Render every camera of 'cameras.json'" in said
     subjects = read_manifest(out)[1]
     assert [s["id"][-1] for s in subjects] == ["0", "1", "3"] and {s["conditions"] for s in subjects} == {
         "given by eg3d"
     }
     check_data.main([str(out)])
-    assert "note: left out of panohead: panohead-seed0002: Condition picture" in capsys.readouterr().out
+    assert "note: left out of panohead: panohead-seed0002: Condition image" in capsys.readouterr().out
 
 
 # NeRSemble -----------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ TROUBLE = {
     "no colour calibration": (
         2,
         lambda p: (p / "calibration/color_calibration.json").unlink(),
-        "there is no colour calibration '{folder}/calibration/color_calibration.json'; --no-colour-correction does",
+        "there is no colour correction '{folder}/calibration/color_calibration.json'; --no-colour-correction does",
     ),
     "damaged colour calibration": (
         2,
@@ -228,7 +228,7 @@ TROUBLE = {
         lambda p: [v.write_bytes(b"x") for v in p.rglob("*.mp4")],
         "participant 030, sequence EMO-1-shout+laugh: v",
     ),
-    "damaged pictures": (
+    "damaged images": (
         1,
         lambda p: [v.write_bytes(v.read_bytes()[:60]) for v in p.rglob("*.png")],
         "skipped nersemble-030-",
@@ -276,14 +276,14 @@ def test_a_participant_in_trouble_leaves_the_others(whole, tmp_path, capsys, kin
     assert any(reason.removeprefix("skipped ") in line for line in notes)
 
 
-def test_extraction_goes_on_behind_a_damaged_picture(whole, tmp_path, capsys):
+def test_extraction_goes_on_behind_a_damaged_image(whole, tmp_path, capsys):
     root = shutil.copytree(whole[1], tmp_path / "copy") / "data"
     for path in (root / "030").rglob("*.png"):
         path.write_bytes(b"damaged")
-    pictures = tmp_path / "pictures"
-    assert nersemble_command(root, tmp_path / "set", "--extract", pictures, points=False) == 0
+    images = tmp_path / "images"
+    assert nersemble_command(root, tmp_path / "set", "--extract", images, points=False) == 0
     assert "skipped nersemble-030-" in capsys.readouterr().err
-    assert {path.parts[len(pictures.parts)] for path in pictures.rglob("*.png")} == {"018", "101"}
+    assert {path.parts[len(images.parts)] for path in images.rglob("*.png")} == {"018", "101"}
 
 
 SMALL = {

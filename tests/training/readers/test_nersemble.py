@@ -56,20 +56,20 @@ def pixels_of(points: torch.Tensor, pose: torch.Tensor, size: tuple[int, int]) -
     return (full + 0.5) * np.array(size) / nersemble.CALIBRATED_SIZE - 0.5
 
 
-def write_video(path: Path, pictures: list[np.ndarray]) -> None:
+def write_video(path: Path, images: list[np.ndarray]) -> None:
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264rgb", rate=24, options={"qp": "0", "g": "3", "bf": "1"})
-        stream.width, stream.height, stream.pix_fmt = pictures[0].shape[1], pictures[0].shape[0], "rgb24"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        stream.width, stream.height, stream.pix_fmt = images[0].shape[1], images[0].shape[0], "rgb24"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(stream.encode())
 
 
 def write_nersemble(root: Path, version: int, people=("018", "030", "101"), frames: int = 2) -> Path:
-    """The real layout of a version, and five points of every picture below root/../points."""
+    """The real layout of a version, and five points of every image below root/../points."""
     poses, size = rig_poses(), SIZES[version]
     for number, person in enumerate(people):
         calibration = root / person / ("calibration" if version == 2 else "")
@@ -84,22 +84,22 @@ def write_nersemble(root: Path, version: int, people=("018", "030", "101"), fram
             tint = np.array([1.0, 0.87 - 0.1 * number, 0.73])
             for serial, pose in poses.items():
                 base = blobs(pixels_of(POINTS, pose, size), size, tint)
-                pictures = [base + np.uint8(10 * k) for k in range(frames)]
-                _write_pictures(root / person, version, sequence, serial, pictures)
+                images = [base + np.uint8(10 * k) for k in range(frames)]
+                _write_images(root / person, version, sequence, serial, images)
                 for frame in range(frames):
                     name = f"{person}/{sequence}/frame_{frame:05d}/cam_{serial}.txt"
                     write_five(root.parent / "points" / name, pixels_of(FIVE_POINTS, pose, size))
     return root
 
 
-def _write_pictures(folder: Path, version: int, sequence: str, serial: str, pictures: list[np.ndarray]) -> None:
+def _write_images(folder: Path, version: int, sequence: str, serial: str, images: list[np.ndarray]) -> None:
     if version == 2:
-        write_video(folder / "sequences" / sequence / "images" / f"cam_{serial}.mp4", pictures)
+        write_video(folder / "sequences" / sequence / "images" / f"cam_{serial}.mp4", images)
         return
-    for frame, picture in enumerate(pictures):
+    for frame, image in enumerate(images):
         path = folder / "sequences" / sequence / f"frame_{frame:05d}" / "images-2x-73fps" / f"cam_{serial}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        Image.fromarray(image).save(path)
     matrix = folder / "annotations" / sequence / "color_correction" / f"{serial}.npy"
     matrix.parent.mkdir(parents=True, exist_ok=True)
     np.save(matrix, np.eye(3, 4))
@@ -137,7 +137,7 @@ def test_a_known_point_is_where_the_label_says(rigs, split_file, version, resolu
         assert view.label[[16, 20]].tolist() == pytest.approx([FOCAL, FOCAL])
         expected = project(POINTS.float(), view.label, resolution)[:, :2].numpy()
         for place in expected:
-            found = centre_of_blob(view.picture, place, radius={256: 12, 64: 5}[resolution])
+            found = centre_of_blob(view.image, place, radius={256: 12, 64: 5}[resolution])
             assert np.abs(found - place).max() < 1e-2
 
 
@@ -178,18 +178,18 @@ def _command(root: Path, split_file: Path, out: Path) -> list[str]:
 
 
 def test_without_five_points_the_error_says_how_to_get_them(rigs, split_file, tmp_path, capsys):
-    out, pictures = tmp_path / "set", tmp_path / "pictures"
+    out, images = tmp_path / "set", tmp_path / "images"
     command = _command(rigs[2], split_file, out)
     with pytest.raises(SystemExit):
         import_data.main(command)
     assert "--extract" in capsys.readouterr().err
-    assert import_data.main([*command, "--extract", str(pictures)]) == 0
-    written = sorted(pictures.rglob("*.png"))
+    assert import_data.main([*command, "--extract", str(images)]) == 0
+    written = sorted(images.rglob("*.png"))
     assert len(written) == 16 and Image.open(written[0]).size == SIZES[2]
     poses = rig_poses()
     for path in written:  # any detector: here one that knows
         write_five(path.with_suffix(".txt"), pixels_of(FIVE_POINTS, poses[path.stem[4:]], SIZES[2]))
-    assert import_data.main([*command, "--landmarks", str(pictures)]) == 0
+    assert import_data.main([*command, "--landmarks", str(images)]) == 0
     assert list(problems(out)) == []
 
 
@@ -212,13 +212,13 @@ def test_videos_give_the_frame_that_was_asked_for(rigs):
     person = nersemble.find_participants(rigs[2])[0]
     name = "EMO-1-shout+laugh"
     assert person.frames(name) == [0, 1] and person.sequences() == [name, "SEN-01-cramp_small_danger"]
-    dark, bright = (person.picture(name, frame, SERIALS[0]).astype(int) for frame in (0, 1))
+    dark, bright = (person.image(name, frame, SERIALS[0]).as_bytes().astype(int) for frame in (0, 1))
     assert np.array_equal(bright, dark + 10)
 
 
 def test_frames_of_a_longer_video(tmp_path):
-    pictures = [np.full((32, 48, 3), 20 * k, np.uint8) for k in range(10)]
-    write_video(tmp_path / "v.mp4", pictures)
+    images = [np.full((32, 48, 3), 20 * k, np.uint8) for k in range(10)]
+    write_video(tmp_path / "v.mp4", images)
     assert nersemble.frame_count(tmp_path / "v.mp4") == 10
     for index in (0, 4, 9):
         assert np.abs(nersemble.read_frame(tmp_path / "v.mp4", index).astype(int) - 20 * index).max() <= 1
@@ -261,13 +261,13 @@ def test_a_wrong_detection_is_dropped_and_a_wrong_order_refused(rigs, split_file
         source.views(source.groups()[0], 32)
 
 
-def test_colour_correction_reaches_the_pictures(rigs, split_file, tmp_path):
+def test_colour_correction_reaches_the_images(rigs, split_file, tmp_path):
     root = write_nersemble(tmp_path / "data", 1, people=("018",), frames=1)
     for path in root.rglob("color_correction/*.npy"):
         np.save(path, np.diag([0.5, 0.5, 0.5, 1.0]))
     group = (source := reader(root, split_file, groups={"train": 1})).groups()[0]
-    raw = reader(root, split_file, groups={"train": 1}, colour=False).views(group, 32)[0].picture
-    assert np.abs(source.views(group, 32)[0].picture - raw / 2.0).max() <= 0.5
+    raw = reader(root, split_file, groups={"train": 1}, colour=False).views(group, 32)[0].image
+    assert np.abs(source.views(group, 32)[0].image - raw / 2.0).max() <= 0.5
     next(root.rglob(f"{group.place['sequence']}/color_correction/{group.place['cameras'][0]}.npy")).unlink()
     with pytest.raises(SkippedGroup, match="--no-colour-correction"):
         source.views(group, 32)

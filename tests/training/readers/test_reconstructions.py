@@ -40,7 +40,7 @@ def run(root: Path, out: Path, *options: str) -> int:
 
 @pytest.mark.parametrize("form", ["transforms.json", "colmap", "colmap in sparse"])
 def test_our_export_is_imported(tmp_path, form):
-    """A folder of data sets, one person each: pictures and cameras as they were exported."""
+    """A folder of data sets, one person each: images and cameras as they were exported."""
     root, out = tmp_path / "sets", tmp_path / "out"
     labels = write_sets(root)
     for folder in root.iterdir():

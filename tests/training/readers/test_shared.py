@@ -67,20 +67,20 @@ def test_points_with_a_mistake_are_named(tmp_path):
 
 
 def test_colour_correction_of_both_versions():
-    picture = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     matrix = np.array([[0.9, 0.05, 0.0, 0.02], [0.0, 0.8, 0.1, -0.01], [0.1, 0.0, 0.7, 0.0]])
-    expected = np.stack([(picture[..., :] / 255 * matrix[:3, c]).sum(-1) + matrix[c, 3] for c in range(3)], -1)
-    assert np.abs(apply_affine(picture, matrix) / 255 - expected.clip(0, 1)).max() <= 0.5 / 255 + 1e-9
+    expected = np.stack([(image[..., :] / 255 * matrix[:3, c]).sum(-1) + matrix[c, 3] for c in range(3)], -1)
+    assert np.abs(apply_affine(image, matrix) / 255 - expected.clip(0, 1)).max() <= 0.5 / 255 + 1e-9
     seven = np.zeros((3, 7))
     seven[:, :3], seven[0, 3], seven[2, 6] = np.eye(3), 0.2, 0.01  # r + 0.2 r g, g, b + 0.01
-    linear = np.where(picture / 255 <= 0.04045, picture / 255 / 12.92, ((picture / 255 + 0.055) / 1.055) ** 2.4)
+    linear = np.where(image / 255 <= 0.04045, image / 255 / 12.92, ((image / 255 + 0.055) / 1.055) ** 2.4)
     wanted = linear + [0, 0, 0.01]
     wanted[..., 0] += 0.2 * linear[..., 0] * linear[..., 1]
     wanted = np.where(wanted <= 0.0031308, wanted * 12.92, 1.055 * wanted.clip(0, 1) ** (1 / 2.4) - 0.055)
-    assert np.abs(apply_polynomial(picture, seven) / 255 - wanted).max() <= 0.5 / 255 + 1e-9
-    assert np.array_equal(apply_polynomial(picture, np.eye(3)), picture)
+    assert np.abs(apply_polynomial(image, seven) / 255 - wanted).max() <= 0.5 / 255 + 1e-9
+    assert np.array_equal(apply_polynomial(image, np.eye(3)), image)
     with pytest.raises(DataError, match="T one of"):
-        apply_polynomial(picture, np.zeros((3, 6)))
+        apply_polynomial(image, np.zeros((3, 6)))
 
 
 def test_people_keep_their_split_by_name():
