@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from ..networks import NETWORKS, AutoencoderConfig, NetworkSpec, UNetConfig
 from ..networks.registry import VIEW_MODULES
@@ -38,21 +39,21 @@ class Component:
 
     title: str
     prefix: str
-    spec: NetworkSpec | None = None  # None: the text encoder and the noise schedule
-
-    @property
-    def required(self) -> bool:
-        """The method's own networks have to be there; each of the rest may be absent as a whole."""
-        return self in METHOD
 
     def owns(self, key: str) -> bool:
-        if self.spec is not None:
-            return self.spec.owns(key)
         return key.startswith(self.prefix) if self.prefix else key in SCHEDULE_BUFFERS
 
 
-def _network(kind: str) -> Component:
-    return Component(NETWORKS[kind].title, NETWORKS[kind].prefix, NETWORKS[kind])
+@dataclass(frozen=True)
+class NetworkComponent(Component):
+    spec: NetworkSpec
+
+    def owns(self, key: str) -> bool:
+        return self.spec.owns(key)
+
+
+def _network(kind: str) -> NetworkComponent:
+    return NetworkComponent(NETWORKS[kind].title, NETWORKS[kind].prefix, NETWORKS[kind])
 
 
 REFERENCE, CONTROL, VIEWS = map(_network, ("reference_encoder", "view_controlnet", "view_consistency"))
@@ -60,8 +61,8 @@ UNET, VAE = map(_network, ("unet", "autoencoder"))
 TEXT = Component("text encoder", text_encoder.PREFIX)
 SCHEDULE = Component("schedule buffers", "")
 
-METHOD = (REFERENCE, CONTROL, VIEWS)
-BASE = (UNET, VAE, TEXT)
+METHOD = (REFERENCE, CONTROL, VIEWS)  # have to be there
+BASE = (UNET, VAE, TEXT)  # each may be absent as a whole
 COMPONENTS = (*METHOD, *BASE, SCHEDULE)
 UNUSED = REFERENCE.prefix + REFERENCE.spec.unused
 
@@ -121,7 +122,7 @@ def inspect(shapes: Shapes, path: object, drop_surplus: bool = False, contents: 
     return inspection
 
 
-def _another_file(shapes: Shapes, lacking: list[Component], path: object, contents: str) -> str:
+def _another_file(shapes: Shapes, lacking: list[NetworkComponent], path: object, contents: str) -> str:
     needed = "the authors' checkpoint (model_state-540000-001.th) holds the base model and three networks beside it"
     found = known_format(shapes)
     if found and len(lacking) > 1:
@@ -137,7 +138,7 @@ def _without_prefix(shapes: Shapes, component: Component) -> dict[str, tuple[int
 
 def _unet_config(shapes: Shapes, path: object) -> UNetConfig:
     """Sizes from the tensors that show them; what the networks share is that of the view ControlNet."""
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Any] = {}
     for component in (UNET, VIEWS, REFERENCE, CONTROL):
         sizes |= unet_sizes(_without_prefix(shapes, component))
     try:
@@ -155,7 +156,10 @@ def official_shapes(
     bare = {component: component.spec.shapes(sizes) for component, sizes in configs.items()}
     unused = REFERENCE.spec.unused
     bare[REFERENCE] |= {name: shape for name, shape in bare[CONTROL].items() if name.startswith(unused)}
-    expected = {c: {c.prefix + name: shape for name, shape in shapes.items()} for c, shapes in bare.items()}
+    expected: dict[Component, dict[str, tuple[int, ...]]] = {
+        component: {component.prefix + name: shape for name, shape in shapes.items()}
+        for component, shapes in bare.items()
+    }
     expected[TEXT] = text.shapes()
     expected[SCHEDULE] = dict.fromkeys(SCHEDULE_BUFFERS, (NUM_TIMESTEPS,))
     return {component: expected[component] for component in COMPONENTS}
@@ -180,7 +184,7 @@ def _check(inspection: Inspection, shapes: Shapes, path: object, drop_surplus: b
     problems = []
     for component, part in inspection.parts.items():
         missing = [name for name in part.missing if not name.startswith(UNUSED)]
-        if missing and (component.required or (part.present and component is not SCHEDULE)):
+        if missing and (component in METHOD or (part.present and component is not SCHEDULE)):
             problems.append(f"{len(missing)} keys of the {component.title} are missing: {listed(missing)}")
         if part.misshapen:
             described = [f"{n} {list(shapes[n])} instead of {list(part.expected[n])}" for n in part.misshapen]

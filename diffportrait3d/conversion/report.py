@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from .layout import BASE, CONTROL, KNOWN_SURPLUS, METHOD, REFERENCE, SCHEDULE, ComponentKeys, is_known_surplus
+from .layout import (
+    BASE,
+    CONTROL,
+    KNOWN_SURPLUS,
+    METHOD,
+    REFERENCE,
+    SCHEDULE,
+    Component,
+    ComponentKeys,
+    is_known_surplus,
+)
 from .split import BASE_FILE, Comparison, Conversion
 
 COLUMNS = ("network", "tensors", "values (M)", "missing", "surplus", "dtype", "result")
@@ -14,7 +24,7 @@ NUMBERS = COLUMNS[1:5]
 
 def table(conversion: Conversion) -> str:
     """One line per component and the total, as aligned text."""
-    rows = [COLUMNS]
+    rows: list[tuple[str, ...]] = [COLUMNS]
     parts = conversion.inspection.parts
     for component, part in parts.items():
         values = f"{_millions(conversion, part.present):.3f}"
@@ -81,7 +91,8 @@ def _result(conversion: Conversion, part: ComponentKeys) -> str:
         return "not in the checkpoint"
     if component is SCHEDULE:
         return "SD1.5's; not written"
-    name = component.spec.file_name if component in METHOD else BASE_FILE
+    files: dict[Component, str] = {network: network.spec.file_name for network in METHOD}
+    name = files.get(component, BASE_FILE)
     output = next((output for output in conversion.outputs if output.path.name == name), None)
     if output is None:
         return "equals --base; not written"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 from .config import AutoencoderConfig
 
@@ -23,7 +24,7 @@ _UNET_SIZES = (
 )
 
 
-def unet_sizes(shapes: Shapes) -> dict[str, int]:
+def unet_sizes(shapes: Shapes) -> dict[str, Any]:
     """Settings of `UNetConfig` as far as tensors show them. The number of attention heads leaves no trace in shapes."""
     return {
         setting: shapes[key][dimension]

@@ -38,7 +38,7 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 SAMPLES, SAMPLE_BYTES, END_BYTES = 256, 2**16, 2**20
 
 
-def _stand_ins() -> list[type]:
+def _stand_ins() -> list[Any]:
     """Classes of these names that take whatever the pickle gives them."""
     takes_all = dict.fromkeys(("__init__", "__setstate__"), lambda self, *args, **kwargs: None)
     split = (name.rsplit(".", 1) for name in HARMLESS_GLOBALS)
@@ -135,7 +135,7 @@ class SafetensorsCheckpoint(Checkpoint):
         except (SafetensorError, OSError) as error:
             raise _damaged(self.path, error) from error
         self.metadata = self._handle.metadata() or {}
-        dtypes = {name: DTYPES.get(s.get_dtype(), s.get_dtype()) for name, s in slices.items()}
+        dtypes: dict[str, Any] = {name: DTYPES.get(s.get_dtype(), s.get_dtype()) for name, s in slices.items()}
         return {name: TensorInfo(tuple(s.get_shape()), dtypes[name]) for name, s in slices.items()}
 
     def _tensor(self, stored_name: str) -> Tensor:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -67,7 +67,7 @@ def save_network(
         raise ValueError(f"Unknown network kind {kind!r}; the kinds are {', '.join(NETWORKS)}.")
     path = Path(path)
     tensors = {k: _stored(v, dtype) for k, v in module.state_dict().items()}
-    header = network_metadata(kind, module.config.to_dict(), metadata)
+    header = network_metadata(kind, cast(Any, module).config.to_dict(), metadata)
     shards = list(_shards(tensors, max_shard_bytes))
     names = [path] if len(shards) == 1 else [_shard_path(path, i, len(shards)) for i in range(1, len(shards) + 1)]
     write_together({name: tensors_writer(shard, header) for name, shard in zip(names, shards, strict=True)})

@@ -89,4 +89,4 @@ def _header(entries: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> b
 def _bytes(tensor: Tensor, name: str, info: TensorInfo) -> memoryview:
     if (tuple(tensor.shape), tensor.dtype) != info:
         raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}; announced were {info.dtype} {info.shape}.")
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

@@ -28,7 +28,7 @@ def load_foreign(checkpoint: Checkpoint, kind: str) -> nn.Module:
     if kind == "view_consistency":
         return _from_motion_modules(checkpoint)
     module = network_of(checkpoint.shapes, kind, checkpoint.path)
-    prefix = _prefix(checkpoint.shapes, kind)
+    prefix = _prefix(checkpoint.shapes, kind) or ""
     copy_tensors(module, checkpoint, {name: prefix + name for name in module.state_dict()})
     return module
 
@@ -56,7 +56,8 @@ def network_of(shapes: Shapes, kind: str, path: object) -> nn.Module:
         raise CheckpointError(f"{path} lacks tensors that show the width of its {spec.title}: it is not SD1.5's.")
     if sizes["in_channels"] != UNetConfig.in_channels:
         raise CheckpointError(f"{path} takes {sizes['in_channels']} channels (inpainting?); SD1.5's UNet takes 4.")
-    return spec.module(UNetConfig(**sizes | {"out_channels": UNetConfig.out_channels}))
+    sizes["out_channels"] = UNetConfig.out_channels
+    return spec.module(UNetConfig(**sizes))
 
 
 def _prefix(shapes: Shapes, kind: str) -> str | None:
