@@ -37,7 +37,8 @@ from diffportrait3d.networks.sizes import SD15_AUTOENCODER
 from diffportrait3d.weights.files import load_network, save_network
 from diffportrait3d.weights.identify import OFFICIAL
 from diffportrait3d.weights.text_encoder import TextEncoderSizes
-from evaluation.goldens.data import deterministic_tensor
+
+from .goldens.data import deterministic_tensor
 
 CHECKPOINT = "rehearsal.th"
 STAGES = ("build", "convert", "host", "host-passes", "core-passes")
@@ -155,9 +156,9 @@ def host_passes(folder: Path, config: UNetConfig) -> None:
     """Stores what ComfyUI gives for `random_inputs` with the converted files: both passes and all residuals.
 
     At full size the base model and the ControlNet come from the host's own loaders; the hint is what View ControlNet
-    makes of pictures.
+    makes of images.
     """
-    from evaluation.goldens.host import SINGLE_PASSES, HostPath
+    from .goldens.host import SINGLE_PASSES, HostPath
 
     host, pack = boot_with_files(folder, config)
     registered, converted = host.nodes.NODE_CLASS_MAPPINGS, folder / "converted"
@@ -242,12 +243,12 @@ def workflow(full_size: bool) -> dict:
         vae, prompt = ["base", 1], ["base", 2]
     arc = {"kind": "arc", "yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": 0.0, "pitch_max": 0.0, "roll": 0.0}
     whole = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
-    pictures = {"cameras": ["cameras", 0], "resolution": PIXELS}
+    rendered = {"cameras": ["cameras", 0], "resolution": PIXELS}
     schedule = {"preset": "custom", "steps": 1, "eta": 0.5, "start": "t=999"}
     return base | {
         "cameras": node("DP3D_CameraTrajectory", **arc, views=VIEWS, radius=2.7, fov=13.37),
-        "conditions": node("DP3D_RenderCameraConditions", **pictures, subject=0),
-        "proxies": node("DP3D_RenderCameraConditions", **pictures, subject=1),
+        "conditions": node("DP3D_RenderCameraConditions", **rendered, subject=0),
+        "proxies": node("DP3D_RenderCameraConditions", **rendered, subject=1),
         "portrait": node("ImageFromBatch", image=["proxies", 0], batch_index=VIEWS // 2, length=1),
         "encoder": node("DP3D_LoadReferenceEncoder", name="reference_encoder.safetensors"),
         "reference": node(
@@ -261,7 +262,7 @@ def workflow(full_size: bool) -> dict:
             **whole,
         ),
         "consistency": node("DP3D_LoadViewConsistency", name="view_consistency.safetensors"),
-        "noise": node("DP3D_3DAwareNoise", vae=vae, **pictures, proxies=["proxies", 0], seed=42),
+        "noise": node("DP3D_3DAwareNoise", vae=vae, **rendered, proxies=["proxies", 0], seed=42),
         "sampler": node(
             "DP3D_ViewConsistencySampler",
             **{"model": ["reference", 0], "positive": ["control", 0], "view_consistency": ["consistency", 0]},
