@@ -57,10 +57,10 @@ def write_views(root: Path, views: Views) -> None:
     kinds = {"generated": views.generated, "truth": views.truth, "mask": views.mask}
 
     def fill(folder: Path) -> None:
-        save_image(folder / "reference.png", views.reference[0])
+        save_image(folder / "reference.png", views.reference[0], durable=False)
         for kind, images in kinds.items():
             for k, image in enumerate(() if images is None else images):
-                save_image(folder / f"{k:02d}_{kind}.png", image.expand(3, -1, -1))
+                save_image(folder / f"{k:02d}_{kind}.png", image.expand(3, -1, -1), durable=False)
 
     write_folder(root / views.id, fill)
 

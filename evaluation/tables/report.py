@@ -6,11 +6,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffportrait3d.files import write_atomically, write_text
-from diffportrait3d.images import as_pixels, sheet
+from diffportrait3d.images import as_pixels, save_image, sheet
 from training.dataset.images import DataError
 
 from .bootstrap import Interval
@@ -80,7 +81,7 @@ def publish(path: Path, command: str, text: str) -> None:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    write_atomically(path, lambda file: image.save(file, format="PNG"))
+    save_image(path, np.asarray(image))
 
 
 def save_webp(source: Path, path: Path) -> None:
