@@ -66,7 +66,7 @@ class Orbit:
     def sampling(self, latents: Tensor, conditions: Tensor, steps: int, grouped: bool = False) -> Callable[[], Tensor]:
         """A function that samples all views [V, 4, h, w], in our windows or in separate groups of the same size."""
         reference, consistency = self.patches.reference, self.patches.view_consistency
-        images = self.patches.reference_inputs.ReferenceImages(self.vae, self.portrait)
+        images = self.patches.reference_inputs.image_references(self.vae, self.portrait)[0]
         model = reference.apply_reference_attention(self.model, self.encoder, images)
         model = consistency.apply_view_consistency(model, self.module, closed_orbit=True)
         if grouped:
@@ -89,7 +89,7 @@ class Orbit:
         sigmas = sampling.ddim_sigmas(model.get_model_object("model_sampling"), steps)
 
         def run() -> Tensor:
-            noise, sampler = sampling.ViewNoise(0), sampling.DDIMSampler(0.5)
+            noise, sampler = self.patches.noise.ViewNoise(0), sampling.DDIMSampler(0.5)
             return sampling.sample_views(model, positive, text, noise, {"samples": latents}, sampler, sigmas, 3.0)[
                 "samples"
             ]

@@ -89,6 +89,7 @@ class Bench:
     def __init__(self, host, pack):
         path = host_path(pack, host.comfy, NARROW_CONFIG)
         self.nodes, self.model, self.sampling = host.nodes.NODE_CLASS_MAPPINGS, path.model, pack.patches.sampling
+        self.noises = pack.patches.noise
         self.prompt = [[torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(4)), {}]]
         generator = torch.Generator().manual_seed(9)
         self.latent = {"samples": torch.randn(VIEWS, 4, SIDE, SIDE, generator=generator) / LATENT_SCALE}
@@ -114,7 +115,7 @@ class Bench:
                     model,
                     self.prompt,
                     latent,
-                    self.sampling.ViewNoise(SEED),
+                    self.noises.ViewNoise(SEED),
                     1.0,
                     preset,
                     steps,
@@ -171,7 +172,7 @@ class Bench:
                 .args[0]
             )
         guider = self.nodes["CFGGuider"].execute(model, self.prompt, self.prompt, 1.0).args[0]
-        drawn = self.sampling.ViewNoise(SEED) if noise else self.nodes["DisableNoise"].execute().args[0]
+        drawn = self.noises.ViewNoise(SEED) if noise else self.nodes["DisableNoise"].execute().args[0]
         return self.nodes[node].execute(drawn, guider, chosen, sigmas, latent).args[0]
 
     def parts(self, first: Sampler, second: Sampler, start: str = "t=999") -> Tensor:
@@ -183,7 +184,7 @@ class Bench:
         """The start noise of a row [V, 4, h, w]."""
         if sampler.node in ("SamplerCustom", "KSamplerAdvanced"):
             return self.nodes["RandomNoise"].execute(SEED).args[0].generate_noise(self.latent)
-        return self.sampling.ViewNoise(SEED).generate_noise(self.latent)
+        return self.noises.ViewNoise(SEED).generate_noise(self.latent)
 
 
 def whole(bench: Bench, sampler: Sampler) -> float | str:
@@ -214,7 +215,7 @@ def by_core(bench: Bench, sampler: Sampler) -> tuple[Tensor, Tensor]:
     if sampler.eta is None:
         end = dpmpp_2m_sample(eps, start, schedule, callback=record)
     else:
-        fresh = bench.sampling.per_view_step_noise(SEED)
+        fresh = bench.noises.step_noise_of([bench.noises.View(SEED, view) for view in range(VIEWS)])
         end = ddim_sample(eps, start, schedule, STEPS, sampler.eta, fresh, record)
     return end, predictions[-1]
 

@@ -1,4 +1,4 @@
-"""The analytic head inside the host: as condition pictures, and against the portrait, to find its camera by eye."""
+"""The analytic head inside the host: as condition images, and against the portrait, to find its camera by eye."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOV = round(fov_from_focal(FOCAL), 2)  # 13.37 degrees in EG3D
 
 
 def render_conditions(labels: Tensor, resolution: int, subject: int) -> Tensor:
-    """IMAGE [V, resolution, resolution, 3] of invented person `subject` from cameras [V, 25]: the pictures of
+    """IMAGE [V, resolution, resolution, 3] of invented person `subject` from cameras [V, 25]: the images of
     `heads.render_camera_images`, with the host's progress bar and its chance to interrupt."""
     scene, progress, images = portrait_scene(subject), comfy.utils.ProgressBar(len(labels)), []
     for label in labels:
@@ -40,17 +40,17 @@ def reference_camera(yaw: float, pitch: float, roll: float, distance: float, fov
 
 
 def compare_with_head(portrait: Tensor, label: Tensor, layout: str, opacity: float, size: int) -> Tensor:
-    """A picture IMAGE [1, size, W, 3] of the portrait and the analytic head at camera `label` [25].
+    """IMAGE [1, size, W, 3] of the portrait and the analytic head at camera `label` [25].
 
     layout: "blended" lays the head over the portrait (`opacity` 0..1 of the head, none of its background); "side by
-    side" puts the portrait left of the head; "all three" puts the blended picture between them.
+    side" puts the portrait left of the head; "all three" puts the blended image between them.
 
     Raises:
-        ValueError: the portrait is not one finite picture, or an unknown layout.
+        ValueError: the portrait is not one finite image, or an unknown layout.
     """
     check_images(portrait, "Reference View", "portrait")
     if len(portrait) != 1:
-        raise ValueError(f"Reference View takes one portrait, got {len(portrait)} pictures; choose one of them.")
+        raise ValueError(f"Reference View takes one portrait, got {len(portrait)} images; choose one of them.")
     if layout not in LAYOUTS:
         raise ValueError(f"Reference View shows {', '.join(LAYOUTS)}, not {layout!r}.")
     photo = resize_images(portrait[..., :3].cpu(), size, size)  # [1, S, S, 3]

@@ -50,7 +50,7 @@ def angle_captions(labels: Tensor) -> list[str]:
 
 def _caption(text: str, width: int) -> Tensor:
     """Black on white [CAPTION_HEIGHT, width, 3]."""
-    picture = Image.new("RGB", (width, CAPTION_HEIGHT), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, CAPTION_HEIGHT), "white")
+    draw = ImageDraw.Draw(image)
     draw.text((width / 2, CAPTION_HEIGHT / 2), text, "black", ImageFont.load_default(12), anchor="mm")
-    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)

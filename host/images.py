@@ -53,9 +53,9 @@ def _as_pixels(values: Tensor, where: str) -> Tensor:
 
 
 def check_images(images: Tensor, node: str, name: str = "images") -> None:
-    """Raises ValueError for a batch without pictures, and for NaN or infinity."""
+    """Raises ValueError for an empty batch, and for NaN or infinity."""
     if images.shape[0] == 0:
-        raise ValueError(f"{node}: {name} is an empty batch; connect at least one picture.")
+        raise ValueError(f"{node}: {name} is an empty batch; connect at least one image.")
     if not torch.isfinite(images).all():
         raise ValueError(f"{node}: {name} contains NaN or infinity; check the node it comes from.")
 

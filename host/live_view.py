@@ -1,4 +1,4 @@
-"""The picture of Reference View while its numbers are being changed, before anything is queued.
+"""The image of Reference View while its numbers are being changed, before anything is queued.
 
 `web/reference_view.js` posts the node's values to `PATH` and shows the answer on the node.
 """
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .drawn_head import compare_with_head, reference_camera
 from .model_files import miniature_portrait
-from .user_files import load_picture, user_path
+from .user_files import load_image, user_path
 
 PATH = "/diffportrait3d/reference_view"
-LARGEST = 1024  # pixels
+MAX_SIDE = 1024  # pixels
 
 
 def register_routes() -> None:
@@ -31,21 +31,21 @@ def register_routes() -> None:
 
 async def answer(request: web.Request) -> web.Response:
     """A PNG for the node's values as JSON, with `portrait`, the name Load Image has, or `miniature`, the folder Load
-    Miniature has (both null: a grey picture); what is wrong with them as {"error": ...} otherwise."""
+    Miniature has (both null: a grey image); what is wrong with them as {"error": ...} otherwise."""
     try:
-        picture = await asyncio.to_thread(_picture, await request.json())
+        png = await asyncio.to_thread(_draw, await request.json())
     except (ValueError, TypeError, KeyError) as error:
         return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
-    return web.Response(body=picture, content_type="image/png")
+    return web.Response(body=png, content_type="image/png")
 
 
-def _picture(values: dict) -> bytes:
+def _draw(values: dict) -> bytes:
     size = int(values["resolution"])
-    if not 1 <= size <= LARGEST:
-        raise ValueError(f"resolution must lie between 1 and {LARGEST}, got {size}")
+    if not 1 <= size <= MAX_SIDE:
+        raise ValueError(f"resolution must lie between 1 and {MAX_SIDE}, got {size}")
     name, miniature = values["portrait"], values.get("miniature")
     path = user_path(name) if name else miniature_portrait(miniature) if miniature else None
-    portrait = torch.full((1, size, size, 3), 0.5) if path is None else load_picture(path)
+    portrait = torch.full((1, size, size, 3), 0.5) if path is None else load_image(path)
     label = reference_camera(*(float(values[name]) for name in ("yaw", "pitch", "roll", "distance", "fov")))
     return _png(compare_with_head(portrait, label, values["picture"], float(values["opacity"]), size))
 

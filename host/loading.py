@@ -25,21 +25,23 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from ..diffportrait3d.networks import AutoencoderConfig, CrossViewAttention, UNetConfig, title_of
 from ..diffportrait3d.weights.files import CheckpointError, load_network, read_metadata, read_tensors
 
-# Hosts without dynamic VRAM have one patcher class only.
-Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-
-SD15_SIDE = 512  # pixels; what SD1.5's own files, which do not say, were trained at
+SD15_SIDE = 512  # pixels; for files without an image size, such as SD1.5's own
 
 
 @dataclass
 class HostNetwork:
-    """One of our networks inside the host: its patcher (weights, devices) and what its file says about it."""
+    """One of our networks inside the host: its patcher (weights, devices) and the metadata of its file."""
 
     kind: str
     patcher: Any
     config: Any
     metadata: dict[str, Any]
     path: Path
+
+    @property
+    def name(self) -> str:
+        """What an error calls it."""
+        return str(self.path) if self.path.name else f"The {title_of(self.kind)}"
 
 
 def read_network(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -55,19 +57,18 @@ def read_network(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[s
             "choose another file or the loader made for it."
         )
     if "format" not in metadata:
-        logging.info("%s says nothing about itself; by its keys it is the %s of the release", path, title_of(kind))
+        logging.info("%s has no metadata; by its keys it is the official %s", path, title_of(kind))
     return read_tensors(path), metadata
 
 
-def remember_side(module: nn.Module, metadata: dict[str, Any]) -> None:
-    """Keeps what a network's file says of the images it was trained on, for `trained_side`. It lies on the module,
-    because the host copies the objects around it."""
+def set_trained_side(module: nn.Module, metadata: dict[str, Any]) -> None:
+    """Keeps the image size in a network's file for `trained_side`: on the module, as the host copies what holds it."""
     if "image_size" in metadata:
         module.trained_side = int(metadata["image_size"])
 
 
 def trained_side(network) -> int:
-    """Side in pixels of the images that a VAE or CONTROL_NET was trained on; SD1.5's if its file does not say."""
+    """Side in pixels of the images that a VAE or CONTROL_NET was trained on; SD1.5's if its file has no size."""
     for name in ("first_stage_model", "control_model"):
         side = getattr(getattr(network, name, None), "trained_side", None)
         if side is not None:
@@ -168,14 +169,14 @@ def load_vae(path: Path | str):
     )
     _check_keys(set(vae.first_stage_model.state_dict()), set(tensors), path)
     set_norm_groups(vae.first_stage_model, config.norm_groups)
-    remember_side(vae.first_stage_model, metadata)
+    set_trained_side(vae.first_stage_model, metadata)
     if config.patch_size > 1:
-        _see_patches(vae.first_stage_model, config.patch_size)
+        _use_pixel_patches(vae.first_stage_model, config.patch_size)
     return vae
 
 
-def _see_patches(autoencoder, size: int) -> None:
-    """Lets this one autoencoder of the host see `size` x `size` pixels as channels, as the miniature's does."""
+def _use_pixel_patches(autoencoder, size: int) -> None:
+    """Gives this one autoencoder of the host `size` x `size` pixels as channels, as the miniature's has them."""
     encode, decode = autoencoder.encode, autoencoder.decode
     autoencoder.encode = lambda images, *args, **kwargs: encode(pixel_unshuffle(images, size), *args, **kwargs)
     autoencoder.decode = lambda latents, *args, **kwargs: pixel_shuffle(decode(latents, *args, **kwargs), size)
@@ -220,21 +221,6 @@ def build_control_model(tensors: dict[str, Tensor], config: UNetConfig) -> nn.Mo
     return module.eval().requires_grad_(False)
 
 
-def check_control_heads(module: nn.Module) -> None:
-    """Raises ValueError if the host's ControlNet loader has guessed the attention heads of a control model.
-
-    It knows the 8 heads of SD1.5's own widths. To any other network it gives heads of 64 channels, which is right for
-    SD2 and SDXL; one of the SD1.5 kind would run and give wrong residuals.
-    """
-    if getattr(module, "num_heads", -1) == -1:
-        width = getattr(module, "model_channels", None)
-        described = type(module).__name__ if width is None else f"ControlNet of {width} channels"
-        raise ValueError(
-            f"View ControlNet got a {described} with attention heads as in SD2 and SDXL: the host's loader knows those "
-            "of SD1.5 at its full width only; load a view ControlNet with Load View ControlNet."
-        )
-
-
 def load_reference_encoder(path: Path | str) -> HostNetwork:
     tensors, metadata = read_network(path, "reference_encoder")
     return build_reference_encoder(tensors, UNetConfig.from_dict(metadata["config"]), metadata, path)
@@ -245,9 +231,9 @@ def load_view_consistency(path: Path | str) -> HostNetwork:
     return build_view_consistency(tensors, UNetConfig.from_dict(metadata["config"]), metadata, path)
 
 
-class WholePatcher(comfy.model_patcher.ModelPatcher):
-    """For a network of torch's own layers: of those the host can neither cast nor leave out single ones, and would
-    leave some where they are if it were short of memory."""
+class FullLoadPatcher(comfy.model_patcher.ModelPatcher):
+    """Loads all of a network of torch's own layers: the host would leave single layers on the CPU when short of
+    memory, and can move and cast only layers of its own classes at run time."""
 
     def load(self, *args, **kwargs) -> None:
         super().load(*args, **{**kwargs, "full_load": True})
@@ -256,71 +242,8 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
 def load_novel_view(path: Path | str) -> HostNetwork:
     """S, in float32 (it is small and its rays want the precision)."""
     module, metadata = load_network(path, expect="novel_view")
-    patcher = WholePatcher(module, model_management.get_torch_device(), model_management.unet_offload_device())
+    patcher = FullLoadPatcher(module, model_management.get_torch_device(), model_management.unet_offload_device())
     return HostNetwork("novel_view", patcher, getattr(module, "config", None), metadata, Path(path))
-
-
-def check_same_width(model, network: HostNetwork) -> None:
-    """Raises ValueError, naming the numbers, unless `network` was made for a UNet of `model`'s width."""
-    _check_widths(model.model, host_unet_settings(network.config), _name(network))
-
-
-def check_control_width(model, module: nn.Module) -> None:
-    """Raises ValueError unless the residuals of control model `module` fit the UNet of BaseModel `model`.
-
-    The host logs a residual of another shape and goes on without it.
-    """
-    text = next(layer for name, layer in module.named_modules() if name.endswith("attn2.to_k"))
-    needs = {
-        "model_channels": module.model_channels,
-        "channel_mult": module.channel_mult,
-        "context_dim": text.in_features,
-    }
-    _check_widths(model, needs, "The view ControlNet")
-
-
-def _check_widths(model, needs: dict[str, Any], name: str) -> None:
-    """The check itself, between BaseModel `model` and the settings that the network called `name` needs."""
-    has, needs = _widths(model.model_config.unet_config), _widths(needs)
-    if has["model_channels"] is None:
-        raise ValueError(
-            f"{type(model).__name__} is not of the SD1.5 family, but {name} works on an SD1.5 UNet; "
-            "connect an SD1.5 checkpoint or Load Miniature."
-        )
-    differing = [key for key in needs if has[key] != needs[key]]
-    if differing:
-        raise ValueError(
-            f"{name} fits a UNet with {_listed(needs, differing)}, but this MODEL has "
-            f"{_listed(has, differing)}; load the MODEL and the networks of one set together."
-        )
-
-
-def check_vae(vae, node: str) -> None:
-    """Raises ValueError unless `vae` makes latents of the SD1.5 family: pictures of 4 channels."""
-    if vae is None or vae.first_stage_model is None:
-        raise ValueError(f"{node} got no VAE: the checkpoint holds none; take one from Load VAE.")
-    if (vae.latent_channels, vae.latent_dim) != (4, 2):
-        raise ValueError(
-            f"{node} got a VAE with latents of {vae.latent_channels} channels in {vae.latent_dim} dimensions, SD1.5's "
-            "have 4 in 2; connect the VAE of the base model."
-        )
-
-
-def _widths(settings: dict[str, Any]) -> dict[str, Any]:
-    mult = settings.get("channel_mult")
-    return {
-        "model_channels": settings.get("model_channels"),
-        "context_dim": settings.get("context_dim"),
-        "channel_mult": None if mult is None else list(mult),
-    }
-
-
-def _listed(widths: dict[str, Any], names: list[str]) -> str:
-    return ", ".join(f"{name} {widths[name]}" for name in names)
-
-
-def _name(network: HostNetwork) -> str:
-    return str(network.path) if network.path.name else f"The {title_of(network.kind)}"
 
 
 def _host_network(kind, module, tensors, config, metadata, path) -> HostNetwork:
@@ -336,17 +259,15 @@ def _weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
 
 
 def _patcher(module: nn.Module, disable_dynamic: bool = False):
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else Patcher
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     return kind(
-        module,
-        load_device=model_management.get_torch_device(),
-        offload_device=model_management.unet_offload_device(),
+        module, load_device=model_management.get_torch_device(), offload_device=model_management.unet_offload_device()
     )
 
 
 def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], patcher) -> None:
     """load_state_dict that names the first keys in the way; assigns instead of copying where the host wants that."""
-    assign = patcher is not None and getattr(patcher, "is_dynamic", lambda: False)()
+    assign = patcher is not None and patcher.is_dynamic()
     try:
         module.load_state_dict(tensors, strict=True, assign=assign)
     except RuntimeError as error:

@@ -14,7 +14,7 @@ PLAIN = 0.1  # how far from black or white a part of a mask is on average, to co
 
 
 def white_where_read(masks: Tensor, images: Tensor, white: str) -> tuple[Tensor, list[int]]:
-    """The masks with white where tokens are read, and the numbers (from 1) of those that were found to be turned round.
+    """The masks with white where tokens are read, and the numbers (from 1) of those found to be inverted.
 
     Args:
         masks: [1 or R, H, W] in [0, 1]. images: the portraits [R, H, W, C]; of four channels, the last is alpha.
@@ -35,8 +35,8 @@ def white_where_read(masks: Tensor, images: Tensor, white: str) -> tuple[Tensor,
 def shows_background(mask: Tensor, alpha: Tensor | None = None) -> bool:
     """Whether a mask [H, W] of a portrait is white on the background.
 
-    A portrait's alpha [h, w] decides if the mask is it, or the rest of it. Otherwise: portraits stand in the middle, so
-    a mask that is black there and white in both upper corners shows what is behind them.
+    A portrait's alpha [h, w] decides if the mask is it, or the rest of it. Otherwise: a person is in the middle, so
+    a mask that is black there and white in both upper corners shows the background.
     """
     height, width = mask.shape
     if alpha is not None and alpha.shape == mask.shape and alpha.amin() < 1.0:

@@ -2,36 +2,99 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
 import torch
 from torch import Tensor
 
+from ..diffportrait3d.cameras.export import export_views
 from ..diffportrait3d.cameras.files import LABEL_SUFFIXES
 from ..diffportrait3d.files import files_with, folders_below, natural_key
 from ..diffportrait3d.images import NoteLog, read_image
-from .images import resize_images
+from ..diffportrait3d.synthetic_heads.points import head_points
+from .images import check_images, check_one_camera_each, resize_images
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-OUTPUT = " [output]"  # the host's mark for names that lie below its output folder
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+OUTPUT = " [output]"  # the host's mark for names below its output folder
 _LISTED_LABELS = (".json", ".npy")
+FEWEST_POINTS = 4  # a splat takes its size from so many neighbours
 
 
-def picture_folders() -> list[str]:
-    """Folders with pictures in them, below the host's input folder and (marked) its output folder."""
-    return _names(lambda folder, files: [folder] if _any_with(files, PICTURE_SUFFIXES) else [])
+class UserFiles:
+    """Files or folders of one kind below the host's input folder and (marked) its output folder, as a node lists them.
+
+    Args:
+        what: one of them, for errors.
+        choose: (folder relative to the root, names of its files) -> the names to list.
+    """
+
+    def __init__(self, what: str, choose: Callable[[str, list[str]], list[str]]):
+        self.what, self.choose = what, choose
+
+    def names(self) -> list[str]:
+        """All of them, in natural order, those of the input folder first."""
+        names = []
+        for root, mark in ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), OUTPUT)):
+            found = []
+            for folder, files in folders_below(root, enter=lambda name: name[0] != "."):
+                found += self.choose(folder, files)
+            names += [name + mark for name in sorted(filter(None, found), key=natural_key)]
+        return names
+
+    def check(self, name: str | None) -> bool | str:
+        """For a node's `validate_inputs`: True, or one sentence for a name that is not listed. None, a name that
+        comes by a link, passes: `check_inputs` asks again when the node runs."""
+        if name is None or self._lists(name):
+            return True
+        names = self.names()
+        found = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"
+        return (
+            f"there is no {self.what} {name!r} (found: {found}); put it below {folder_paths.get_input_directory()} and "
+            "press R"
+        )
+
+    def fingerprint(self, name: str | None) -> str:
+        """Changes when the file, or any file in the folder, does. None, a name that comes by a link and is not known
+        yet, means all names."""
+        paths = map(listed_path, self.names() if name is None else [name])
+        parts = [sorted(path.iterdir()) if path.is_dir() else [path] for path in paths]
+        files = [file for part in parts for file in part if file.is_file()]
+        return "|".join(f"{file}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)
+
+    def _lists(self, name: str) -> bool:
+        """Whether `name` is among `names`; looks into its own folder only."""
+        output, below = name.endswith(OUTPUT), name.removesuffix(OUTPUT)
+        if any(not part or part[0] == "." or Path(part).name != part for part in below.split("/")):
+            return False
+        path = Path(folder_paths.get_output_directory() if output else folder_paths.get_input_directory(), below)
+        folder, inside = (below, path) if path.is_dir() else (below.rpartition("/")[0], path.parent)
+        try:
+            files = [file.name for file in inside.iterdir() if file.is_file()]
+        except OSError:
+            return False
+        return below in self.choose(folder, files)
 
 
-def label_sources() -> list[str]:
-    """Camera files, and folders with one file per view, below the host's input and (marked) output folder."""
+def _with_images(folder: str, files: list[str]) -> list[str]:
+    return [folder] if _any_with(files, IMAGE_SUFFIXES) else []
 
-    def sources(folder: str, files: list[str]) -> list[str]:
-        single = [f"{folder}/{file}" if folder else file for file in files if _any_with([file], _LISTED_LABELS)]
-        return single + ([folder] if sum(_any_with([file], LABEL_SUFFIXES) for file in files) > 1 else [])
 
-    return _names(sources)
+def _with_labels(folder: str, files: list[str]) -> list[str]:
+    """Single files, and the folder where it has one file per view."""
+    single = [f"{folder}/{file}" if folder else file for file in files if _any_with([file], _LISTED_LABELS)]
+    return single + ([folder] if sum(_any_with([file], LABEL_SUFFIXES) for file in files) > 1 else [])
+
+
+def _any_with(files: list[str], suffixes: tuple[str, ...]) -> bool:
+    return any(file.lower().endswith(suffixes) and file[0] != "." for file in files)
+
+
+IMAGE_FOLDERS = UserFiles("image folder", _with_images)
+CAMERA_FILES = UserFiles("camera file", _with_labels)
 
 
 def user_path(name: str) -> Path:
@@ -44,8 +107,7 @@ def user_path(name: str) -> Path:
 
 
 def listed_path(name: str) -> Path:
-    """The file or folder behind a name from one of the lists above, by links that lead out of the host's folders, too
-    (the host's own function refuses what lies behind those).
+    """The file or folder behind a listed name, also behind links out of the host's folders, which the host refuses.
 
     Raises:
         ValueError: it has gone, or the name itself leads out of the host's folders.
@@ -64,46 +126,27 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def check_name(name: str | None, names: list[str], what: str) -> bool | str:
-    """For a node's `validate_inputs`: True, or one sentence for a name that is not among `names`. None, a name that
-    comes by a link, passes: `in_range` asks again when the node runs."""
-    if name is None or name in names:
-        return True
-    found = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"
-    return (
-        f"there is no {what} {name!r} (found: {found}); put it below {folder_paths.get_input_directory()} and press R"
-    )
+def load_images(folder: Path, width: int, height: int) -> Tensor:
+    """Every image in `folder`, in natural order of the names: IMAGE [V, height, width, 3] in [0, 1].
 
-
-def fingerprint(name: str | None, names: list[str]) -> str:
-    """Changes when the file, or any file in the folder, does. None, a name that comes by a link and is not known yet,
-    stands for all of `names`."""
-    paths = map(listed_path, names if name is None else [name])
-    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
-    return "|".join(f"{file}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)
-
-
-def load_pictures(folder: Path, width: int, height: int) -> Tensor:
-    """Every picture in `folder`, in natural order of the names: IMAGE [V, height, width, 3] in [0, 1].
-
-    Pictures of another size are cropped around their centre to the aspect, then resized. What the reader had to decide
+    Images of another size are cropped around their centre to the aspect, then resized. What the reader had to decide
     (transparency, several frames) is logged.
 
     Raises:
-        ValueError: naming the folder without pictures, or the file that is not one.
+        ValueError: naming the folder without images, or the file that is none.
     """
-    files = files_with(folder, PICTURE_SUFFIXES)
+    files = files_with(folder, IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"{folder}: no pictures ({', '.join(PICTURE_SUFFIXES)}) in this folder")
+        raise ValueError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
     report = NoteLog()
-    return torch.cat([resize_images(load_picture(file, report), height, width) for file in files])
+    return torch.cat([resize_images(load_image(file, report), height, width) for file in files])
 
 
-def load_picture(path: Path, report: NoteLog | None = None) -> Tensor:
+def load_image(path: Path, report: NoteLog | None = None) -> Tensor:
     """IMAGE [1, H, W, 3] in [0, 1], as `read_image` reads it; `report` logs what was decided about the file.
 
     Raises:
-        ValueError: naming the file that is no picture.
+        ValueError: naming the file that is no image.
     """
     image = read_image(path)
     if report is not None:
@@ -115,7 +158,7 @@ def new_output(prefix: str, images: Tensor | None, suffix: str = "") -> Path:
     """A file or folder below the host's output folder that does not exist yet: prefix, a number, suffix.
 
     images: IMAGE [V, H, W, C] whose size the host writes in place of %width% and %height%. One file or folder is for
-    the whole batch, so %batch_num% is the number of its first picture, 0.
+    the whole batch, so %batch_num% is the number of its first image, 0.
 
     Raises:
         ValueError: the prefix is empty, or names a size where there are no images. The host itself refuses one that
@@ -136,16 +179,29 @@ def new_output(prefix: str, images: Tensor | None, suffix: str = "") -> Path:
     return Path(folder) / f"{name}_{counter:05}{suffix}"
 
 
-def _names(choose) -> list[str]:
-    """`choose(folder relative to the root, file names in it)` over the input folder, then the output folder."""
-    names = []
-    for root, mark in ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), OUTPUT)):
-        found = []
-        for folder, files in folders_below(root, enter=lambda name: name[0] != "."):
-            found += choose(folder, files)
-        names += [name + mark for name in sorted(filter(None, found), key=natural_key)]
-    return names
+def export_dataset(folder: Path, images: Tensor, labels: Tensor, masks: Tensor | None, start_points: int) -> None:
+    """Writes IMAGE [V, H, W, 3 or 4], cameras [V, 25] and MASK [V, H, W] to a new folder, with about `start_points`
+    points on an invented head.
+
+    Raises:
+        ValueError: broken or empty images or masks, or counts and sizes that differ.
+    """
+    check_images(images, "Export Views")
+    check_one_camera_each(images, labels, "Export Views")
+    if masks is not None:
+        check_images(masks, "Export Views", "masks")
+        _check_not_black(masks)
+    points = head_points(images.cpu(), labels, start_points) if start_points else None
+    if points is not None and len(points.positions) < FEWEST_POINTS:
+        logging.warning(
+            "Export Views: the cameras see %d of the start points, too few for gsplat to start from; ask for more, or, "
+            "if they do not look at a head at (0, 0, 0.2), start from random points.",
+            len(points.positions),
+        )
+    export_views(folder, images, labels, masks, points)
 
 
-def _any_with(files: list[str], suffixes: tuple[str, ...]) -> bool:
-    return any(file.lower().endswith(suffixes) and file[0] != "." for file in files)
+def _check_not_black(masks: Tensor) -> None:
+    black = (masks.flatten(1).amax(1) <= 0).nonzero().flatten().tolist()
+    if black:
+        raise ValueError(f"Export Views: the mask of view {black[0]} is empty; white marks what counts, invert it?")

@@ -18,7 +18,7 @@ _OPENGL_TO_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float
 def viewer_camera(info: dict, framing: str) -> Tensor:
     """Label [25] of a camera_info.
 
-    framing: "angles only" takes the direction and the roll, and stands where EG3D's cameras stand; "as it is" takes
+    framing: "angles only" takes direction and roll, with the distance and the lens of EG3D's cameras; "as it is" takes
     position and lens, too, the viewer's world being EG3D's (head at (0, 0, 0.2), 2.7 in front of the camera).
 
     Raises:
@@ -55,7 +55,7 @@ def _rotation(info: dict, position: Tensor) -> Tensor:
         return matrix_from_quaternion(quaternion)
     back = position - _vector(info, "target")
     if back.norm() < 1e-9:
-        raise ValueError("The 3D viewer's camera stands in its target; move it away.")
+        raise ValueError("The 3D viewer's camera is at its target; move it away.")
     yaw, pitch = torch.atan2(back[0], back[2]), torch.asin(back[1] / back.norm())
     level = orbit_camera(torch.rad2deg(yaw), torch.rad2deg(pitch).clamp(-89.9, 89.9))
     return level[:16].view(4, 4)[:3, :3].double() @ _OPENGL_TO_OPENCV
@@ -68,7 +68,7 @@ def _pose(turn: Tensor, position: Tensor) -> Tensor:
 
 
 def _intrinsics(info: dict | None) -> Tensor:
-    """Normalised intrinsics [3, 3] of a square picture with the viewer's vertical field of view."""
+    """Normalised intrinsics [3, 3] of a square image with the viewer's vertical field of view."""
     matrix = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float64)
     if info is None:
         return matrix

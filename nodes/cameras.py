@@ -1,24 +1,32 @@
-"""Cameras: where the views are taken from, and the pictures that tell the view ControlNet."""
+"""Cameras: where the views are taken from, and the images that show them to the view ControlNet."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
 from ..diffportrait3d.cameras.keyframes import LAYOUT, interpolate_keyframes, parse_keyframes
-from ..diffportrait3d.cameras.labels import CENTRES, RADIUS, TRAJECTORIES, focal_from_fov, orbit_camera, trajectory
-from ..host.drawn_head import FOV, LAYOUTS, compare_with_head, exact_fov, reference_camera, render_conditions
+from ..diffportrait3d.cameras.labels import CENTRES, TRAJECTORIES, focal_from_fov, orbit_camera, trajectory
+from ..host.drawn_head import LAYOUTS, compare_with_head, exact_fov, reference_camera, render_conditions
 from ..host.viewer_camera import FRAMINGS, viewer_camera
-from .ranges import in_range
-from .resolution import chosen_resolution, resolution_input
-from .sockets import CAMERAS, Cameras
+from .input_checks import check_inputs
+from .sockets import (
+    ADDED,
+    ADVANCED,
+    CAMERAS,
+    Cameras,
+    chosen_resolution,
+    degrees,
+    distance,
+    field_of_view,
+    number,
+    resolution_input,
+    whole,
+)
 
 KEYFRAMES = "keyframes"
 
 
-def angle(name: str, default: float, limit: float, tooltip: str) -> io.Input:
-    return io.Float.Input(name, default=default, min=-limit, max=limit, step=1.0, tooltip=tooltip)
-
-
+@check_inputs
 class CameraTrajectory(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,38 +43,14 @@ class CameraTrajectory(io.ComfyNode):
                     tooltip="arc: from yaw_min to yaw_max. orbit: a closed loop. figure_eight: a closed lying eight. "
                     "spiral: from the middle outwards. keyframes: through the poses written below.",
                 ),
-                io.Int.Input("views", default=16, min=1, max=512, tooltip="How many views."),
-                angle("yaw_min", -45.0, 180.0, "Smallest yaw; negative is the camera on the head's right-hand side."),
-                angle("yaw_max", 45.0, 180.0, "Largest yaw; positive moves the camera to the right of the picture."),
-                angle("pitch_min", -10.0, 89.0, "Smallest pitch; negative looks up from below."),
-                angle("pitch_max", 10.0, 89.0, "Largest pitch; positive looks down from above."),
-                io.Float.Input(
-                    "roll",
-                    default=0.0,
-                    min=-180.0,
-                    max=180.0,
-                    step=1.0,
-                    advanced=True,
-                    tooltip="Turns the camera about its viewing direction.",
-                ),
-                io.Float.Input(
-                    "radius",
-                    default=RADIUS,
-                    min=0.5,
-                    max=20.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip="Distance to the head's centre in EG3D's units; the networks were trained at 2.7.",
-                ),
-                io.Float.Input(
-                    "fov",
-                    default=FOV,
-                    min=1.0,
-                    max=120.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Field of view in degrees; the networks were trained at 13.37.",
-                ),
+                whole("views", (16, 1, 512), "How many views."),
+                degrees("yaw_min", -45.0, 180.0, "Smallest yaw; negative is the camera on the head's right-hand side."),
+                degrees("yaw_max", 45.0, 180.0, "Largest yaw; positive moves the camera to the right of the image."),
+                degrees("pitch_min", -10.0, 89.0, "Smallest pitch; negative looks up from below."),
+                degrees("pitch_max", 10.0, 89.0, "Largest pitch; positive looks down from above."),
+                degrees("roll", 0.0, 180.0, "Turns the camera about its viewing direction.", **ADVANCED),
+                distance("radius", "the networks were trained at 2.7", **ADVANCED),
+                field_of_view("the networks were trained at 13.37", **ADVANCED),
                 io.String.Input(
                     "keyframes",
                     default="",
@@ -79,20 +63,20 @@ class CameraTrajectory(io.ComfyNode):
                 io.Combo.Input(
                     "around",
                     options=list(CENTRES),
-                    optional=True,
-                    advanced=True,
                     tooltip="What the cameras circle. pivot: the head's centre, so that yaw and pitch are the angles "
                     "at which the head is seen. eg3d: the world's origin behind it, as EG3D's own renders do; choose "
                     "it to match condition images that were made with EG3D.",
+                    **ADDED,
                 ),
             ],
             outputs=[
-                Cameras.Output(display_name="cameras", tooltip="For Render Camera Conditions and 3D-Aware Noise."),
+                Cameras.Output(
+                    display_name="cameras", tooltip="For Render Camera Conditions, 3D-Aware Noise and others."
+                )
             ],
         )
 
     @classmethod
-    @in_range
     def execute(
         cls, kind, views, yaw_min, yaw_max, pitch_min, pitch_max, roll, radius, fov, keyframes="", around=CENTRES[0]
     ) -> io.NodeOutput:
@@ -107,6 +91,7 @@ class CameraTrajectory(io.ComfyNode):
         return io.NodeOutput({"labels": labels})
 
 
+@check_inputs
 class RenderCameraConditions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -114,22 +99,17 @@ class RenderCameraConditions(io.ComfyNode):
             node_id="DP3D_RenderCameraConditions",
             display_name="Render Camera Conditions",
             category=CAMERAS,
-            description="Renders one invented person at every camera: the pictures from which View ControlNet reads "
-            "where the cameras stand. They never show the portrait's person.",
+            description="Renders one invented person at every camera: the images from which View ControlNet reads "
+            "where the cameras are. They never show the portrait's person.",
             search_aliases=["camera condition images", "pose images"],
             inputs=[
-                Cameras.Input("cameras", tooltip="From Camera Trajectory."),
+                Cameras.Input("cameras", tooltip="From Camera Trajectory or Load Cameras."),
                 resolution_input(
-                    "Side of the pictures. 0: what control_net was trained at, 512 if it is not connected or does not "
-                    "say. View ControlNet resizes the pictures to the views."
+                    "Side of the images. 0: what control_net was trained at, 512 if it is not connected or does not "
+                    "say. View ControlNet resizes the images to the views."
                 ),
-                io.Int.Input(
-                    "subject",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
-                    advanced=True,
-                    tooltip="Which invented person; the views should not depend on it.",
+                whole(
+                    "subject", (0, 0, 2**31 - 1), "Which invented person; views should not depend on it.", **ADVANCED
                 ),
                 io.ControlNet.Input(
                     "control_net",
@@ -137,16 +117,16 @@ class RenderCameraConditions(io.ComfyNode):
                     tooltip="From Load View ControlNet; only looked at: resolution 0 is what it was trained at.",
                 ),
             ],
-            outputs=[io.Image.Output(tooltip="One picture per camera, for View ControlNet.")],
+            outputs=[io.Image.Output(tooltip="One image per camera, for View ControlNet.")],
         )
 
     @classmethod
-    @in_range
     def execute(cls, cameras, resolution, subject, control_net=None) -> io.NodeOutput:
         side = chosen_resolution(resolution, control_net, "Render Camera Conditions")
         return io.NodeOutput(render_conditions(cameras["labels"], side, subject))
 
 
+@check_inputs
 class CameraFromViewer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -163,24 +143,24 @@ class CameraFromViewer(io.ComfyNode):
                     "framing",
                     options=list(FRAMINGS),
                     tooltip="angles only: yaw, pitch and roll are taken, distance and lens are those the networks were "
-                    "trained with. as it is: position and lens are taken, too; the model then has to stand and measure "
-                    "as heads do here (centre at 0, 0, 0.2; camera 2.7 away).",
+                    "trained with. as it is: position and lens are taken, too; the model then needs the place and size "
+                    "that heads have here (centre at 0, 0, 0.2; camera 2.7 away).",
                 ),
             ],
             outputs=[
                 Cameras.Output(
                     display_name="camera",
                     tooltip="One camera: a view to make, or the portrait's own for 3D-Aware Noise.",
-                ),
+                )
             ],
         )
 
     @classmethod
-    @in_range
     def execute(cls, camera_info, framing) -> io.NodeOutput:
         return io.NodeOutput({"labels": viewer_camera(camera_info, framing)[None]})
 
 
+@check_inputs
 class ReferenceView(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -188,65 +168,39 @@ class ReferenceView(io.ComfyNode):
             node_id="DP3D_ReferenceView",
             display_name="Reference View",
             category=CAMERAS,
-            description="Says by hand from where the portrait was taken: turn the drawn head until it lies on the "
-            "portrait's. The picture on the node follows at once when Load Image is connected, otherwise with every "
-            "run.",
+            description="Says by hand from where the portrait was taken: turn the drawn head until it covers the "
+            "portrait's. The image on the node follows at once when Load Image is connected, otherwise with every run.",
             search_aliases=["reference camera", "portrait pose", "head pose", "align head", "match camera"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("portrait", tooltip="The portrait, one picture; a square is cut from its middle."),
-                angle(
+                io.Image.Input("portrait", tooltip="The portrait, one image; a square is cut from its middle."),
+                degrees(
                     "yaw",
                     0.0,
                     180.0,
-                    "Positive: the camera stands to the right of the picture, and the face looks to the left of it.",
+                    "Positive: the camera is to the right of the image, and the face looks to the left of the image.",
                 ),
-                angle("pitch", 0.0, 89.0, "Positive: seen from above."),
-                angle(
+                degrees("pitch", 0.0, 89.0, "Positive: seen from above."),
+                degrees(
                     "roll",
                     0.0,
                     180.0,
-                    "Positive: the camera is tilted clockwise, the head in the picture counter-clockwise.",
+                    "Positive: the camera is tilted clockwise, the head in the image counter-clockwise.",
                 ),
-                io.Float.Input(
-                    "distance",
-                    default=RADIUS,
-                    min=0.5,
-                    max=20.0,
-                    step=0.05,
-                    tooltip="Distance to the head's centre in EG3D's units; 2.7 fits portraits cropped the EG3D way.",
-                ),
-                io.Float.Input(
-                    "fov",
-                    default=FOV,
-                    min=1.0,
-                    max=120.0,
-                    step=0.01,
-                    tooltip="Field of view in degrees; 13.37 fits portraits cropped the EG3D way.",
-                ),
+                distance("distance", "2.7 fits portraits cropped the EG3D way"),
+                field_of_view("13.37 fits portraits cropped the EG3D way"),
                 io.Combo.Input(
                     "picture",
                     options=list(LAYOUTS),
                     tooltip="What the node shows: the head over the portrait, the two side by side, or all of it.",
                 ),
-                io.Float.Input(
+                number(
                     "opacity",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
+                    (0.5, 0.0, 1.0, 0.05),
+                    "How much of the drawn head is seen over the portrait.",
                     display_mode=io.NumberDisplay.slider,
-                    tooltip="How much of the drawn head is seen over the portrait.",
                 ),
-                io.Int.Input(
-                    "resolution",
-                    default=384,
-                    min=64,
-                    max=1024,
-                    step=64,
-                    advanced=True,
-                    tooltip="Height of the picture in pixels.",
-                ),
+                whole("resolution", (384, 64, 1024), "Height of the image in pixels.", step=64, **ADVANCED),
             ],
             outputs=[
                 Cameras.Output(
@@ -258,7 +212,6 @@ class ReferenceView(io.ComfyNode):
         )
 
     @classmethod
-    @in_range
     def execute(cls, portrait, yaw, pitch, roll, distance, fov, picture, opacity, resolution) -> io.NodeOutput:
         label = reference_camera(yaw, pitch, roll, distance, fov)
         shown = compare_with_head(portrait, label, picture, opacity, resolution)

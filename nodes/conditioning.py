@@ -9,63 +9,53 @@ from server import PromptServer
 
 from ..host.masks import WHITE
 from ..patches.reference import BLOCKS, apply_reference_attention
-from ..patches.reference_inputs import ReferenceImages
+from ..patches.reference_inputs import image_references
 from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from ..patches.view_controlnet import apply_view_controlnet
-from .ranges import in_range
-from .sockets import APPLY, ReferenceEncoder, ViewConsistency
+from .input_checks import check_inputs
+from .sockets import ADDED, APPLY, OPTIONAL, ReferenceEncoder, ViewConsistency, number, percent_range, switch, whole
 
-PERCENT = {"min": 0.0, "max": 1.0, "step": 0.01, "advanced": True}
-START = "Where in the sampling it begins: 0 is the first step."
-END = "Where in the sampling it ends: 1 is the last step."
-SWITCH = {"default": True, "optional": True, "advanced": True}
 BLOCK = "Whether the self-attentions in the UNet's {} part read the portrait; on is as trained."
 
 
 def window_inputs() -> list[io.Input]:
     """The widgets that say how many views look at each other at once."""
     return [
-        io.Int.Input(
+        whole(
             "window_size",
-            default=0,
-            min=0,
-            max=512,
-            optional=True,
-            advanced=True,
-            tooltip="Views that look at each other at once. More views are made in overlapping windows of this size, "
-            "laid out anew at every step, in the memory of one window. 0: as many as the module was trained with.",
+            (0, 0, 512),
+            "Views that look at each other at once. More views are made in overlapping windows of this size, "
+            "placed elsewhere at every step, in the memory of one window. 0: as many as the module was trained with.",
+            **ADDED,
         ),
-        io.Int.Input(
+        whole(
             "overlap",
-            default=OVERLAP,
-            min=0,
-            max=511,
-            optional=True,
-            advanced=True,
-            tooltip="Views that neighbouring windows share at least. More is smoother and slower.",
+            (OVERLAP, 0, 511),
+            "Views that neighbouring windows share at least. More is smoother and slower.",
+            **ADDED,
         ),
-        io.Boolean.Input(
+        switch(
             "closed_orbit",
-            default=False,
-            optional=True,
-            tooltip="On where the camera path ends where it began (orbit, figure eight): the last view is then the "
+            False,
+            "On where the camera path ends where it began (orbit, figure eight): the last view is then the "
             "first one's neighbour.",
+            **OPTIONAL,
         ),
     ]
 
 
-def _say_turned(node_id: str | None, references: ReferenceImages) -> None:
+def _report_inverted(node_id: str | None, masks: list[int]) -> None:
     """In the log, and on the node where there is one."""
-    numbers = ", ".join(map(str, references.turned))
     text = (
-        f"Reference mask {numbers} is white on the background, as Load Image gives it for a cut-out: turned round, so "
-        "that the person is read. If the background is meant, set mask_white to read."
+        f"Reference mask {', '.join(map(str, masks))} is white on the background, as in Load Image's MASK: it was "
+        "inverted, so that the person is read. If the background is meant, set mask_white to read."
     )
     logging.warning("Apply Reference Attention: %s", text)
     if node_id is not None:
         PromptServer.instance.send_progress_text(text, node_id)
 
 
+@check_inputs
 class ApplyReferenceAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -83,47 +73,34 @@ class ApplyReferenceAttention(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The base model's VAE; encodes the portrait at the size of the views."),
                 io.Image.Input(
                     "image",
-                    tooltip="The portrait, head centred as in the weights' training pictures. A batch counts as "
-                    "several pictures of the same person.",
+                    tooltip="The portrait, head centred as in the weights' training images. A batch counts as "
+                    "several images of the same person.",
                 ),
-                io.Float.Input(
+                number(
                     "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1 reads the portrait as trained, 0 not at all; between, its tokens are blended with the "
+                    (1.0, 0.0, 1.0, 0.01),
+                    "1 reads the portrait as trained, 0 not at all; between, its tokens are blended with the "
                     "view's own.",
                 ),
-                io.Float.Input("start_percent", default=0.0, tooltip=START, **PERCENT),
-                io.Float.Input("end_percent", default=1.0, tooltip=END, **PERCENT),
+                *percent_range(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Which part of the portrait may be read (white); elsewhere the view's own tokens stand in. "
-                    "One mask for all pictures or one for each. Load Image's MASK of a cut-out is white on the "
+                    tooltip="Which part of the portrait may be read (white); elsewhere the view's own tokens are used. "
+                    "One mask for all images or one for each. Load Image's MASK of a cut-out is white on the "
                     "background: see mask_white.",
                 ),
-                io.Boolean.Input("down_blocks", tooltip=BLOCK.format("down"), **SWITCH),
-                io.Boolean.Input("middle_block", tooltip=BLOCK.format("middle"), **SWITCH),
-                io.Boolean.Input("up_blocks", tooltip=BLOCK.format("up"), **SWITCH),
-                io.Boolean.Input(
-                    "reuse_across_runs",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Keeps the portrait's tokens in main memory for the next run. Helps with encoders trained "
-                    "at timestep zero; those trained at the current timestep read anew at every step anyway.",
-                ),
+                switch("down_blocks", True, BLOCK.format("down"), **ADDED),
+                switch("middle_block", True, BLOCK.format("middle"), **ADDED),
+                switch("up_blocks", True, BLOCK.format("up"), **ADDED),
                 io.Combo.Input(
                     "mask_white",
                     options=list(WHITE),
                     default="auto",
-                    optional=True,
-                    advanced=True,
                     tooltip="What white means in the mask. read: what is read. background: what is left out, as in "
                     "Load Image's MASK of a cut-out. auto: read, unless the mask is 1 - alpha of the image, or black "
-                    "in the middle and white in both upper corners; the node then says that it was turned round.",
+                    "in the middle and white in both upper corners; the node then says that it was inverted.",
+                    **ADDED,
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -131,7 +108,6 @@ class ApplyReferenceAttention(io.ComfyNode):
         )
 
     @classmethod
-    @in_range
     def execute(
         cls,
         model,
@@ -145,21 +121,18 @@ class ApplyReferenceAttention(io.ComfyNode):
         down_blocks=True,
         middle_block=True,
         up_blocks=True,
-        reuse_across_runs=False,
         mask_white="auto",
     ) -> io.NodeOutput:
-        references = ReferenceImages(vae, image, mask, mask_white)
-        if references.turned:
-            _say_turned(cls.hidden.unique_id if cls.hidden else None, references)
+        references, inverted = image_references(vae, image, mask, mask_white)
+        if inverted:
+            _report_inverted(cls.hidden.unique_id if cls.hidden else None, inverted)
         switches = zip(BLOCKS, (down_blocks, middle_block, up_blocks), strict=True)
         blocks = [part for part, on in switches if on]
-        return io.NodeOutput(
-            apply_reference_attention(
-                model, reference_encoder, references, strength, start_percent, end_percent, blocks, reuse_across_runs
-            )
-        )
+        settings = (strength, start_percent, end_percent, blocks)
+        return io.NodeOutput(apply_reference_attention(model, reference_encoder, references, *settings))
 
 
+@check_inputs
 class ViewControlNet(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -167,7 +140,7 @@ class ViewControlNet(io.ComfyNode):
             node_id="DP3D_ViewControlNet",
             display_name="View ControlNet",
             category=APPLY,
-            description="Gives every view its camera, read from one picture per view of somebody else at that camera. "
+            description="Gives every view its camera, read from one image per view of somebody else at that camera. "
             "Acts on the positive side only, as the method was trained.",
             search_aliases=["camera control", "pose control"],
             inputs=[
@@ -175,14 +148,11 @@ class ViewControlNet(io.ComfyNode):
                 io.ControlNet.Input("control_net", tooltip="From Load View ControlNet."),
                 io.Image.Input(
                     "image",
-                    tooltip="Camera conditions, one picture per view in the order of the latents, e.g. from Render "
-                    "Camera Conditions. They are resized to the views.",
+                    tooltip="Camera conditions, one image per view in the order of the latents, e.g. from Render "
+                    "Camera Conditions, or a single one for all. They are resized to the views.",
                 ),
-                io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=2.0, step=0.01, tooltip="1 is as trained, 0 switches it off."
-                ),
-                io.Float.Input("start_percent", default=0.0, tooltip=START, **PERCENT),
-                io.Float.Input("end_percent", default=1.0, tooltip=END, **PERCENT),
+                number("strength", (1.0, 0.0, 2.0, 0.01), "1 is as trained, 0 switches it off."),
+                *percent_range(),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -192,11 +162,11 @@ class ViewControlNet(io.ComfyNode):
         )
 
     @classmethod
-    @in_range
     def execute(cls, positive, control_net, image, strength, start_percent, end_percent) -> io.NodeOutput:
         return io.NodeOutput(apply_view_controlnet(positive, control_net, image, strength, start_percent, end_percent))
 
 
+@check_inputs
 class ApplyViewConsistency(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -219,7 +189,6 @@ class ApplyViewConsistency(io.ComfyNode):
         )
 
     @classmethod
-    @in_range
     def execute(cls, model, view_consistency, window_size=0, overlap=OVERLAP, closed_orbit=False) -> io.NodeOutput:
         return io.NodeOutput(apply_view_consistency(model, view_consistency, window_size, overlap, closed_orbit))
 

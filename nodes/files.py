@@ -1,4 +1,4 @@
-"""Cameras and pictures of the user's own, from files and to files."""
+"""Cameras and images of the user's own, from files and to files."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from comfy_api.latest import io
 
 from ..diffportrait3d.cameras.files import read_labels, write_labels
 from ..host import user_files
-from ..host.view_export import export_batch
-from .ranges import in_range
-from .sockets import FILES, Cameras
+from .input_checks import check_inputs
+from .sockets import ADVANCED, FILES, Cameras, whole
 
 EG3D, PLAIN, NPY = "json, EG3D's dataset.json", "json, plain list", "npy"
 WHERE = "Searched below the host's input folder and, marked [output], its output folder; press R after adding files."
 TOKENS = "%width%, %date:yyyy-MM-dd%, %node.widget% and the others are replaced as in Save Image."
 
 
+@check_inputs
 class LoadCameras(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,7 +24,7 @@ class LoadCameras(io.ComfyNode):
             category=FILES,
             description="Reads cameras from a file: EG3D's labels, 25 numbers per view (camera-to-world matrix and "
             "intrinsics), nerfstudio's transforms.json, or COLMAP's text files. Views with names come in natural order "
-            "of the names, like the pictures of Load Camera Conditions.",
+            "of the names, like the images of Load Camera Conditions.",
             search_aliases=[
                 "EG3D labels",
                 "dataset.json",
@@ -37,11 +37,11 @@ class LoadCameras(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=user_files.label_sources(),
+                    options=user_files.CAMERA_FILES.names(),
                     tooltip="EG3D's dataset.json, a plain JSON list of 25-number lists, a .npy array, nerfstudio's "
                     "transforms.json, a folder with COLMAP's cameras.txt and images.txt, or one with one .json, .npy "
                     "or .txt file per view. " + WHERE,
-                ),
+                )
             ],
             outputs=[
                 Cameras.Output(display_name="cameras", tooltip="The cameras, one per label."),
@@ -51,19 +51,19 @@ class LoadCameras(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        return user_files.check_name(file, user_files.label_sources(), "camera file")
+        return user_files.CAMERA_FILES.check(file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None) -> str:
-        return user_files.fingerprint(file, user_files.label_sources())
+        return user_files.CAMERA_FILES.fingerprint(file)
 
     @classmethod
-    @in_range
     def execute(cls, file) -> io.NodeOutput:
         labels = read_labels(user_files.listed_path(file))
         return io.NodeOutput({"labels": labels}, len(labels))
 
 
+@check_inputs
 class SaveCameras(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -100,7 +100,6 @@ class SaveCameras(io.ComfyNode):
         )
 
     @classmethod
-    @in_range
     def execute(cls, cameras, filename_prefix, format, images=None) -> io.NodeOutput:
         path = user_files.new_output(filename_prefix, images, "_.npy" if format == NPY else "_.json")
         labels = cameras["labels"]
@@ -108,6 +107,7 @@ class SaveCameras(io.ComfyNode):
         return io.NodeOutput(str(path))
 
 
+@check_inputs
 class LoadCameraConditions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -115,48 +115,46 @@ class LoadCameraConditions(io.ComfyNode):
             node_id="DP3D_LoadCameraConditions",
             display_name="Load Camera Conditions",
             category=FILES,
-            description="A folder of pictures as one batch in natural order of their names: renders of somebody else "
-            "from the wanted cameras, as the release ships them, for View ControlNet.",
+            description="A folder of images as one batch in natural order of their names: renders of somebody else "
+            "from the wanted cameras, as the authors ship them, for View ControlNet.",
             search_aliases=["load image folder", "EG3D renders", "pose images", "load proxies", "image sequence"],
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=user_files.picture_folders(),
-                    tooltip="Folder with one picture per view. Proxy views for 3D-Aware Noise are loaded the same way. "
+                    options=user_files.IMAGE_FOLDERS.names(),
+                    tooltip="Folder with one image per view. Proxy views for 3D-Aware Noise are loaded the same way. "
                     + WHERE,
                 ),
-                io.Int.Input(
+                whole(
                     "width",
-                    default=512,
-                    min=64,
-                    max=2048,
+                    (512, 64, 2048),
+                    "Width of the views. Images of another size are cropped around their centre to the views' aspect, "
+                    "then resized.",
                     step=8,
-                    tooltip="Width of the views. Pictures of another "
-                    "size are cropped around their centre to the views' aspect, then resized.",
                 ),
-                io.Int.Input("height", default=512, min=64, max=2048, step=8, tooltip="Height of the views."),
+                whole("height", (512, 64, 2048), "Height of the views.", step=8),
             ],
             outputs=[
-                io.Image.Output(tooltip="One picture per view: for View ControlNet, or proxies for 3D-Aware Noise."),
-                io.Int.Output(display_name="views", tooltip="How many pictures."),
+                io.Image.Output(tooltip="One image per view: for View ControlNet, or proxies for 3D-Aware Noise."),
+                io.Int.Output(display_name="views", tooltip="How many images."),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, folder: str | None) -> bool | str:
-        return user_files.check_name(folder, user_files.picture_folders(), "picture folder")
+        return user_files.IMAGE_FOLDERS.check(folder)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **kwargs) -> str:
-        return user_files.fingerprint(folder, user_files.picture_folders())
+        return user_files.IMAGE_FOLDERS.fingerprint(folder)
 
     @classmethod
-    @in_range
     def execute(cls, folder, width, height) -> io.NodeOutput:
-        images = user_files.load_pictures(user_files.listed_path(folder), width, height)
+        images = user_files.load_images(user_files.listed_path(folder), width, height)
         return io.NodeOutput(images, len(images))
 
 
+@check_inputs
 class ExportViews(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -164,12 +162,12 @@ class ExportViews(io.ComfyNode):
             node_id="DP3D_ExportViews",
             display_name="Export Views",
             category=FILES,
-            description="Writes the views and their cameras for 3D reconstruction: one folder with the pictures, "
+            description="Writes the views and their cameras for 3D reconstruction: one folder with the images, "
             "nerfstudio's transforms.json and COLMAP's text files, on which nerfstudio, gsplat and others train.",
             search_aliases=["gaussian splatting", "3DGS", "gsplat", "nerfstudio", "COLMAP", "transforms.json", "NeRF"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The views; an alpha channel is kept in the pictures."),
+                io.Image.Input("images", tooltip="The views; an alpha channel is kept in the images."),
                 Cameras.Input("cameras", tooltip="The cameras of the views, in the same order."),
                 io.String.Input(
                     "filename_prefix",
@@ -179,27 +177,24 @@ class ExportViews(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One mask per view, white where the picture counts (the head). Saved beside the pictures.",
+                    tooltip="One mask per view, white where the image counts (the head). Saved beside the images.",
                 ),
-                io.Int.Input(
+                whole(
                     "start_points",
-                    default=5000,
-                    min=0,
-                    max=30000,
-                    advanced=True,
-                    tooltip="Points on an invented head, coloured from the views, from which a splat training may "
+                    (5000, 0, 30000),
+                    "Points on an invented head, coloured from the views, from which a splat training may "
                     "start. 0: none, for trainers that begin with random ones: nerfstudio as it is, gsplat with "
                     "--init-type random --no-normalize-world-space (its default normalises by the points).",
+                    **ADVANCED,
                 ),
             ],
             outputs=[io.String.Output(display_name="folder", tooltip="Where the files are.")],
         )
 
     @classmethod
-    @in_range
     def execute(cls, images, cameras, filename_prefix, start_points=5000, masks=None) -> io.NodeOutput:
         folder = user_files.new_output(filename_prefix, images)
-        export_batch(folder, images, cameras["labels"], masks, start_points)
+        user_files.export_dataset(folder, images, cameras["labels"], masks, start_points)
         return io.NodeOutput(str(folder))
 
 

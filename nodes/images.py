@@ -8,10 +8,11 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..host.grid import view_grid
 from ..host.images import turntable_frames
-from .ranges import in_range
-from .sockets import VIEWS, Cameras
+from .input_checks import check_inputs
+from .sockets import ADVANCED, VIEWS, Cameras, number, switch, whole
 
 
+@check_inputs
 class ViewGrid(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,23 +20,23 @@ class ViewGrid(io.ComfyNode):
             node_id="DP3D_ViewGrid",
             display_name="View Grid",
             category=VIEWS,
-            description="All views side by side in one picture, with their angles if the cameras are connected.",
+            description="All views side by side in one image, with their angles if the cameras are connected.",
             search_aliases=["contact sheet", "image grid", "montage"],
             inputs=[
                 io.Image.Input("images", tooltip="The views."),
                 Cameras.Input("cameras", optional=True, tooltip="Writes yaw and pitch below every view."),
-                io.Int.Input("columns", default=0, min=0, max=64, tooltip="Views per row; 0 chooses a squarish grid."),
-                io.Int.Input("gap", default=4, min=0, max=64, tooltip="White pixels between the views."),
+                whole("columns", (0, 0, 64), "Views per row; 0 chooses a squarish grid."),
+                whole("gap", (4, 0, 64), "White pixels between the views."),
             ],
-            outputs=[io.Image.Output(tooltip="One picture.")],
+            outputs=[io.Image.Output(tooltip="One image.")],
         )
 
     @classmethod
-    @in_range
     def execute(cls, images, columns, gap, cameras=None) -> io.NodeOutput:
         return io.NodeOutput(view_grid(images, columns, gap, None if cameras is None else cameras["labels"]))
 
 
+@check_inputs
 class Turntable(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -47,30 +48,27 @@ class Turntable(io.ComfyNode):
             search_aliases=["video", "orbit video", "animation", "ping-pong", "create video"],
             inputs=[
                 io.Image.Input("images", tooltip="The views in the order of the camera path."),
-                io.Float.Input("fps", default=12.0, min=0.1, max=120.0, step=0.1, tooltip="Views per second."),
-                io.Boolean.Input(
+                number("fps", (12.0, 0.1, 120.0, 0.1), "Views per second."),
+                switch(
                     "ping_pong",
-                    default=False,
-                    tooltip="Forwards, then backwards: for paths that do not end where they began, such as arc.",
+                    False,
+                    "Forwards, then backwards: for paths that do not end where they began, such as arc.",
                 ),
-                io.Int.Input(
+                whole(
                     "loops",
-                    default=1,
-                    min=1,
-                    max=100,
-                    advanced=True,
-                    tooltip="How many times the path is shown, for players that do not repeat a video.",
+                    (1, 1, 100),
+                    "How many times the path is shown, for players that do not repeat a video.",
+                    **ADVANCED,
                 ),
             ],
             outputs=[
                 io.Video.Output(
                     tooltip="The video. Video codecs want even sides: an odd one is lengthened by one row or column."
-                ),
+                )
             ],
         )
 
     @classmethod
-    @in_range
     def execute(cls, images, fps, ping_pong, loops) -> io.NodeOutput:
         frames = turntable_frames(images, ping_pong, loops)
         rate = Fraction(round(fps * 1000), 1000)

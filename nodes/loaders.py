@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host import loading, model_files, user_files
 from ..patches import view_controlnet
-from .ranges import in_range
+from .input_checks import check_inputs
 from .sockets import LOAD, NovelView, ReferenceEncoder, ViewConsistency
 
 WHERE = "Files are searched in models/diffportrait3d, then in this pack's weights folder."
 
 
+@check_inputs
 class LoadMiniature(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -57,7 +60,6 @@ class LoadMiniature(io.ComfyNode):
         return model_files.fingerprint([*networks, *(portrait for portrait in portraits if portrait.exists())])
 
     @classmethod
-    @in_range
     def execute(cls, name: str) -> io.NodeOutput:
         unet, autoencoder = (model_files.miniature_path(name, kind) for kind in ("unet", "autoencoder"))
         model, vae = loading.load_model(unet, autoencoder), loading.load_vae(autoencoder)
@@ -66,11 +68,11 @@ class LoadMiniature(io.ComfyNode):
 
     @classmethod
     def _portrait(cls, name: str):
-        """IMAGE [1, H, W, 3]; without the file, nodes that want the portrait do not run and say why. A miniature of
+        """IMAGE [1, H, W, 3]; without the file, nodes that take the portrait fail with this message. A miniature of
         the user's own works without it."""
         path = model_files.miniature_portrait(name)
         if path.exists():
-            return user_files.load_picture(path)
+            return user_files.load_image(path)
         return ExecutionBlocker(
             f"Load Miniature: there is no {path}; put a portrait there, or take yours from Load Image."
         )
@@ -83,6 +85,7 @@ class NetworkLoader(io.ComfyNode):
     ABOUT: dict
     NAME_TOOLTIP: str
     SOCKET: io.Output
+    READ: Callable
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -99,15 +102,11 @@ class NetworkLoader(io.ComfyNode):
         return model_files.fingerprint(model_files.network_path(each, cls.KIND) for each in names)
 
     @classmethod
-    @in_range
     def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(cls.load(model_files.network_path(name, cls.KIND)))
-
-    @classmethod
-    def load(cls, path):
-        raise NotImplementedError
+        return io.NodeOutput(cls.READ(model_files.network_path(name, cls.KIND)))
 
 
+@check_inputs
 class LoadReferenceEncoder(NetworkLoader):
     KIND = "reference_encoder"
     ABOUT = {
@@ -118,30 +117,26 @@ class LoadReferenceEncoder(NetworkLoader):
     }
     NAME_TOOLTIP = "Weights of the reference encoder; they belong to one base model. " + WHERE
     SOCKET = ReferenceEncoder.Output(display_name="reference encoder", tooltip="For Apply Reference Attention.")
-
-    @classmethod
-    def load(cls, path):
-        return loading.load_reference_encoder(path)
+    READ = staticmethod(loading.load_reference_encoder)
 
 
+@check_inputs
 class LoadViewControlNet(NetworkLoader):
     KIND = "view_controlnet"
     ABOUT = {
         "node_id": "DP3D_LoadViewControlNet",
         "display_name": "Load View ControlNet",
-        "description": "Loads the ControlNet that reads the camera from a picture of somebody else.",
+        "description": "Loads the ControlNet that reads the camera from an image of somebody else.",
         "search_aliases": ["camera controlnet", "pose controlnet", "F_cam"],
     }
     NAME_TOOLTIP = "Weights of the view ControlNet. Also searched in models/controlnet. " + WHERE
     SOCKET = io.ControlNet.Output(
         tooltip="For View ControlNet; the host's Apply ControlNet takes it, too (leave the negative side alone)."
     )
-
-    @classmethod
-    def load(cls, path):
-        return view_controlnet.load_view_controlnet(path)
+    READ = staticmethod(view_controlnet.load_view_controlnet)
 
 
+@check_inputs
 class LoadViewConsistency(NetworkLoader):
     KIND = "view_consistency"
     ABOUT = {
@@ -154,12 +149,10 @@ class LoadViewConsistency(NetworkLoader):
     SOCKET = ViewConsistency.Output(
         display_name="view consistency", tooltip="For View-Consistency Sampler or Apply View Consistency."
     )
-
-    @classmethod
-    def load(cls, path):
-        return loading.load_view_consistency(path)
+    READ = staticmethod(loading.load_view_consistency)
 
 
+@check_inputs
 class LoadNovelView(NetworkLoader):
     KIND = "novel_view"
     ABOUT = {
@@ -170,10 +163,7 @@ class LoadNovelView(NetworkLoader):
     }
     NAME_TOOLTIP = "Weights of the novel-view model S. " + WHERE
     SOCKET = NovelView.Output(display_name="novel view", tooltip="For 3D-Aware Noise.")
-
-    @classmethod
-    def load(cls, path):
-        return loading.load_novel_view(path)
+    READ = staticmethod(loading.load_novel_view)
 
 
 NODES = [LoadMiniature, LoadReferenceEncoder, LoadViewControlNet, LoadViewConsistency, LoadNovelView]

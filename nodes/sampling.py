@@ -1,4 +1,4 @@
-"""Start noise that knows the head's layout, and the release's sampler as a preset over the host's own."""
+"""Start noise that knows the head's layout, and the official sampler as a preset over the host's own."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import comfy.sample
 import comfy.utils
 from comfy_api.latest import io
 
-from ..patches.noise import MODES, NODE, empty_views, proxy_images, proxy_latents, warn_of_zero_terminal_snr
+from ..patches.noise import (
+    MODES,
+    NODE,
+    NoNoise,
+    ViewNoise,
+    empty_views,
+    proxy_images,
+    proxy_latents,
+    warn_of_zero_terminal_snr,
+)
 from ..patches.previews import views_callback
 from ..patches.sampling import (
     CUSTOM,
     FAST,
     PRESETS,
     STARTS,
-    NoNoise,
-    ViewNoise,
     chosen_schedule,
     part_of,
     preset_values,
@@ -23,11 +30,20 @@ from ..patches.sampling import (
 )
 from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from .conditioning import window_inputs
-from .ranges import in_range
-from .resolution import chosen_resolution, resolution_input
-from .sockets import SAMPLE, Cameras, NovelView, ViewConsistency
-
-SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
+from .input_checks import check_inputs
+from .sockets import (
+    ADDED,
+    ADVANCED,
+    SAMPLE,
+    Cameras,
+    NovelView,
+    ViewConsistency,
+    chosen_resolution,
+    number,
+    resolution_input,
+    switch,
+    whole,
+)
 
 
 def schedule_inputs() -> list[io.Input]:
@@ -40,29 +56,24 @@ def schedule_inputs() -> list[io.Input]:
             tooltip="release: 50 DDIM steps, eta 0.5, as the authors' code. paper: 100 steps. fast: 8 steps of "
             "DPM-Solver++(2M). custom: DDIM with the steps and eta below.",
         ),
-        io.Int.Input(
+        whole(
             "steps",
-            default=50,
-            min=1,
-            max=1000,
-            tooltip="Denoising steps. Yours to set with preset custom; other presets show what they take.",
+            (50, 1, 1000),
+            "Denoising steps. Yours to set with preset custom; other presets show what they take.",
         ),
-        io.Float.Input(
+        number(
             "eta",
-            default=0.5,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Fresh noise per step: 0 none (DDIM), 1 ancestral. Yours to set with preset custom; other presets "
-            "show what they take.",
+            (0.5, 0.0, 1.0, 0.01),
+            "Fresh noise per step: 0 none (DDIM), 1 ancestral. Yours to set with preset custom; other presets show "
+            "what they take.",
         ),
         io.Combo.Input(
             "start",
             options=list(STARTS),
-            advanced=True,
-            tooltip="How the start noise is made of proxies and noise: diffused to timestep 999, as the release does, "
+            tooltip="How the start noise is made of proxies and noise: diffused to timestep 999, as the authors do, "
             "or to the first step's own noise level. Noise of mode schedule-matched, and runs that do not start at the "
             "schedule's first step, always take the latter.",
+            **ADVANCED,
         ),
     ]
 
@@ -70,53 +81,34 @@ def schedule_inputs() -> list[io.Input]:
 def part_inputs() -> list[io.Input]:
     """Which part of the schedule to run, as KSampler and KSampler (Advanced) have it."""
     return [
-        io.Float.Input(
+        number(
             "denoise",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            optional=True,
-            advanced=True,
-            tooltip="Below 1, the latents are kept in part: the steps lie in the last part of the schedule, as in "
-            "KSampler. 0 changes nothing.",
+            (1.0, 0.0, 1.0, 0.01),
+            "Below 1, the latents are kept in part: the steps are the last part of a longer schedule, as in KSampler. "
+            "0 changes nothing.",
+            **ADDED,
         ),
-        io.Int.Input(
-            "start_at_step",
-            default=0,
-            min=0,
-            max=10000,
-            optional=True,
-            advanced=True,
-            tooltip="Number of the first step to run, as in KSampler (Advanced).",
+        whole("start_at_step", (0, 0, 10000), "Number of the first step to run, as in KSampler (Advanced).", **ADDED),
+        whole(
+            "end_at_step", (10000, 0, 10000), "Number of the step to stop before, as in KSampler (Advanced).", **ADDED
         ),
-        io.Int.Input(
-            "end_at_step",
-            default=10000,
-            min=0,
-            max=10000,
-            optional=True,
-            advanced=True,
-            tooltip="Number of the step to stop before, as in KSampler (Advanced).",
-        ),
-        io.Boolean.Input(
+        switch(
             "add_noise",
-            default=True,
-            optional=True,
-            advanced=True,
-            tooltip="Off where the latents come with noise, from a run that stopped early; the noise input then gives "
+            True,
+            "Off where the latents come with noise, from a run that stopped early; the noise input then gives "
             "its seed only.",
+            **ADDED,
         ),
-        io.Boolean.Input(
+        switch(
             "return_with_leftover_noise",
-            default=False,
-            optional=True,
-            advanced=True,
-            tooltip="On where another sampler goes on after end_at_step; off, the last step removes all noise.",
+            False,
+            "On where another sampler continues after end_at_step; off, the last step removes all noise.",
+            **ADDED,
         ),
     ]
 
 
+@check_inputs
 class ViewConsistencySampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -124,14 +116,17 @@ class ViewConsistencySampler(io.ComfyNode):
             node_id="DP3D_ViewConsistencySampler",
             display_name="View-Consistency Sampler",
             category=SAMPLE,
-            description="Denoises all views together, each looking at the others, with the release's DDIM. The "
+            description="Denoises all views together, each looking at the others, with the authors' DDIM. The "
             "sampling is the host's own: previews, interrupting and other patches work as in KSampler.",
             search_aliases=["multi-view sampler", "DDIM eta", "novel view sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="The model, with Apply Reference Attention before it."),
                 io.Conditioning.Input("positive", tooltip="From View ControlNet: the prompt with the cameras."),
                 io.Latent.Input("latent", tooltip="One latent per view, from 3D-Aware Noise (or empty latents)."),
-                io.Noise.Input("noise", tooltip="From 3D-Aware Noise, so that a view's noise is its own in any batch."),
+                io.Noise.Input(
+                    "noise",
+                    tooltip="From 3D-Aware Noise, whose noise for a view is its own in any batch, or RandomNoise.",
+                ),
                 ViewConsistency.Input(
                     "view_consistency",
                     optional=True,
@@ -140,15 +135,12 @@ class ViewConsistencySampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="Left open, the positive's prompt without its cameras, as the release does it.",
+                    tooltip="Left open, the positive's prompt without its cameras, as the authors do it.",
                 ),
-                io.Float.Input(
+                number(
                     "cfg",
-                    default=3.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance towards portrait and cameras; 3 in the paper. 1 is twice as fast and weaker.",
+                    (3.0, 0.0, 30.0, 0.1),
+                    "Guidance towards portrait and cameras; 3 in the paper. 1 is twice as fast and weaker.",
                 ),
                 *schedule_inputs(),
                 *window_inputs(),
@@ -158,7 +150,6 @@ class ViewConsistencySampler(io.ComfyNode):
         )
 
     @classmethod
-    @in_range
     def execute(
         cls,
         model,
@@ -189,24 +180,16 @@ class ViewConsistencySampler(io.ComfyNode):
         if len(sigmas) == 0:
             return io.NodeOutput(latent)
         noise = noise if add_noise else NoNoise(noise.seed)
-        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-        callback = views_callback(model, len(sigmas) - 1)
+        latent = {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"])}
         negative = without_control(positive) if negative is None else negative
-        views = sample_views(
-            model,
-            positive,
-            negative,
-            noise,
-            {**latent, "samples": samples},
-            sampler,
-            sigmas,
-            cfg,
-            callback,
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        )
-        return io.NodeOutput(views)
+        show = {
+            "callback": views_callback(model, len(sigmas) - 1),
+            "disable_pbar": not comfy.utils.PROGRESS_BAR_ENABLED,
+        }
+        return io.NodeOutput(sample_views(model, positive, negative, noise, latent, sampler, sigmas, cfg, **show))
 
 
+@check_inputs
 class ViewConsistencySchedule(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -224,11 +207,11 @@ class ViewConsistencySchedule(io.ComfyNode):
         )
 
     @classmethod
-    @in_range
     def execute(cls, model, preset, steps, eta, start) -> io.NodeOutput:
         return io.NodeOutput(*chosen_schedule(model, preset, steps, eta, start))
 
 
+@check_inputs
 class ThreeDAwareNoise(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -236,8 +219,8 @@ class ThreeDAwareNoise(io.ComfyNode):
             node_id="DP3D_3DAwareNoise",
             display_name="3D-Aware Noise",
             category=SAMPLE,
-            description="Start noise in which the head already stands right in every view: blurred proxy views, made "
-            "by the novel-view model S or brought by you, are encoded, and the sampler drowns them in noise.",
+            description="Start noise in which the head is already in its place in every view: blurred proxy views, "
+            "made by the novel-view model S or brought by you, are encoded, and the sampler adds the noise.",
             search_aliases=["proxy views", "noise initialisation", "novel view model"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The base model's VAE."),
@@ -251,7 +234,7 @@ class ThreeDAwareNoise(io.ComfyNode):
                 Cameras.Input(
                     "reference_camera",
                     optional=True,
-                    tooltip="The portrait's own camera (one view). Left open: straight from the front.",
+                    tooltip="The portrait's own camera, e.g. from Reference View. Left open: straight from the front.",
                 ),
                 io.Image.Input(
                     "proxies",
@@ -262,15 +245,19 @@ class ThreeDAwareNoise(io.ComfyNode):
                     "Side of the views in pixels. 0: what the VAE's file says, which is the miniature's own, or 512 "
                     "as for SD1.5 where it says nothing."
                 ),
-                io.Int.Input("seed", tooltip="View i's noise depends on this seed and i alone.", **SEED),
+                whole(
+                    "seed",
+                    (0, 0, 2**64 - 1),
+                    "View i's noise depends on this seed and i alone.",
+                    control_after_generate=True,
+                ),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
-                    optional=True,
-                    advanced=True,
                     tooltip="paper: proxies diffused to timestep 999. schedule-matched: to the sampler's first noise "
                     "level, also where View-Consistency Sampler says t=999. shared: one noise for all views. random: "
                     "noise without proxies, one latent per camera.",
+                    **ADDED,
                 ),
                 io.Model.Input(
                     "model",
@@ -281,13 +268,12 @@ class ThreeDAwareNoise(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(tooltip="The encoded proxy views, one per view."),
-                io.Noise.Output(tooltip="The noise to drown them in; also feeds the sampler's steps."),
+                io.Noise.Output(tooltip="The noise to add to them; also feeds the sampler's steps."),
                 io.Image.Output(display_name="proxies", tooltip="The proxy views, to look at."),
             ],
         )
 
     @classmethod
-    @in_range
     def execute(
         cls,
         vae,

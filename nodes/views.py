@@ -9,22 +9,19 @@ from ..diffportrait3d.cameras.labels import orbit_camera
 from ..diffportrait3d.cameras.view_choice import nearest_views, parse_numbers, views_within
 from ..diffportrait3d.choices import check_choice
 from ..patches.view_batches import Joiner, Selection, count_views, latent_to_redo, select_latent
-from .ranges import in_range
-from .sockets import VIEWS, Cameras, ViewSelection
+from .input_checks import check_inputs
+from .sockets import VIEWS, Cameras, ViewSelection, degrees, switch, whole
 
 CHOICES = ("numbers", "angles", "nearest")
 SELECT, JOIN = "Select Views", "Join Views"
 
 
-def _degrees(name: str, default: float, limit: float, tooltip: str) -> io.Input:
-    return io.Float.Input(name, default=default, min=-limit, max=limit, step=1.0, tooltip=tooltip)
-
-
-def _open(node: str, name: str) -> ExecutionBlocker:
-    """What comes out where nothing went in: an error at whatever is connected there, and only then."""
+def _blocked(node: str, name: str) -> ExecutionBlocker:
+    """The output of an input that is not connected: an error at whatever node is connected to it, and only there."""
     return ExecutionBlocker(f"{node} gives no {name}: connect {name} to it.")
 
 
+@check_inputs
 class SelectViews(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -53,22 +50,22 @@ class SelectViews(io.ComfyNode):
                     tooltip="For numbers: views counted from 0, with ranges, in the order wanted, e.g. 5, 0-2. "
                     "Negative numbers count from the end: -1 is the last view.",
                 ),
-                _degrees(
+                degrees(
                     "yaw_min",
                     -180.0,
                     180.0,
                     "For angles: the smallest yaw. Above yaw_max the range goes through the back of the head.",
                 ),
-                _degrees("yaw_max", 180.0, 180.0, "For angles: the largest yaw."),
-                _degrees("pitch_min", -90.0, 90.0, "For angles: the smallest pitch."),
-                _degrees("pitch_max", 90.0, 90.0, "For angles: the largest pitch."),
-                _degrees("yaw", 0.0, 180.0, "For nearest: the yaw looked for."),
-                _degrees("pitch", 0.0, 89.0, "For nearest: the pitch looked for."),
-                io.Int.Input("count", default=1, min=1, max=512, tooltip="For nearest: how many views, nearest first."),
-                io.Boolean.Input(
+                degrees("yaw_max", 180.0, 180.0, "For angles: the largest yaw."),
+                degrees("pitch_min", -90.0, 90.0, "For angles: the smallest pitch."),
+                degrees("pitch_max", 90.0, 90.0, "For angles: the largest pitch."),
+                degrees("yaw", 0.0, 180.0, "For nearest: the yaw looked for."),
+                degrees("pitch", 0.0, 89.0, "For nearest: the pitch looked for."),
+                whole("count", (1, 1, 512), "For nearest: how many views, nearest first."),
+                switch(
                     "invert",
-                    default=False,
-                    tooltip="Takes the views that were not chosen, in their order: the others, e.g. as further "
+                    False,
+                    "Takes the views that were not chosen, in their order: the others, e.g. as further "
                     "portraits for Apply Reference Attention.",
                 ),
             ],
@@ -88,7 +85,6 @@ class SelectViews(io.ComfyNode):
         )
 
     @classmethod
-    @in_range
     def execute(
         cls,
         choose,
@@ -125,14 +121,15 @@ class SelectViews(io.ComfyNode):
         if not places:
             raise ValueError(f"{SELECT}: all {total} views were chosen, so that none is left with invert on.")
         return io.NodeOutput(
-            _open(SELECT, "latent") if latent is None else select_latent(latent, places),
-            _open(SELECT, "images") if images is None else images[places],
-            _open(SELECT, "cameras") if cameras is None else {**cameras, "labels": cameras["labels"][places]},
-            _open(SELECT, "latent") if latent is None else latent_to_redo(latent, places),
+            _blocked(SELECT, "latent") if latent is None else select_latent(latent, places),
+            _blocked(SELECT, "images") if images is None else images[places],
+            _blocked(SELECT, "cameras") if cameras is None else {**cameras, "labels": cameras["labels"][places]},
+            _blocked(SELECT, "latent") if latent is None else latent_to_redo(latent, places),
             selection,
         )
 
 
+@check_inputs
 class JoinViews(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -165,7 +162,6 @@ class JoinViews(io.ComfyNode):
         )
 
     @classmethod
-    @in_range
     def execute(
         cls, selection, latent=None, latent_rest=None, images=None, images_rest=None, cameras=None, cameras_rest=None
     ) -> io.NodeOutput:
@@ -177,7 +173,7 @@ class JoinViews(io.ComfyNode):
         if all(chosen is None for chosen, _ in pairs.values()):
             raise ValueError(f"{JOIN}: nothing is connected; connect latent, images or cameras, and its rest.")
         joiner = Joiner(JOIN, selection)
-        joined = {name: _open(JOIN, name) for name in pairs}
+        joined = {name: _blocked(JOIN, name) for name in pairs}
         if latent is not None:
             joined["latent"] = joiner.latents(latent, latent_rest)
         if images is not None:

@@ -1,7 +1,7 @@
 """Features whose size another patch changes inside of the UNet, during a part of a run or all of it.
 
-Deep Shrink (PatchModelAddDownscale) and its relatives resize the hidden states behind a block and back again later. The
-host tells nobody: what is to be read or added there has to look at the size at hand.
+Deep Shrink (PatchModelAddDownscale) and its relatives resize the hidden states after a block and back again later,
+without notice: what is read or added there has to look at the actual size.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def fit_residuals(options: dict) -> None:
     """Lets one UNet call, the one with these transformer `options`, add the residuals of its ControlNets at the size of
     the features. The host leaves out what does not fit, with a warning per block and step.
     """
-    around_unet = options.setdefault("wrappers", {}).setdefault(WrappersMP.DIFFUSION_MODEL, {})
-    around_unet.setdefault(KEY, [_with_fitted_residuals])
+    wrappers = options.setdefault("wrappers", {}).setdefault(WrappersMP.DIFFUSION_MODEL, {})
+    wrappers.setdefault(KEY, [_with_fitted_residuals])
 
 
 def _with_fitted_residuals(
@@ -61,7 +61,7 @@ def _with_fitted_residuals(
     if control is not None:
         fitted = FittedResiduals(control, len(executor.class_obj.input_blocks))
         patches = transformer_options.get("patches", {})
-        last = {SKIP: fitted.at_skip, AFTER_SKIP: fitted.at_middle}  # behind what may resize
+        last = {SKIP: fitted.at_skip, AFTER_SKIP: fitted.at_middle}  # after what may resize
         patches = {**patches, **{name: [*patches.get(name, ()), patch] for name, patch in last.items()}}
         transformer_options = {**transformer_options, "patches": patches}
     return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
@@ -72,7 +72,7 @@ class FittedResiduals:
 
     Args:
         control: what the host's ControlNets give, {"output": one residual per skip connection, "middle": one}; None
-            stands for no residual. The host takes both lists from the end.
+            means no residual. The host takes both lists from the end.
         blocks: input blocks of the UNet.
     """
 
@@ -85,7 +85,7 @@ class FittedResiduals:
         return h
 
     def at_middle(self, h: Tensor, options: dict) -> Tensor:
-        """input_block_patch_after_skip: behind the last block h [N, C, H, W] has the size of the middle."""
+        """input_block_patch_after_skip: after the last block h [N, C, H, W] has the size of the middle."""
         if options["block"][1] == self.blocks - 1:
             self._fit("middle", 1, h)
         return h

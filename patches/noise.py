@@ -1,21 +1,27 @@
-"""The clean half of 3D-aware noise: proxy views as latents. The sampler adds the noise (see `sampling.DDIMSampler`)."""
+"""3D-aware noise: proxy views as latents, and noise that belongs to views, for the start and for every step."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..diffportrait3d.cameras.labels import orbit_camera
+from ..diffportrait3d.choices import check_choice
+from ..diffportrait3d.diffusion import view_noise
+from ..host.compatibility import check_vae
 from ..host.images import check_images, resize_images
-from ..host.loading import check_vae
 from ..host.novel_view import render_proxies
+from .view_memory import View, note_noise
 
 NODE = "3D-Aware Noise"
 MODES = ("paper", "schedule-matched", "shared", "random")
 GREY = 0.5
-BURIED = 1000.0  # noise per signal above which proxies are lost; SD1.5 ends at 14.6, zero terminal SNR at thousands
+MAX_START_SIGMA = 1000.0  # above it nothing is left of the proxies; SD1.5 ends at 14.6, zero terminal SNR at thousands
+
+StepNoise = Callable[[int, Tensor], Tensor]
 
 
 def proxy_images(cameras, novel_view, image, reference_camera, proxies) -> Tensor:
@@ -26,7 +32,7 @@ def proxy_images(cameras, novel_view, image, reference_camera, proxies) -> Tenso
         novel_view: network S or None. image: the portrait or None. proxies: IMAGE or None.
 
     Raises:
-        ValueError: neither or both of the two ways are complete, counts differ, or pictures with NaN.
+        ValueError: neither or both of the two ways are complete, counts differ, or images with NaN.
     """
     if proxies is not None:
         if novel_view is not None:
@@ -57,7 +63,7 @@ def proxy_latents(vae, images: Tensor, resolution: int) -> tuple[dict, Tensor]:
 
 
 def empty_views(vae, cameras, proxies, resolution: int) -> tuple[dict, Tensor]:
-    """(LATENT, IMAGE): nothing to start from, one entry per camera or proxy, and grey pictures of it.
+    """(LATENT, IMAGE): nothing to start from, one entry per camera or proxy, and grey images.
 
     Raises:
         ValueError: neither cameras nor proxies say how many views there are.
@@ -74,9 +80,59 @@ def empty_views(vae, cameras, proxies, resolution: int) -> tuple[dict, Tensor]:
 def warn_of_zero_terminal_snr(model_sampling) -> None:
     """One warning if the model's last timestep leaves nothing of the proxy views."""
     sigma = float(model_sampling.sigma_max)
-    if sigma > BURIED:
+    if sigma > MAX_START_SIGMA:
         logging.warning(
             "3D-aware noise: this model has zero terminal SNR (sigma %.0f at its last timestep), where nothing is left "
             "of the proxy views; use mode schedule-matched with a start below it, or a model without it.",
             sigma,
         )
+
+
+class ViewNoise:
+    """NOISE for the host's samplers: view i's noise depends on (seed, i) alone, not on its batch.
+
+    Args:
+        mode: one of `MODES`. "shared" gives every view the noise of view 0; "schedule-matched" makes
+            View-Consistency Sampler diffuse to the first step's noise level, whatever start it is set to.
+    """
+
+    def __init__(self, seed: int, mode: str = "paper"):
+        check_choice("mode", mode, MODES)
+        self.seed, self.mode = seed, mode
+
+    @property
+    def start(self) -> str | None:
+        """The sampler's start that this noise asks for."""
+        return "schedule" if self.mode == "schedule-matched" else None
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        samples, indices = latent["samples"], view_indices(latent)
+        drawn = [0] * len(indices) if self.mode == "shared" else indices
+        noise = view_noise(self.seed, drawn, samples.shape[1:]).to(samples.dtype)
+        note_noise(noise, indices)
+        return noise
+
+
+class NoNoise:
+    """NOISE for a run that continues another one: zeros, and a seed for the steps."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        return torch.zeros_like(latent["samples"], device="cpu")
+
+
+def view_indices(latent: dict) -> list[int]:
+    """Numbers of the views in a LATENT: its batch_index if it is a part of a batch."""
+    return list(latent.get("batch_index") or range(latent["samples"].shape[0]))
+
+
+def step_noise_of(views: Sequence[View]) -> StepNoise:
+    """Noise of step k for every view, from the same (seed, number) streams as the start noise."""
+
+    def draw(step: int, x: Tensor) -> Tensor:
+        drawn = [view_noise(view.seed, [view.number], x.shape[1:], stream=step + 1) for view in views]
+        return torch.cat(drawn).to(x)
+
+    return draw

@@ -1,4 +1,4 @@
-"""Previews while the views are made: a mosaic of the views of all windows; the host shows the first view alone."""
+"""Previews while the views are made: a mosaic of views; the host previews only the first one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def spread(views: int) -> list[int]:
     """At most SHOWN view numbers, evenly spread from the first to the last."""
     if views <= SHOWN:
         return list(range(views))
-    return [round(place * (views - 1) / (SHOWN - 1)) for place in range(SHOWN)]
+    return [round(index * (views - 1) / (SHOWN - 1)) for index in range(SHOWN)]
 
 
 def mosaic(previewer, x0: Tensor) -> Image.Image:
     """Previews of the latents x0 [V, C, h, w] in rows, by the host's previewer for one latent."""
-    pictures = [previewer.decode_latent_to_preview(x0[view : view + 1]) for view in spread(x0.shape[0])]
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    width, height = pictures[0].size
+    tiles = [previewer.decode_latent_to_preview(x0[view : view + 1]) for view in spread(x0.shape[0])]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    width, height = tiles[0].size
     out = Image.new("RGB", (columns * width, rows * height))
-    for place, picture in enumerate(pictures):
-        out.paste(picture, (place % columns * width, place // columns * height))
+    for index, tile in enumerate(tiles):
+        out.paste(tile, (index % columns * width, index // columns * height))
     return out
 
 
@@ -37,7 +37,7 @@ def views_callback(model, steps: int):
     bar = comfy.utils.ProgressBar(steps)
 
     def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
-        picture = ("JPEG", mosaic(previewer, x0), latent_preview.MAX_PREVIEW_RESOLUTION) if previewer else None
-        bar.update_absolute(step + 1, total, picture)
+        preview = ("JPEG", mosaic(previewer, x0), latent_preview.MAX_PREVIEW_RESOLUTION) if previewer else None
+        bar.update_absolute(step + 1, total, preview)
 
     return callback

@@ -1,14 +1,16 @@
-"""Portraits for reference attention: as images or as latents, at the size of the views, with masks."""
+"""Portraits for reference attention, encoded at the size of the views, with masks."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import comfy.utils
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..host.compatibility import check_vae
 from ..host.images import check_images, resize_images
-from ..host.loading import check_vae
 from ..host.masks import white_where_read
 
 
@@ -16,35 +18,39 @@ class References:
     """References of one person, and the part of each that may be read.
 
     Args:
+        count: number R of references.
+        size: their height and width, to which masks are brought before they are cropped as the references are.
+        encode: (height, width) -> latents [R, 4, height, width], not scaled, cropped to that aspect.
         mask: [1 or R, H, W] in [0, 1], 1 where tokens are read; None reads everything.
 
     Raises:
         ValueError: no reference, or a mask of another count, with NaN, or empty for one of the references.
     """
 
-    def __init__(self, count: int, mask: Tensor | None):
+    def __init__(
+        self, count: int, size: tuple[int, int], encode: Callable[[int, int], Tensor], mask: Tensor | None = None
+    ):
         if count < 1:
             raise ValueError("Reference attention needs at least one reference image, got an empty batch.")
-        self.count = count
+        self.count, self.size, self._encode = count, size, encode
         self.mask = None if mask is None else _checked_mask(mask, count)
+        self._encoded: tuple[tuple[int, int], Tensor] | None = None
 
     def __len__(self) -> int:
         return self.count
 
     def encode(self, height: int, width: int) -> Tensor:
-        """Latents [R, 4, height, width], not scaled."""
-        raise NotImplementedError
+        """Latents [R, 4, height, width], not scaled; those of the last size are kept."""
+        if self._encoded is None or self._encoded[0] != (height, width):
+            self._encoded = (height, width), self._encode(height, width)
+        return self._encoded[1]
 
     def mask_at(self, height: int, width: int) -> Tensor | None:
         """The mask cropped as the references are, [R, 1, height, width]."""
         if self.mask is None:
             return None
-        shape = self._reference_shape()
-        mask = self.mask if self.mask.shape[-2:] == shape else interpolate(self.mask, shape, mode="bilinear")
+        mask = self.mask if self.mask.shape[-2:] == self.size else interpolate(self.mask, self.size, mode="bilinear")
         return comfy.utils.common_upscale(mask, width, height, "area", "center")
-
-    def _reference_shape(self) -> tuple[int, int]:
-        raise NotImplementedError
 
 
 def _checked_mask(mask: Tensor, count: int) -> Tensor:
@@ -63,51 +69,27 @@ def _checked_mask(mask: Tensor, count: int) -> Tensor:
     return mask.clamp(0.0, 1.0)[:, None].expand(count, -1, -1, -1)
 
 
-class ReferenceLatents(References):
-    """References given as latents in the host's convention (not scaled) [R, 4, h, w]."""
-
-    def __init__(self, samples: Tensor, mask: Tensor | None = None):
-        super().__init__(samples.shape[0], mask)
-        self.samples = samples
-
-    def encode(self, height: int, width: int) -> Tensor:
-        """Latents [R, 4, height, width]; those of another size are resampled."""
-        if self.samples.shape[-2:] == (height, width):
-            return self.samples
-        return comfy.utils.common_upscale(self.samples, width, height, "bicubic", "center")
-
-    def _reference_shape(self) -> tuple[int, int]:
-        return tuple(self.samples.shape[-2:])
-
-
-class ReferenceImages(References):
-    """References given as images [R, H, W, 3] in [0, 1], encoded at the size of the views once that is known.
+def image_references(
+    vae, images: Tensor, mask: Tensor | None = None, white: str = "read"
+) -> tuple[References, list[int]]:
+    """References given as images [R, H, W, 3 or 4] in [0, 1], and the numbers (from 1) of inverted masks.
 
     Args:
-        white: what white means in the mask, see `masks.white_where_read`. `turned` then says which masks, from 1, were
-            found to show the background and were turned round.
+        white: what white means in the mask, see `masks.white_where_read`, which may find that masks show the
+            background: these are inverted.
 
     Raises:
         ValueError: see `References`; images with NaN, or a VAE of another family than SD1.5's.
     """
+    inverted: list[int] = []
+    if mask is not None and len(images):
+        mask, inverted = white_where_read(mask, images, white)
 
-    def __init__(self, vae, images: Tensor, mask: Tensor | None = None, white: str = "read"):
-        self.turned: list[int] = []
-        if mask is not None and len(images):
-            mask, self.turned = white_where_read(mask, images, white)
-        super().__init__(images.shape[0], mask)
-        check_images(images, "Reference attention", "image")
-        check_vae(vae, "Reference attention")
-        self.vae, self.images = vae, images[..., :3]
-        self._encoded: dict[tuple[int, int], Tensor] = {}
+    def encode(height: int, width: int) -> Tensor:
+        scale = vae.spacial_compression_encode()
+        return vae.encode(resize_images(images[..., :3], height * scale, width * scale))
 
-    def encode(self, height: int, width: int) -> Tensor:
-        """Latents [R, 4, height, width] of the images, cropped to the views' aspect and resized."""
-        if (height, width) not in self._encoded:
-            scale = self.vae.spacial_compression_encode()
-            pixels = resize_images(self.images, height * scale, width * scale)
-            self._encoded = {(height, width): self.vae.encode(pixels)}
-        return self._encoded[height, width]
-
-    def _reference_shape(self) -> tuple[int, int]:
-        return tuple(self.images.shape[1:3])
+    references = References(len(images), tuple(images.shape[1:3]), encode, mask)
+    check_images(images[..., :3], "Reference attention", "image")
+    check_vae(vae, "Reference attention")
+    return references, inverted

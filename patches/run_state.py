@@ -1,7 +1,7 @@
 """What lives only as long as one sampling run, and where in a batch the host has put which condition.
 
-Settings are constant and sit in a `RunPatch`, which is shared by every clone of a MODEL. Whatever changes
-during a run sits in a state object of its own, placed in the run's transformer options and taken out again,
+Settings are constant and are in a `RunPatch`, which is shared by every clone of a MODEL. Whatever changes
+during a run is in a state object of its own, placed in the run's transformer options and taken out again,
 also after an exception, so that no run can see another one's tensors.
 """
 
@@ -16,7 +16,7 @@ COMPILE_KEY = "torch.compile"  # under which comfy_api.torch_helpers keeps the c
 
 
 def unused_key(model, prefix: str) -> str:
-    """A key no other patch on `model` uses, so that several patches of one kind can stand in a row."""
+    """A key no other patch on `model` uses, so that several patches of one kind can be applied in a row."""
     number = 0
     while f"{prefix}.{number}" in model.additional_models:
         number += 1
@@ -42,9 +42,9 @@ def refuse_several_gpus(model, label: str) -> None:
 
 
 def skip_compilation(transformer_options: dict) -> None:
-    """Takes torch.compile out of a run's options: compiled code is not told what changes in them from step to step."""
-    around_model = transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-    if around_model.pop(COMPILE_KEY, None):
+    """Takes torch.compile out of a run's options: compiled code would not notice what changes at every step."""
+    wrappers = transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    if wrappers.pop(COMPILE_KEY, None):
         logging.warning(
             "torch.compile is skipped: compiled code would not notice that portrait and views change at every step; "
             "this run is as without it."
@@ -88,12 +88,15 @@ class RunState:
 
 
 class RunPatch:
-    """A patch with a state per run. Subclasses say what the state is (`begin`) and add their own hooks."""
+    """A patch with a state per run and an object per UNet call, both in transformer options for as long as they live.
+
+    Subclasses say what these are (`begin`, `begin_call`), and add hooks of their own that look at them.
+    """
 
     label = "This patch"
 
     def __init__(self, key: str):
-        self.key = key
+        self.key, self.call_key = key, f"{key}.call"
 
     def __deepcopy__(self, memo):
         return self  # constant settings: hosts that deep-copy model options must not copy networks with them
@@ -102,10 +105,20 @@ class RunPatch:
         """Register on `model` (already a clone) the network to load and the life of the run state."""
         model.set_additional_models(self.key, [network_patcher])
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self._outer_sample)
+        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, self.key, self._prepare_sampling)
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, self.key, self._wrap_unet)
 
     def begin(self, guider, noise) -> RunState:
         """Make the state of a run. `noise` [N, C, h, w] has the shape of the views' latents."""
         return RunState(guider, self.key, noise.shape[0])
+
+    def begin_call(self, run: RunState, unet, x, timesteps, context, options: dict) -> object | None:
+        """What the hooks need in one call of the UNet with these arguments; None: nothing, the patch does not act."""
+        raise NotImplementedError
+
+    def extra_rows(self, run: RunState, model_options: dict) -> int:
+        """How many rows of the batch more than the host expects a run takes in memory."""
+        raise NotImplementedError
 
     def state(self, transformer_options: dict) -> RunState:
         try:
@@ -125,3 +138,19 @@ class RunPatch:
             return executor(noise, *args, **kwargs)
         finally:
             options.pop(self.key, None)
+
+    def _prepare_sampling(self, executor, model, noise_shape, *args, **kwargs):
+        options = kwargs["model_options"]
+        rows = self.extra_rows(self.state(options["transformer_options"]), options)
+        return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], *args, **kwargs)
+
+    def _wrap_unet(
+        self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, *args, **kwargs
+    ):
+        run = self.state(transformer_options)
+        call = self.begin_call(run, executor.class_obj, x, timesteps, context, transformer_options)
+        transformer_options[self.call_key] = call
+        try:
+            return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
+        finally:
+            transformer_options.pop(self.call_key, None)

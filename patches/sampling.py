@@ -1,17 +1,16 @@
-"""DDIM(eta) as the release runs it, inside the host's own sampling loop, and noise that belongs to views.
+"""DDIM(eta) as the official code runs it, inside the host's own sampling loop, and noise that belongs to views.
 
 With x_VE = x / sqrt(abar) and sigma = sqrt((1 - abar) / abar), DDIM(eta) is the host's Euler-ancestral step with the
-same eta. What the release does differently from stock sampling is here: its timesteps, its last noise level
-(alphas_cumprod[0], not 1), and a start at timestep 999 handed over at the first step's timestep. All of this belongs to
-the ends of a whole schedule: a run over a part of it begins and ends as the host's samplers do, so that parts make the
-whole.
+same eta. What the official code does differently from stock sampling is here: its timesteps, its last noise level
+(alphas_cumprod[0], not 1), and a start at timestep 999 that is used at the first step's timestep. All of this is about
+the ends of a whole schedule: a run over a part of it begins and ends as the host's samplers do, so that parts add up.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import comfy.model_management
 import comfy.samplers
@@ -20,9 +19,9 @@ from comfy.k_diffusion.sampling import sample_dpmpp_2m, sample_euler_ancestral
 from torch import Tensor
 
 from ..diffportrait3d.choices import check_choice
-from ..diffportrait3d.diffusion import Schedule, view_noise
-from .noise import MODES, warn_of_zero_terminal_snr
-from .view_memory import View, note_end, note_noise, views_of_run
+from ..diffportrait3d.diffusion import Schedule
+from .noise import StepNoise, step_noise_of, warn_of_zero_terminal_snr
+from .view_memory import note_end, views_of_run
 
 PRESETS = {"release": (50, 0.5), "paper": (100, 0.5)}  # DDIM's steps, eta; the paper is silent on eta
 FAST, FAST_STEPS = "fast", 8  # DPM-Solver++(2M)
@@ -37,7 +36,7 @@ def preset_values() -> dict[str, tuple[int, float]]:
 
 
 def ddim_sigmas(model_sampling, steps: int) -> Tensor:
-    """Sigmas [steps + 1] of the release's timesteps, highest first, ending at timestep 0.
+    """Sigmas [steps + 1] of the official code's timesteps, highest first, ending at timestep 0.
 
     Raises:
         ValueError: steps out of range, or a model without Stable Diffusion's discrete schedule.
@@ -74,7 +73,7 @@ def chosen_schedule(
     """(SAMPLER, SIGMAS) of a preset on a MODEL.
 
     The SIGMAS end at 0, as the host's do, so that every sampler ends without noise there, also around a noise mask. The
-    SAMPLER makes the release's last step of theirs.
+    SAMPLER makes the official code's last step of theirs.
 
     Args:
         preset: one of `preset_values`, or "custom": DDIM with `steps` and `eta`.
@@ -127,73 +126,8 @@ def part_of(sigmas: Tensor, start_at_step: int, end_at_step: int, leftover_noise
     return sigmas[start_at_step:] if start_at_step < len(sigmas) - 1 else sigmas[:0]
 
 
-class ViewNoise:
-    """NOISE for the host's samplers: view i's noise depends on (seed, i) alone, not on its batch.
-
-    Args:
-        mode: one of `noise.MODES`. "shared" gives every view the noise of view 0; "schedule-matched" makes
-            View-Consistency Sampler diffuse to the first step's noise level, whatever start it is set to.
-    """
-
-    def __init__(self, seed: int, mode: str = "paper"):
-        check_choice("mode", mode, MODES)
-        self.seed, self.mode = seed, mode
-
-    @property
-    def start(self) -> str | None:
-        """The sampler's start that this noise asks for."""
-        return "schedule" if self.mode == "schedule-matched" else None
-
-    def generate_noise(self, latent: dict) -> Tensor:
-        samples, indices = latent["samples"], view_indices(latent)
-        drawn = [0] * len(indices) if self.mode == "shared" else indices
-        noise = view_noise(self.seed, drawn, samples.shape[1:]).to(samples.dtype)
-        note_noise(noise, indices)
-        return noise
-
-
-class NoNoise:
-    """NOISE for a run that goes on where another has ended: zeros, and a seed for the steps."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def generate_noise(self, latent: dict) -> Tensor:
-        return torch.zeros_like(latent["samples"], device="cpu")
-
-
-def view_indices(latent: dict) -> list[int]:
-    """Numbers of the views in a LATENT: its batch_index if it is a part of a batch."""
-    return list(latent.get("batch_index") or range(latent["samples"].shape[0]))
-
-
-StepNoise = Callable[[int, Tensor], Tensor]
-
-
-def per_view_step_noise(seed: int, indices: list[int] | None = None) -> StepNoise:
-    """Noise of step k for every view, from the same (seed, view) streams as the start noise."""
-
-    def draw(step: int, x: Tensor) -> Tensor:
-        views = range(x.shape[0]) if indices is None else indices
-        return view_noise(seed, views, x.shape[1:], stream=step + 1).to(x)
-
-    return draw
-
-
-def step_noise_of(views: Sequence[View]) -> StepNoise:
-    """The same for views that may come from runs of different seeds."""
-    draws = [
-        per_view_step_noise(seed, [view.number for view in views if view.seed == seed])
-        for seed in dict.fromkeys(view.seed for view in views)
-    ]
-    if len(draws) == 1:
-        return draws[0]
-    alone = [per_view_step_noise(view.seed, [view.number]) for view in views]
-    return lambda step, x: torch.cat([draw(step, x[i : i + 1]) for i, draw in enumerate(alone)])
-
-
-class ReleaseSampler(comfy.samplers.KSAMPLER):
-    """A sampling function of the host with the release's start, for a whole schedule or any part of it.
+class OfficialSampler(comfy.samplers.KSAMPLER):
+    """A sampling function of the host with the official code's start, for a whole schedule or any part of it.
 
     Subclasses say what the steps are (`run_steps`).
 
@@ -220,7 +154,7 @@ class ReleaseSampler(comfy.samplers.KSAMPLER):
             if latent_image.any():
                 warn_of_zero_terminal_snr(model_wrap.inner_model.model_sampling)
             last_sigma = model_wrap.inner_model.model_sampling.sigmas[-1]
-            noise = hand_over(noise, latent_image, sigmas[0], last_sigma, self.max_denoise(model_wrap, sigmas))
+            noise = official_start(noise, latent_image, sigmas[0], last_sigma, self.max_denoise(model_wrap, sigmas))
         run = comfy.samplers.KSAMPLER(self.run_steps, {"views": views})
         if self._ends_whole(sigmas):
             sigmas = torch.cat([sigmas[:-1], self._whole(sigmas)[-1:].to(sigmas)])
@@ -240,20 +174,20 @@ class ReleaseSampler(comfy.samplers.KSAMPLER):
         whole = self._whole(sigmas)
         return len(sigmas) > 1 and _same(sigmas[-2], whole[-2]) and (sigmas[-1] == 0 or _same(sigmas[-1], whole[-1]))
 
-    def _place(self, sigma: Tensor, sigmas: Tensor) -> int:
+    def _step_number(self, sigma: Tensor, sigmas: Tensor) -> int:
         """Number of the step that begins at `sigma` in the whole schedule; for any other sigma, a number of its own."""
         sigma = sigma.float().cpu()
         found = torch.isclose(self._whole(sigmas).float().cpu(), sigma, rtol=SAME_SIGMA, atol=0.0).nonzero()
         return int(found[0]) if len(found) else int(sigma.view(torch.int32))
 
 
-class DDIMSampler(ReleaseSampler):
-    """SAMPLER of the release; give it `ddim_sigmas` or a part of them. Any other sigmas work, too.
+class DDIMSampler(OfficialSampler):
+    """SAMPLER of the official code; give it `ddim_sigmas` or a part of them. Any other sigmas work, too.
 
     Args:
-        eta: 0 deterministic, 1 ancestral; the release uses 0.5.
+        eta: 0 deterministic, 1 ancestral; the official code uses 0.5.
         step_noise: (step of the whole schedule, x) -> noise; None for noise per view from the run's seed.
-        start, sigmas, indices: as for ReleaseSampler.
+        start, sigmas, indices: as for OfficialSampler.
     """
 
     def __init__(
@@ -275,7 +209,7 @@ class DDIMSampler(ReleaseSampler):
         draw = self.step_noise or step_noise_of(views)
 
         def noise(sigma, _):
-            return draw(self._place(sigma, sigmas), x) if self.eta else torch.zeros_like(x)
+            return draw(self._step_number(sigma, sigmas), x) if self.eta else torch.zeros_like(x)
 
         out = sample_euler_ancestral(model, x, sigmas, extra_args, callback, disable, eta=self.eta, noise_sampler=noise)
         if not self._ends_whole(sigmas) or sigmas[-1] == 0:
@@ -284,8 +218,8 @@ class DDIMSampler(ReleaseSampler):
         return _keep_masked(model, out, sigmas, extra_args)
 
 
-class FastSampler(ReleaseSampler):
-    """The host's DPM-Solver++(2M) with the release's start; give it `fast_sigmas` or a part of them."""
+class FastSampler(OfficialSampler):
+    """The host's DPM-Solver++(2M) with the official code's start; give it `fast_sigmas` or a part of them."""
 
     def run_steps(self, model, x, sigmas, extra_args=None, callback=None, disable=None, views=None) -> Tensor:
         return sample_dpmpp_2m(model, x, sigmas, extra_args, callback, disable)
@@ -296,7 +230,7 @@ def _same(sigma: Tensor, other: Tensor) -> bool:
 
 
 def _keep_masked(model, x: Tensor, sigmas: Tensor, extra_args: dict) -> Tensor:
-    """x with the input where the run's noise mask keeps it: the release's last noise level is not 0.
+    """x with the input where the run's noise mask keeps it: the official code's last noise level is not 0.
 
     The mask is the one of the last step, which the host's Differential Diffusion may have changed.
     """
@@ -309,10 +243,10 @@ def _keep_masked(model, x: Tensor, sigmas: Tensor, extra_args: dict) -> Tensor:
     return x * mask + model.latent_image * (1.0 - mask)
 
 
-def hand_over(noise: Tensor, latent: Tensor, sigma: Tensor, sigma_start: Tensor, max_denoise: bool) -> Tensor:
-    """The noise with which the host's own noise scaling arrives at the release's start.
+def official_start(noise: Tensor, latent: Tensor, sigma: Tensor, sigma_start: Tensor, max_denoise: bool) -> Tensor:
+    """The noise with which the host's own noise scaling arrives at the official code's start.
 
-    The release's start is x = sqrt(abar_999) z + sqrt(1 - abar_999) n, taken as if it stood at the first step's sigma.
+    The official start is x = sqrt(abar_999) z + sqrt(1 - abar_999) n, taken as if it stood at the first step's sigma.
 
     Args:
         noise, latent: n and z (scaled) [N, 4, h, w].
@@ -326,7 +260,7 @@ def hand_over(noise: Tensor, latent: Tensor, sigma: Tensor, sigma_start: Tensor,
 
 
 def without_control(conditioning: list) -> list:
-    """The same prompt without its ControlNets: what the release's unconditional pass sees."""
+    """The same prompt without its ControlNets: what the official code's unconditional pass sees."""
     dropped = ("control", "control_apply_to_uncond")
     return [[tokens, {k: v for k, v in options.items() if k not in dropped}] for tokens, options in conditioning]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..diffportrait3d.cameras.view_choice import left_over
-from .sampling import view_indices
+from .noise import view_indices
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """View consistency (paper section 3.4): attention among the views after every block of the host's UNet.
 
-Where the modules act, and how the host is told, without moving a single state-dict key:
+Where the modules act, and by which hook, without moving a single state-dict key:
 - after input blocks 1..11: `input_block_patch`, so that skip connections carry the result;
 - after the complete output blocks 0..11: an empty module appended to the block while the model is loaded
   (`PatcherInjection`); its handler does the work, elsewhere it is the identity;
@@ -13,21 +13,23 @@ brings context windows of the host, which are respected.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
-from comfy.patcher_extension import PatcherInjection, WrappersMP
+from comfy.patcher_extension import PatcherInjection
 from torch import Tensor, nn
 
 from ..diffportrait3d.denoiser import MIDDLE_VIEW_ATTENTION
 from ..diffportrait3d.views import check_window
 from ..diffportrait3d.weights.files import views_of
-from ..host.loading import HostNetwork, check_same_width
+from ..host.compatibility import check_same_width
+from ..host.loading import HostNetwork
 from .run_state import RunPatch, RunState, chunk_size, views_per_call
 from .view_windows import ViewWindows, skip_self_attention_guidance
 
 KEY = "diffportrait3d.view_consistency"
-CALL = KEY + ".call"
+CALL = f"{KEY}.call"  # the patch's `call_key`
 OVERLAP = 2
 ANIMATEDIFF = "ADE"  # under this name AnimateDiff-Evolved keeps its motion models and its wrappers on a MODEL
 
@@ -54,12 +56,14 @@ def remove_sites(patcher) -> None:
             del block[-1]
 
 
+@dataclass
 class ViewCall:
     """One call of the UNet: the modules, the views per condition, and the conditions whose middle is mixed."""
 
-    def __init__(self, network, unet, views: int, middle_chunks: list[bool]):
-        self.network, self.views, self.middle_chunks = network, views, middle_chunks
-        self.middle_end = unet.middle_block[-1]
+    network: nn.Module
+    middle_end: nn.Module
+    views: int
+    middle_chunks: list[bool]
 
     def mix_middle(self, h: Tensor) -> Tensor:
         """h [chunks*V, C, H, W], mixed in the chosen chunks."""
@@ -75,7 +79,7 @@ def after_output_block(site: ViewSite, h: Tensor, emb, context, transformer_opti
     return h if call is None else call.network.after_output(site.index, h, call.views)
 
 
-def around_last_middle_layer(layer: ResBlock, h: Tensor, emb: Tensor, context, transformer_options: dict, *args):
+def mix_before_last_middle_layer(layer: ResBlock, h: Tensor, emb: Tensor, context, transformer_options: dict, *args):
     call: ViewCall | None = transformer_options.get(CALL)
     if call is not None and layer is call.middle_end and any(call.middle_chunks):
         h = call.mix_middle(h)
@@ -94,13 +98,11 @@ class ViewConsistencyPatch(RunPatch):
 
     def attach(self, model, network_patcher) -> None:
         super().attach(model, network_patcher)
-        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self._prepare_sampling)
-        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self._around_unet)
         model.set_model_input_block_patch(self)
         model.set_injections(KEY, [PatcherInjection(append_sites, remove_sites)])
         model.set_model_patch((ViewSite, after_output_block), "forward_timestep_embed_patch")
         if self.middle != "never":
-            model.set_model_patch((ResBlock, around_last_middle_layer), "forward_timestep_embed_patch")
+            model.set_model_patch((ResBlock, mix_before_last_middle_layer), "forward_timestep_embed_patch")
 
     def begin(self, guider, noise: Tensor) -> RunState:
         refuse_animatediff(guider.model_patcher)
@@ -121,13 +123,10 @@ class ViewConsistencyPatch(RunPatch):
         finally:
             del options["context_handler"]
 
-    def _prepare_sampling(self, executor, model, noise_shape, *args, **kwargs):
-        """Budgets memory for one window of views; what other patches have added stays."""
-        options, shape = kwargs["model_options"], list(noise_shape)
-        if isinstance(options.get("context_handler"), ViewWindows):
-            views = self.state(options["transformer_options"]).views
-            shape[0] -= views - views_per_call(views, options)
-        return executor(model, shape, *args, **kwargs)
+    def extra_rows(self, run: RunState, model_options: dict) -> int:
+        """One window of views is in memory at a time; what other patches have added stays."""
+        windows = isinstance(model_options.get("context_handler"), ViewWindows)
+        return views_per_call(run.views, model_options) - run.views if windows else 0
 
     def check_views(self, views: int) -> None:
         if views < 2:
@@ -140,19 +139,12 @@ class ViewConsistencyPatch(RunPatch):
                 f"{views}; make the context windows smaller, or take them off and set window_size instead."
             )
 
-    def _around_unet(
-        self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, *args, **kwargs
-    ):
-        run = self.state(transformer_options)
-        views = chunk_size(x.shape[0], transformer_options)
+    def begin_call(self, run: RunState, unet, x, timesteps, context, options: dict) -> ViewCall:
+        views = chunk_size(x.shape[0], options)
         self.check_views(views)
-        positive = run.positive_chunks(transformer_options)
+        positive = run.positive_chunks(options)
         middle = [self.middle == "always" or (self.middle == "unconditional" and not p) for p in positive]
-        transformer_options[CALL] = ViewCall(run.network, executor.class_obj, views, middle)
-        try:
-            return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
-        finally:
-            transformer_options.pop(CALL, None)
+        return ViewCall(run.network, unet.middle_block[-1], views, middle)
 
     def __call__(self, h: Tensor, transformer_options: dict) -> Tensor:
         """input_block_patch of the host: after block `block`, before its skip connection is stored."""
@@ -177,8 +169,8 @@ def apply_view_consistency(
     """A clone of MODEL `model` in which the views of a batch attend to each other.
 
     Args:
-        window_size: views that attend to each other at once; more views are denoised in overlapping windows, laid out
-            anew at every step. 0 takes the number the modules were trained with.
+        window_size: views that attend to each other at once; more views are denoised in overlapping windows, placed
+            elsewhere at every step. 0 takes the number the modules were trained with.
         overlap: views that neighbouring windows share at least.
         closed_orbit: the last view is the neighbour of the first.
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ..diffportrait3d.networks import UNetConfig
+from ..host.compatibility import check_control_heads, check_control_width
 from ..host.images import as_images, check_images
-from ..host.loading import build_control_model, check_control_heads, check_control_width, read_network, remember_side
+from ..host.loading import build_control_model, read_network, set_trained_side
 from .feature_sizes import fit_residuals
-from .run_state import chunk_size
+from .run_state import SigmaRange, chunk_size
 
 
 def to_hint_range(images: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def load_view_controlnet(path: Path | str) -> ViewControlNet:
     if hint_range != [-1, 1]:
         raise ValueError(f"{path} wants hints in {hint_range}, this pack gives them in [-1, 1]; update the pack.")
     control_net = build_view_controlnet(tensors, UNetConfig.from_dict(metadata["config"]))
-    remember_side(control_net.control_model, metadata)
+    set_trained_side(control_net.control_model, metadata)
     return control_net
 
 
@@ -134,24 +135,21 @@ def apply_view_controlnet(
         images: one condition image per view, IMAGE [V, H, W, 3] in [0, 1].
 
     Raises:
-        ValueError: no images or no prompt, NaN in the images, or a percent range that is none.
+        ValueError: no images or no prompt, NaN in the images, or an invalid percent range.
     """
     check_images(images, "View ControlNet", "image")
     if not conditioning:
         raise ValueError("View ControlNet: positive holds no prompt; connect an encoded text (empty will do).")
-    if not 0.0 <= start_percent <= end_percent <= 1.0:
-        raise ValueError(f"start_percent {start_percent} and end_percent {end_percent} must be 0 <= start <= end <= 1")
+    percent = SigmaRange(start_percent, end_percent).percent
     if strength == 0.0:
         return conditioning
     control_net = as_view_controlnet(control_net)
-    made: dict = {}  # conditions that shared a ControlNet go on sharing one
+    made: dict = {}  # conditions that share a ControlNet still share one
     out = []
     for tokens, options in conditioning:
         previous = options.get("control")
         if previous not in made:
-            made[previous] = control_net.copy().set_cond_hint(
-                images.movedim(-1, 1), strength, (start_percent, end_percent)
-            )
+            made[previous] = control_net.copy().set_cond_hint(images.movedim(-1, 1), strength, percent)
             made[previous].set_previous_controlnet(previous)
         out.append([tokens, {**options, "control": made[previous], "control_apply_to_uncond": False}])
     return out

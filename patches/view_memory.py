@@ -1,7 +1,7 @@
 """Which view a tensor is: the host hands a SAMPLER noise and latents alone.
 
 Step noise belongs to a view's number and to the run's seed. A SAMPLER sees neither the LATENT's batch_index nor, where
-a run goes on without noise of its own (DisableNoise), the seed of the part before. Both are found by the tensors'
+a run continues another one without noise (DisableNoise), the seed of the part before. Both are found by the tensors'
 values:
 
 - noise of 3D-Aware Noise: its numbers are noted when it is drawn;

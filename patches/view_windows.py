@@ -1,4 +1,4 @@
-"""More views than the cross-view attention can hold: the host's context windows, laid out anew at every step.
+"""More views than the cross-view attention can hold: the host's context windows, placed elsewhere at every step.
 
 The host calls a context handler around every evaluation of the conditions, whatever sampler asks for it. Each window
 is a UNet call of its own with its rows of latents, conditions, masks and hints, so memory does not grow with the

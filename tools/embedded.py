@@ -1,18 +1,18 @@
 """Run the real ComfyUI inside this process: boot it, load this pack as the host does, execute workflows.
 
 For tests and for measurements that need the host's objects (ModelPatcher, sampler) and real tracebacks.
-Written for ComfyUI 0.3.64 and 0.30.0. A process can hold one host only.
+A process can hold one host only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
-import inspect
 import json
 import logging
 import os
 import sys
+import tempfile
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -114,10 +114,24 @@ class EmbeddedHost:
                 self.error = ex
                 super().handle_execution_error(prompt_id, prompt, current_outputs, executed, error, ex)
 
-        options = {"cache_type": execution.CacheType.CLASSIC}
-        if "cache_args" in inspect.signature(execution.PromptExecutor.__init__).parameters:
-            options["cache_args"] = {"lru": 0, "ram": 0, "ram_inactive": 0}
-        return Executor(self.server, **options)
+        cache_args = {"lru": 0, "ram": 0, "ram_inactive": 0}
+        return Executor(self.server, cache_type=execution.CacheType.CLASSIC, cache_args=cache_args)
+
+
+def node_infos() -> dict[str, dict]:
+    """Node id -> this pack's node as /object_info describes it, from a host that is booted for it.
+
+    Raises:
+        HostError: see `boot`.
+    """
+    with tempfile.TemporaryDirectory(prefix="diffportrait3d-host-") as folder:
+        return pack_nodes(boot(Path(folder)).load_pack())
+
+
+def pack_nodes(pack: ModuleType) -> dict[str, dict]:
+    """The same from a pack that is loaded."""
+    nodes = [node for family in pack.nodes.FAMILIES for node in family.NODES]
+    return {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in nodes}
 
 
 def boot(base_directory: Path, cpu: bool = True) -> EmbeddedHost:
@@ -147,8 +161,6 @@ def boot(base_directory: Path, cpu: bool = True) -> EmbeddedHost:
         + ["--cpu"] * cpu
     )
 
-    # First: in 0.3.64 `nodes` puts comfy/ on sys.path, where comfy/utils.py hides this package.
-    importlib.import_module("utils.extra_config")
     import comfy.model_management
     import comfy.sample
     import execution
@@ -206,9 +218,7 @@ def _captured_warnings():
 async def _cached_values(executor, prompt: dict) -> dict[str, list]:
     values = {}
     for node_id in prompt:
-        entry = executor.caches.outputs.get(node_id)
-        if inspect.isawaitable(entry):
-            entry = await entry
+        entry = await executor.caches.outputs.get(node_id)
         if entry is not None:
             # One list per output slot, one item per execution of a list-mapped node: nearly always one.
             values[node_id] = [slot[0] if len(slot) == 1 else slot for slot in entry.outputs]

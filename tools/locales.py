@@ -1,25 +1,23 @@
-"""Write locales/en/nodeDefs.json from the nodes and say what the other languages lack.
+"""Write locales/*/nodeDefs.json from the nodes and list what has to be translated.
 
     python -m tools.locales
 
-Run it after changing a name, a tooltip or a description; it lists the texts whose English has changed, so that zh and
-ja can follow. The host serves the files on /i18n and the editor shows them.
+Run it after adding a node or changing a name, a tooltip or a description: new texts are added to every language in
+English, and texts whose English has changed are listed. The host serves the files on /i18n and the editor shows them.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.frontend import write_json
+from diffportrait3d.files import write_text
+from tools.embedded import node_infos
 from tools.host import PACK, HostError
-from tools.server import Server, ServerError
 
 LANGUAGES = ("zh", "ja")
-OWN_MODULES = "custom_nodes."  # the server of tools.server loads this pack alone
 
 
 def locale_file(language: str) -> Path:
@@ -32,6 +30,10 @@ def read_locale(language: str) -> dict:
         return json.loads(locale_file(language).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+
+
+def write_locale(language: str, tree: dict) -> None:
+    write_text(locale_file(language), json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
 def english(nodes: dict[str, dict]) -> dict:
@@ -64,31 +66,38 @@ def texts(tree: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield prefix + key, value
 
 
-def own_nodes(server: Server) -> dict[str, dict]:
-    """This pack's nodes from the server's /object_info."""
-    with urllib.request.urlopen(f"{server.url}/object_info") as response:
-        nodes = json.load(response)
-    return {node_id: node for node_id, node in nodes.items() if node["python_module"].startswith(OWN_MODULES)}
-
-
 def update(nodes: dict[str, dict]) -> list[str]:
-    """Write the English texts; returns a sentence for every text that a person has to look at."""
+    """Write every language's file; returns a line for every text that a person has to look at.
+
+    English texts are the nodes' own. Other languages keep their texts and their order follows the English; a new text
+    is in English until somebody translates it, and texts that no node has any more are dropped.
+    """
     old, new = dict(texts(read_locale("en"))), english(nodes)
-    write_json(locale_file("en"), new)
-    wanted = dict(texts(new))
-    found = [f"changed: {path}: {text}" for path, text in wanted.items() if path in old and old[path] != text]
+    found = [f"changed: {path}: {text}" for path, text in texts(new) if path in old and old[path] != text]
+    write_locale("en", new)
     for language in LANGUAGES:
         present = dict(texts(read_locale(language)))
-        found += [f"{language} lacks {path}: {text}" for path, text in wanted.items() if path not in present]
-        found += [f"{language} has {path}, which no node has" for path in present if path not in wanted]
+        write_locale(language, _translated(new, present))
+        wanted = dict(texts(new))
+        found += [f"translate into {language}: {path}: {text}" for path, text in wanted.items() if path not in present]
+        found += [f"dropped from {language}: {path}" for path in present if path not in wanted]
     return found
+
+
+def _translated(tree: dict, present: dict[str, str], prefix: str = "") -> dict:
+    """`tree` with the texts that are `present` by their paths in place of the English ones."""
+    return {
+        key: _translated(value, present, f"{prefix}{key}.")
+        if isinstance(value, dict)
+        else present.get(prefix + key, value)
+        for key, value in tree.items()
+    }
 
 
 def main() -> int:
     try:
-        with Server(cpu=True) as server:
-            found = update(own_nodes(server))
-    except (HostError, ServerError) as error:
+        found = update(node_infos())
+    except HostError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     print("\n".join(found) or "zh and ja are complete; no English text has changed.")

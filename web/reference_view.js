@@ -1,10 +1,10 @@
-// Reference View shows its picture as soon as it is loaded or a number changes, as the run would show it.
+// Reference View shows its image as soon as it is loaded or a number changes, as the run would show it.
 import { app } from '../../scripts/app.js';
 import { api } from '../../scripts/api.js';
 
 const NODE = 'DP3D_ReferenceView';
 
-// What stands behind the portrait input: the file that Load Image holds, or the folder of Load Miniature, whose own
+// What is connected to the portrait input: the file that Load Image holds, or the folder of Load Miniature, whose own
 // portrait it is; nulls without a node there, undefined for any other node and for a name that the server has not.
 function portraitOf(node) {
   const source = node.getInputNode(node.findInputSlot('portrait'));
@@ -16,7 +16,7 @@ function portraitOf(node) {
   return miniature ? { portrait: null, miniature: value } : { portrait: value };
 }
 
-async function picture(node, portrait) {
+async function requestImage(node, portrait) {
   const values = Object.fromEntries(node.widgets.map(({ name, value }) => [name, value]));
   const response = await api.fetchApi('/diffportrait3d/reference_view', {
     method: 'POST',
@@ -27,7 +27,7 @@ async function picture(node, portrait) {
   return response.blob();
 }
 
-// The way by which pictures come to a node while it is being run. Meanwhile another graph may have been opened, and a
+// The way by which images come to a node during a run. Meanwhile another graph may have been opened, and a
 // node of that one has the number now.
 function show(node, blob) {
   if (node.graph?.getNodeById(node.id) !== node) return;
@@ -44,13 +44,13 @@ function makeLive(node) {
   // One request at a time; what changes meanwhile is drawn afterwards, once.
   async function draw() {
     changed = true;
-    if (drawing || !node.graph?.isRootGraph) return; // inside a subgraph the run shows the picture
+    if (drawing || !node.graph?.isRootGraph) return; // inside a subgraph the run shows the image
     drawing = true;
     try {
       while (changed) {
         changed = false;
         const portrait = portraitOf(node);
-        if (portrait !== undefined) show(node, await picture(node, portrait));
+        if (portrait !== undefined) show(node, await requestImage(node, portrait));
       }
     } catch (error) {
       console.warn(`Reference View: ${error.message}`);

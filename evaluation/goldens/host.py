@@ -56,7 +56,7 @@ class HostPath:
     """
 
     def __init__(self, pack: ModuleType, comfy: ModuleType, config: UNetConfig = GOLDEN_CONFIG, **metadata):
-        self.comfy, self.patches = comfy, pack.patches
+        self.comfy, self.pack, self.patches = comfy, pack, pack.patches
         weights, loading = known_weights(config), pack.host.loading
         config = pack.diffportrait3d.networks.UNetConfig.from_dict(config.to_dict())
         self.model = loading.build_model(weights["unet"], config, metadata)
@@ -68,7 +68,7 @@ class HostPath:
     def of_files(cls, pack: ModuleType, comfy: ModuleType, folder: Path, model, control_net) -> HostPath:
         """The same around a MODEL and a CONTROL_NET of any loader, F_ref and view consistency from converted files."""
         path = cls.__new__(cls)
-        path.comfy, path.patches = comfy, pack.patches
+        path.comfy, path.pack, path.patches = comfy, pack, pack.patches
         path.model, path.control_net = model, control_net
         path.encoder = pack.host.loading.load_reference_encoder(folder / "reference_encoder.safetensors")
         path.views = pack.host.loading.load_view_consistency(folder / "view_consistency.safetensors")
@@ -79,7 +79,7 @@ class HostPath:
         model, positive = self.model, [[inputs["context"], {}]]
         if references:
             latents = [inputs["ref_latent"], inputs["ref_latent2"]][:references]
-            portraits = self.patches.reference_inputs.ReferenceLatents(torch.cat(latents) / LATENT_SCALE)
+            portraits = self.references(torch.cat(latents) / LATENT_SCALE)
             model = self.patches.reference.apply_reference_attention(model, self.encoder, portraits)
         if views:
             model = self.patches.view_consistency.apply_view_consistency(model, self.views)
@@ -87,6 +87,17 @@ class HostPath:
             images = (inputs["hint"].movedim(1, -1) + 1.0) / 2.0
             positive = self.patches.view_controlnet.apply_view_controlnet(positive, self.control_net, images)
         return model, positive
+
+    def references(self, latents: Tensor, mask: Tensor | None = None):
+        """Portraits as latents [R, 4, h, w] (not scaled), in place of images that a VAE encodes."""
+
+        def encode(height: int, width: int) -> Tensor:
+            if latents.shape[-2:] == (height, width):
+                return latents
+            return self.comfy.utils.common_upscale(latents, width, height, "bicubic", "center")
+
+        size = tuple(latents.shape[-2:])
+        return self.patches.reference_inputs.References(len(latents), size, encode, mask)
 
     def predict(self, inputs: Mapping[str, Tensor], references: int, control: bool, views: bool, scale: float):
         """eps [8, 4, h, w] of one evaluation at the golden timestep."""

@@ -85,7 +85,7 @@ def flux(comfy):
 @pytest.fixture(scope="module", autouse=True)
 def values(host, pack, path, files, stock_autoencoder):
     """What `Given` can hand out, good and bad."""
-    comfy, loading, control = path.comfy, path.patches.loading, path.patches.view_controlnet
+    comfy, loading, control = path.comfy, path.pack.host.loading, path.patches.view_controlnet
     other = UNetConfig(model_channels=32, context_dim=48)
     config = pack.diffportrait3d.networks.UNetConfig.from_dict(other.to_dict())
     other_control = control.build_view_controlnet(NETWORKS["view_controlnet"](other).state_dict(), config)
@@ -130,7 +130,7 @@ def values(host, pack, path, files, stock_autoencoder):
         "no view": {"samples": latent[:0]},
         "nan latent": {"samples": latent + NAN},
         "flux latent": {"samples": torch.ones(VIEWS, 16, 8, 8)},
-        "noise": path.patches.sampling.ViewNoise(0),
+        "noise": path.patches.noise.ViewNoise(0),
         "prompt": prompt,
         "no prompt": [],
         "sdxl prompt": [[torch.ones(1, 7, 48), {}]],
@@ -279,7 +279,7 @@ BAD = [
     ("DP3D_CameraFromViewer", {"camera_info": "=nothing"}, "gave no camera; open its viewport once"),
     ("DP3D_ReferenceView", {"portrait": "=none"}, f"Reference View: portrait {EMPTY}"),
     ("DP3D_ReferenceView", {"portrait": "=nan image"}, f"Reference View: portrait {BROKEN}"),
-    ("DP3D_ReferenceView", {"portrait": "=images"}, "takes one portrait, got 3 pictures; choose one"),
+    ("DP3D_ReferenceView", {"portrait": "=images"}, "takes one portrait, got 3 images; choose one"),
     ("DP3D_ReferenceView", {"pitch": "=100"}, "Reference View: pitch must lie between -89.0 and 89.0, got 100"),
     ("DP3D_ViewConsistencySampler", {"model": "=flux"}, OTHER_FAMILY),
     ("DP3D_ViewConsistencySampler", {"model": "=other width"}, OTHER_WIDTH),
@@ -342,7 +342,7 @@ BAD = [
     ("DP3D_SaveCameras", {"filename_prefix": " "}, "filename_prefix is empty; give the saved files a name"),
     ("DP3D_SaveCameras", {"filename_prefix": "../away"}, "outside the output folder"),
     ("DP3D_SaveCameras", {"cameras": "=nan cameras"}, "view 0 contains NaN"),
-    ("DP3D_LoadCameraConditions", {"folder": "gone"}, "there is no picture folder 'gone' .found: .* and press R"),
+    ("DP3D_LoadCameraConditions", {"folder": "gone"}, "there is no image folder 'gone' .found: .* and press R"),
     ("DP3D_LoadCameraConditions", {"folder": "bad_input/broken"}, "0.png is not an image that can be read"),
     ("DP3D_LoadCameraConditions", {"width": "=0"}, "Load Camera Conditions: width must lie between 64 and 2048, got 0"),
     ("DP3D_ExportViews", {"images": "=none"}, f"Export Views: images {EMPTY}"),

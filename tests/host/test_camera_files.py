@@ -137,9 +137,9 @@ def test_bad_renders_are_named(host, folders):
     os.truncate(folders[0] / "broken" / "b.png", 5000)
     with pytest.raises(ValueError, match=r"broken/b\.png is not a picture"):
         load.execute("broken", 64, 64)
-    with pytest.raises(RuntimeError, match="no picture folder 'renders' .*broken"):
+    with pytest.raises(RuntimeError, match="no image folder 'renders' .*broken"):
         run(host, "DP3D_LoadCameraConditions", folder="renders", width=64, height=64)
-    with pytest.raises(ValueError, match="no picture folder '../..'"):
+    with pytest.raises(ValueError, match="no image folder '../..'"):
         load.execute("../..", 64, 64)
 
 

@@ -28,7 +28,7 @@ def draw(seed, *shape):
 def ours(path, model, side=8, encoder=None, seed=7):
     """MODEL with reference attention and view consistency."""
     reference = path.patches.reference
-    latents = path.patches.reference_inputs.ReferenceLatents(draw(seed, 1, 4, side, side))
+    latents = path.references(draw(seed, 1, 4, side, side))
     model = reference.apply_reference_attention(model, encoder or path.encoder, latents)
     return path.patches.view_consistency.apply_view_consistency(model, path.views)
 
@@ -105,7 +105,7 @@ def lora(host, path, model):
 def merging(host, path, model):
     """The base model merged with another one."""
     weights = {key: 1.2 * tensor for key, tensor in known_weights(NARROW_CONFIG)["unet"].items()}
-    other = path.patches.loading.build_model(weights, path.encoder.config, {})
+    other = path.pack.host.loading.build_model(weights, path.encoder.config, {})
     return host.nodes.NODE_CLASS_MAPPINGS["ModelMergeSimple"]().merge(model, other, 0.9)[0]
 
 
@@ -267,7 +267,7 @@ def test_other_controlnets_before_and_after(host, path):
 def test_weights_of_other_dtypes(path, by_ourselves, monkeypatch, option, dtype, tolerance):
     """As with the host's options --fp16-unet, --bf16-unet and --fp8_e4m3fn-unet."""
     monkeypatch.setattr(path.comfy.model_management.args, option, True)
-    loading, weights = path.patches.loading, known_weights(NARROW_CONFIG)
+    loading, weights = path.pack.host.loading, known_weights(NARROW_CONFIG)
     config, expected = path.encoder.config, by_ourselves(8)
 
     def cast(name):
@@ -350,7 +350,7 @@ def test_interrupted_run_leaves_nothing_behind(path, assert_clean, views):
 
 def test_two_reference_models_in_one_graph(path):
     """Side by side and on one MODEL: each keeps to its own portrait and weights."""
-    loading = path.patches.loading
+    loading = path.pack.host.loading
     weights = {key: tensor * 1.1 for key, tensor in known_weights(NARROW_CONFIG)["reference_encoder"].items()}
     other = loading.build_reference_encoder(weights, path.encoder.config, {})
     models = [ours(path, path.model), ours(path, path.model, encoder=other, seed=11)]
@@ -358,7 +358,7 @@ def test_two_reference_models_in_one_graph(path):
     assert difference(second, first) > 1e-4
     assert torch.equal(run(path, models[0]), first) and torch.equal(run(path, models[1]), second)
     reference = path.patches.reference
-    latents = path.patches.reference_inputs.ReferenceLatents(draw(11, 1, 4, 8, 8))
+    latents = path.references(draw(11, 1, 4, 8, 8))
     both = reference.apply_reference_attention(models[0], other, latents)
     calls = []
     for encoder in (path.encoder, other):

@@ -23,7 +23,7 @@ def draw(seed, *shape):
 
 
 def read_portrait(path, model, size=(8, 8), count=1, mask=None, encoder=None, **settings):
-    latents = path.patches.reference_inputs.ReferenceLatents(draw(7, count, 4, *size), mask)
+    latents = path.references(draw(7, count, 4, *size), mask)
     return path.patches.reference.apply_reference_attention(model, encoder or path.encoder, latents, **settings)
 
 
@@ -110,7 +110,7 @@ def test_portrait_is_read_at_every_size(host, path, read, caplog, assert_clean, 
 def test_encoder_runs_under_the_patch(host, path, read, part, encoder):
     """Every reading is what F_ref gives where the host itself samples the portraits under that patch."""
     current = path.encoder
-    network = path.patches.loading.HostNetwork(
+    network = path.pack.host.loading.HostNetwork(
         "reference_encoder", current.patcher, current.config, {"reference_timestep": encoder}, current.path
     )
     start, end = {"all of the run": (0.0, 1.0), "its beginning": (0.0, 0.5), "its end": (0.5, 1.0)}[part]
@@ -192,7 +192,7 @@ def test_masks_and_several_references(host, path):
     both, reference = draw(7, 2, 4, 8, 8), path.patches.reference
     chained = path.model
     for latents in (both[:1], both[1:]):
-        latents = path.patches.reference_inputs.ReferenceLatents(latents)
+        latents = path.references(latents)
         chained = reference.apply_reference_attention(chained, path.encoder, latents)
     assert difference(run(path, shrink(host, chained, end=0.5)), full) < 1e-5
 

@@ -1,4 +1,4 @@
-"""Every node has a help page that tells about every input and output it has."""
+"""Every node has a help page, whose tables of inputs and outputs are those of its schema."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import re
 
 import pytest
 
-SECTIONS = ("Inputs", "Outputs", "When to change something", "Around it", "Errors and ways out")
+from tools import help_pages
+from tools.embedded import pack_nodes
+
+SECTIONS = ("Inputs", "Outputs", *help_pages.SECTIONS)
 
 
 @pytest.fixture(scope="module")
 def nodes(pack):
     """Node id -> the description of the node that the editor gets."""
-    found = [node for family in pack.nodes.FAMILIES for node in family.NODES]
-    return {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in found}
+    return pack_nodes(pack)
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +29,24 @@ def section(page: str, title: str) -> str:
     return text
 
 
-def rows(page: str, title: str) -> list[str]:
-    """The names in the first column of a section's table."""
-    return re.findall(r"^\| `([^`]+)` \|", section(page, title), re.MULTILINE)
-
-
 def test_one_page_per_node(nodes, pages):
     assert sorted(pages) == sorted(nodes)
 
 
-def test_pages_name_what_the_nodes_have(nodes, pages):
-    for node_id, node in nodes.items():
-        names = [name for group in ("required", "optional") for name in node["input"].get(group, {})]
-        assert sorted(rows(pages[node_id], "Inputs")) == sorted(names), node_id
-        assert rows(pages[node_id], "Outputs") == list(node["output_name"]), node_id
+def test_tables_are_up_to_date(nodes, pages):
+    assert help_pages.pages(nodes) == pages, "run `python -m tools.help_pages`"
+    for page in pages.values():
+        assert help_pages.TABLE.findall(page) == ["inputs", "outputs"]
+
+
+def test_a_new_node_gets_a_page_to_fill_in(nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(help_pages, "FOLDER", tmp_path)
+    [page] = help_pages.pages({"DP3D_ViewGrid": nodes["DP3D_ViewGrid"]}).values()
+    assert page.startswith("# View Grid\n\nAll views side by side")
+    assert "| `gap` | White pixels between the views. |" in section(page, "Inputs")
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == list(SECTIONS)
+    (tmp_path / "DP3D_ViewGrid.md").write_text(page.replace("White pixels", "Pixels"), encoding="utf-8")
+    assert help_pages.pages({"DP3D_ViewGrid": nodes["DP3D_ViewGrid"]}) == {"DP3D_ViewGrid": page}
 
 
 def test_pages_are_complete(nodes, pages):

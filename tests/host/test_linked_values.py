@@ -49,12 +49,12 @@ def values(host, pack, write_networks, stock_autoencoder):
         "views": path.views,
         "control": path.control_net,
         "vae": host.comfy.sd.VAE(sd=stock_autoencoder()),
-        "S": path.patches.loading.load_novel_view(networks / "novel_view.safetensors"),
+        "S": path.pack.host.loading.load_novel_view(networks / "novel_view.safetensors"),
         "images": images,
         "image": images[:1],
         "cameras": {"labels": trajectory("arc", VIEWS)},
         "latent": {"samples": torch.zeros(VIEWS, 4, 8, 8)},
-        "noise": path.patches.sampling.ViewNoise(0),
+        "noise": path.patches.noise.ViewNoise(0),
         "prompt": [[torch.ones(1, 7, 32), {}]],
         "masks": images[..., 0],
         "mask": images[:1, ..., 0],
@@ -75,7 +75,7 @@ NAMES = {  # node: its list, a name in it, what the list is of
     "DP3D_LoadViewConsistency": ("name", "linked/view_consistency.safetensors", "view consistency"),
     "DP3D_LoadNovelView": ("name", "linked/novel_view.safetensors", "novel-view model"),
     "DP3D_LoadCameras": ("file", "linked/path.npy", "camera file"),
-    "DP3D_LoadCameraConditions": ("folder", "linked/views", "picture folder"),
+    "DP3D_LoadCameraConditions": ("folder", "linked/views", "image folder"),
 }
 # Every link of every node, and what `Given` gives it.
 LINKS = {

@@ -7,13 +7,13 @@ import re
 import pytest
 
 from tools import locales
+from tools.embedded import pack_nodes
 
 
 @pytest.fixture(scope="module")
 def english(pack):
     """What the nodes themselves say, in the form of a locale."""
-    found = [node for family in pack.nodes.FAMILIES for node in family.NODES]
-    return locales.english({node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in found})
+    return locales.english(pack_nodes(pack))
 
 
 def test_english_is_what_the_nodes_say(english):
@@ -62,12 +62,13 @@ def test_update_names_what_a_person_has_to_look_at(tmp_path, monkeypatch, englis
         "output_tooltips": ["One."],
     }
     locales.update({"A": node})
-    for language in locales.LANGUAGES:
-        locales.write_json(tmp_path / f"{language}.json", locales.english({"A": node}))
     assert locales.update({"A": node}) == []
     node["input"] = {"required": {"gap": ["INT", {"tooltip": "new"}], "columns": ["INT"]}}
     found = locales.update({"A": node})
     assert found[0] == "changed: A.inputs.gap.tooltip: new"
-    assert any(line.startswith("zh lacks A.inputs.columns.name") for line in found)
+    assert "translate into zh: A.inputs.columns.name: columns" in found
+    kept = locales.read_locale("zh")["A"]["inputs"]
+    assert kept["gap"]["tooltip"] == "old" and kept["columns"]["name"] == "columns"
     node["input"] = {}
-    assert any(line.startswith("ja has A.inputs.gap.name") for line in locales.update({"A": node}))
+    assert "dropped from ja: A.inputs.gap.name" in locales.update({"A": node})
+    assert locales.read_locale("ja")["A"]["inputs"] == {}

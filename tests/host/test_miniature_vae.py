@@ -23,7 +23,7 @@ def vae(pack, file):
 @pytest.fixture(scope="module")
 def portrait(host, pack, repository):
     """IMAGE [1, H, W, 3]: the person that ships with the weights."""
-    return pack.host.user_files.load_picture(repository / "weights/miniature/portrait.png")
+    return pack.host.user_files.load_image(repository / "weights/miniature/portrait.png")
 
 
 def resized(pack, image, height: int, width: int):

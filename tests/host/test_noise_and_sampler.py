@@ -61,7 +61,7 @@ def test_start_is_handed_over_at_the_first_step(path, steps, proxy_gain, noise_g
     one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
 
     def start(noise, latent):
-        handed = sampling.hand_over(noise, latent, sigma, model_sampling.sigmas[-1], False)
+        handed = sampling.official_start(noise, latent, sigma, model_sampling.sigmas[-1], False)
         return model_sampling.noise_scaling(sigma[None], handed, latent, False).item()
 
     assert start(zero, one) == pytest.approx(proxy_gain, abs=1e-5)
@@ -72,7 +72,7 @@ def test_start_at_the_highest_sigma(path):
     """A schedule that starts at timestep 999 itself: nothing is left to hand over."""
     sampling, model_sampling = path.patches.sampling, path.model.get_model_object("model_sampling")
     noise, latent, sigma = torch.randn(2, 4, 2, 2), torch.randn(2, 4, 2, 2), model_sampling.sigmas[-1]
-    handed = sampling.hand_over(noise, latent, sigma, sigma, True)
+    handed = sampling.official_start(noise, latent, sigma, sigma, True)
     scaled = model_sampling.noise_scaling(sigma[None], handed, latent, True)
     assert torch.allclose(scaled, latent + sigma * noise, atol=1e-4)
 
@@ -100,14 +100,16 @@ def test_host_s_loop_equals_the_core_s(path, prompt, latent, eta):
 
 
 def test_noise_of_a_view_is_its_own(path, latent):
-    noise = path.patches.sampling.ViewNoise(7)
+    noise = path.patches.noise.ViewNoise(7)
     whole = noise.generate_noise(latent)
     part = noise.generate_noise({"samples": latent["samples"][1:], "batch_index": [1, 2]})
     assert torch.equal(whole[1:], part)
     assert not torch.equal(whole[0], whole[1])
-    assert not torch.equal(whole, path.patches.sampling.ViewNoise(8).generate_noise(latent))
-    draw = path.patches.sampling.per_view_step_noise(7, [1, 2])
-    assert torch.equal(draw(0, part), path.patches.sampling.per_view_step_noise(7)(0, whole)[1:])
+    assert not torch.equal(whole, path.patches.noise.ViewNoise(8).generate_noise(latent))
+    noises = path.patches.noise
+    views = [noises.View(7, number) for number in range(len(whole))]
+    draw = noises.step_noise_of(views[1:])
+    assert torch.equal(draw(0, part), noises.step_noise_of(views)(0, whole)[1:])
     assert not torch.equal(draw(0, part), draw(1, part)) and not torch.equal(draw(0, part), part)
 
 
@@ -118,7 +120,9 @@ def test_views_do_not_depend_on_their_batch(path, prompt, latent):
 
     def run(part, indices):
         sampler = sampling.DDIMSampler(0.5, indices=indices)
-        return sampling.sample_views(path.model, prompt, prompt, sampling.ViewNoise(3), part, sampler, sigmas, 1.0)
+        return sampling.sample_views(
+            path.model, prompt, prompt, path.patches.noise.ViewNoise(3), part, sampler, sigmas, 1.0
+        )
 
     whole = run(latent, None)["samples"]
     part = {"samples": latent["samples"][2:], "batch_index": [2]}
@@ -128,7 +132,7 @@ def test_views_do_not_depend_on_their_batch(path, prompt, latent):
 def test_stock_sampler_nodes_give_the_same(host, path, prompt, latent):
     """NOISE, SAMPLER and SIGMAS in SamplerCustomAdvanced: nothing is locked into our node."""
     nodes = host.nodes.NODE_CLASS_MAPPINGS
-    noise = path.patches.sampling.ViewNoise(3)
+    noise = path.patches.noise.ViewNoise(3)
     settings = {"preset": "custom", "steps": 3, "eta": 0.5, "start": "t=999"}
     own = (
         nodes["DP3D_ViewConsistencySampler"]
@@ -192,7 +196,7 @@ def test_noise_modes(host, path, vae, prompt):
     with pytest.raises(ValueError, match="lacks cameras"):
         nodes["DP3D_3DAwareNoise"].execute(vae, 64, 5, mode="random")
     with pytest.raises(ValueError, match="mode must be one of paper, .*, not 'best'"):
-        path.patches.sampling.ViewNoise(0, "best")
+        path.patches.noise.ViewNoise(0, "best")
 
 
 def test_zero_terminal_snr_is_warned_of(host, path, vae, prompt, latent, caplog):
@@ -207,7 +211,7 @@ def test_zero_terminal_snr_is_warned_of(host, path, vae, prompt, latent, caplog)
 
     def sample(model, samples, start):
         sampler, sigmas = sampling.DDIMSampler(0.0, start), torch.tensor([14.0, 1.0])
-        sampling.sample_views(model, prompt, prompt, sampling.ViewNoise(0), samples, sampler, sigmas, 1.0)
+        sampling.sample_views(model, prompt, prompt, path.patches.noise.ViewNoise(0), samples, sampler, sigmas, 1.0)
         return warnings()
 
     empty = {"samples": torch.zeros_like(latent["samples"])}

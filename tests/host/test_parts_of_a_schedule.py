@@ -108,7 +108,7 @@ def test_views_chosen_between_two_parts(bench, whole):
 def test_views_of_two_seeds_joined_between_two_parts(bench, whole):
     """LatentBatch of two runs: each view goes on with the seed it came with."""
     sampler, sigmas = bench.schedule(CUSTOM, "t=999", STEPS)
-    other = bench.sampling.ViewNoise(SEED + 1)
+    other = bench.noises.ViewNoise(SEED + 1)
     guider = bench.nodes["CFGGuider"].execute(bench.model, bench.prompt, bench.prompt, 1.0).args[0]
     node = bench.nodes["SamplerCustomAdvanced"]
     expected = node.execute(other, guider, sampler, sigmas, bench.latent).args[0]["samples"]
@@ -131,8 +131,8 @@ def test_changed_latents_are_numbered_from_0(bench):
 def test_views_out_of_a_batch(bench, noise, node):
     """Every way in which the host takes views out of a batch, with every kind of noise."""
     drawn = {
-        "3D-Aware Noise": bench.sampling.ViewNoise(SEED),
-        "shared": bench.sampling.ViewNoise(SEED, "shared"),
+        "3D-Aware Noise": bench.noises.ViewNoise(SEED),
+        "shared": bench.noises.ViewNoise(SEED, "shared"),
         "RandomNoise": bench.nodes["RandomNoise"].execute(SEED).args[0],
     }[noise]
     guider = bench.nodes["CFGGuider"].execute(bench.model, bench.prompt, bench.prompt, 1.0).args[0]
@@ -210,7 +210,7 @@ def sample(bench, latent=None, preset="custom", steps=STEPS, **settings):
             bench.model,
             bench.prompt,
             latent or bench.latent,
-            bench.sampling.ViewNoise(SEED),
+            bench.noises.ViewNoise(SEED),
             1.0,
             preset,
             steps,
@@ -273,7 +273,7 @@ def test_lcm_says_what_to_choose(bench, preset, steps, message):
     lcm = bench.nodes["ModelSamplingDiscrete"]().patch(bench.model, "lcm", False)[0]
     for node, inputs in (
         ("DP3D_ViewConsistencySchedule", ()),
-        ("DP3D_ViewConsistencySampler", (bench.prompt, bench.latent, bench.sampling.ViewNoise(SEED), 1.0)),
+        ("DP3D_ViewConsistencySampler", (bench.prompt, bench.latent, bench.noises.ViewNoise(SEED), 1.0)),
     ):
         with pytest.raises(ValueError, match=message):
             bench.nodes[node].execute(lcm, *inputs, preset, steps, 0.0, "t=999")

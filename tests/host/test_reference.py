@@ -23,14 +23,14 @@ def references():
 
 def apply(path, references, model=None, mask=None, encoder=None, **settings):
     reference = path.patches.reference
-    latents = path.patches.reference_inputs.ReferenceLatents(references, mask)
+    latents = path.references(references, mask)
     return reference.apply_reference_attention(model or path.model, encoder or path.encoder, latents, **settings)
 
 
 def zero_timestep(path):
     """The same encoder as if it had been trained at timestep 0."""
     current, metadata = path.encoder, {"reference_timestep": "zero"}
-    return path.patches.loading.HostNetwork(
+    return path.pack.host.loading.HostNetwork(
         "reference_encoder", current.patcher, current.config, metadata, current.path
     )
 
@@ -216,27 +216,6 @@ def test_encoder_trained_at_timestep_zero_runs_once(path, references):
     assert difference(views, run(path, apply(path, references[:1]))) > 1e-4
 
 
-def test_tokens_of_a_timestep_zero_encoder_are_kept_from_run_to_run(path, references):
-    """Nothing stale: another reference or another prompt is read anew, and what is kept is bounded."""
-    kept, encoder = path.patches.reference.KEPT, zero_timestep(path)
-    once = run(path, apply(path, references[:1], encoder=encoder))
-    counts = []
-    for latents in (references[:1], references[:1], references[1:], references, references[:1]):
-        with Counter(path.encoder.patcher.model) as batches:
-            views = run(path, apply(path, latents, encoder=encoder, reuse=True))
-        counts.append(len(batches))
-        assert torch.equal(views, once) == (latents is not references and torch.equal(latents, references[:1]))
-    assert counts == [1, 0, 1, 1, 1], "two are kept; the first had to make room"
-    assert len(kept._banks[path.encoder.patcher.model]) == kept.count == 2
-    with Counter(path.encoder.patcher.model) as batches:
-        other = [[torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(9)), {}]]
-        run(path, apply(path, references[:1], encoder=encoder, reuse=True), positive=other)
-    assert len(batches) == 1
-    with Counter(path.encoder.patcher.model) as batches:
-        run(path, apply(path, references[:1], reuse=True))
-    assert len(batches) == STEPS, "an encoder trained at the current timestep has nothing to keep"
-
-
 @pytest.mark.parametrize("blocks, count", [(("input",), 6), (("middle",), 1), (("output",), 9), ((), 0)])
 def test_parts_of_the_unet(path, references, blocks, count):
     model = apply(path, references[:1], blocks=blocks)
@@ -261,12 +240,11 @@ def test_mask_lets_tokens_through_one_by_one(path, references):
 
 def test_mask_is_cropped_with_the_reference(path):
     """A wide reference loses its sides; a mask of another size is stretched over it first."""
-    inputs = path.patches.reference_inputs
     sides = torch.ones(1, 10, 20)
     sides[..., 5:15] = 0.0
-    references = inputs.ReferenceLatents(torch.zeros(1, 4, 8, 16), sides)
+    references = path.references(torch.zeros(1, 4, 8, 16), sides)
     assert references.mask_at(8, 8).max() < 0.01
-    assert inputs.ReferenceLatents(torch.zeros(1, 4, 8, 16)).mask_at(8, 8) is None
+    assert path.references(torch.zeros(1, 4, 8, 16)).mask_at(8, 8) is None
 
 
 def test_masked_split_batch_equals_joint_batch(path, references, monkeypatch):

@@ -72,7 +72,7 @@ def run(path, model):
 
 
 def said(caplog) -> int:
-    found = [record for record in caplog.records if "turned round" in record.message]
+    found = [record for record in caplog.records if "inverted" in record.message]
     caplog.clear()
     return len(found)
 
@@ -185,4 +185,4 @@ def test_in_a_graph_it_is_said_on_the_node(host, path, vae, run_workflow, monkey
         }
     )
     [(node_id, text)] = lines
-    assert node_id == "apply" and "turned round" in text and "set mask_white to read" in text
+    assert node_id == "apply" and "inverted" in text and "set mask_white to read" in text

@@ -75,9 +75,7 @@ def test_converted_controlnet_gives_the_golden_residuals(path):
 def golden_step_noise(pack, monkeypatch):
     """The authors' noise per step in place of what follows from a seed: the one thing no input of a node can give."""
     noises = load_golden().inputs["ddim_noise"]
-    monkeypatch.setattr(
-        pack.patches.sampling, "per_view_step_noise", lambda seed, indices=None: lambda step, x: noises[step].to(x)
-    )
+    monkeypatch.setattr(pack.patches.sampling, "step_noise_of", lambda views: lambda step, x: noises[step].to(x))
 
 
 @pytest.mark.parametrize(("eta", "name"), [(0.0, "ddim_eta0"), (0.5, "ddim_eta05")])

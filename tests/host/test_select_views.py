@@ -193,7 +193,7 @@ def sample(host, path, latent, seed, images, views=True):
         path.model,
         positive,
         dict(latent),
-        path.patches.sampling.ViewNoise(seed),
+        path.patches.noise.ViewNoise(seed),
         cfg=2.0,
         start="schedule",
         view_consistency=path.views if views else None,

@@ -24,7 +24,7 @@ def prompts():
 
 
 def apply(path, model=None, **metadata):
-    loading, views = path.patches.loading, path.views
+    loading, views = path.pack.host.loading, path.views
     network = loading.HostNetwork(views.kind, views.patcher, views.config, metadata, views.path)
     return path.patches.view_consistency.apply_view_consistency(model or path.model, network)
 
@@ -155,7 +155,7 @@ def test_windows_of_the_host(host, path, prompts):
 def test_with_reference_and_control_in_any_order(path, prompts):
     reference, control = path.patches.reference, path.patches.view_controlnet
     drawn = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
-    latents = path.patches.reference_inputs.ReferenceLatents(drawn)
+    latents = path.references(drawn)
     images = torch.rand(VIEWS, 64, 64, 3, generator=torch.Generator().manual_seed(8))
     positive = control.apply_view_controlnet(prompts[0], path.control_net, images)
 

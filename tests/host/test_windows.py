@@ -33,7 +33,7 @@ def apply(path, model=None, **settings):
 
 def with_reference(path, model):
     reference = path.patches.reference
-    latents = path.patches.reference_inputs.ReferenceLatents(draw(7, 1, 4, 8, 8))
+    latents = path.references(draw(7, 1, 4, 8, 8))
     return reference.apply_reference_attention(model, path.encoder, latents)
 
 
@@ -151,7 +151,7 @@ def test_split_batch_equals_joint_batch(path, prompts, monkeypatch):
 def test_stock_sampler_nodes_and_ours_give_the_same(host, path, prompts):
     nodes, latent = host.nodes.NODE_CLASS_MAPPINGS, {"samples": torch.zeros(7, 4, 8, 8)}
     settings, windows = {"preset": "custom", "steps": 2, "eta": 0.5, "start": "t=999"}, {"closed_orbit": True}
-    noise = path.patches.sampling.ViewNoise(3)
+    noise = path.patches.noise.ViewNoise(3)
     own = (
         nodes["DP3D_ViewConsistencySampler"]
         .execute(
@@ -185,7 +185,7 @@ def test_window_size(path, prompts):
     run(path, apply(path, window_size=4), prompts, views=6, steps=1)
     hook.remove()
     assert max(sizes) == 8
-    network = path.patches.loading.HostNetwork(
+    network = path.pack.host.loading.HostNetwork(
         path.views.kind, path.views.patcher, path.views.config, {"num_views": 5}, path.views.path
     )
     assert path.patches.view_consistency.trained_views(network) == 5

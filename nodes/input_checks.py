@@ -15,6 +15,11 @@ from torch import Tensor
 from ..diffportrait3d.cameras.labels import validate_labels
 from ..host.images import as_images, as_masks
 
+
+def _is_network(kind: str) -> Callable[[Any], bool]:
+    return lambda value: getattr(value, "kind", None) == kind
+
+
 # What travels through a link, by its type: whether a value is one, and what to connect.
 LINKED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "IMAGE": (lambda value: isinstance(value, Tensor), "an IMAGE"),
@@ -29,44 +34,42 @@ LINKED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, dict) and "labels" in value,
         "cameras, from Camera Trajectory or Load Cameras",
     ),
-    **{
-        f"DP3D_{kind.upper()}": (lambda value, kind=kind: getattr(value, "kind", None) == kind, f"what {loader} gives")
-        for kind, loader in (
-            ("reference_encoder", "Load Reference Encoder"),
-            ("view_consistency", "Load View Consistency"),
-            ("novel_view", "Load Novel-View Model"),
-        )
-    },
+    "DP3D_REFERENCE_ENCODER": (_is_network("reference_encoder"), "what Load Reference Encoder gives"),
+    "DP3D_VIEW_CONSISTENCY": (_is_network("view_consistency"), "what Load View Consistency gives"),
+    "DP3D_NOVEL_VIEW": (_is_network("novel_view"), "what Load Novel-View Model gives"),
 }
-SPEAK_OF_NOTHING = ("VAE", "LOAD3D_CAMERA")  # whose nodes know best what it means that nothing came
+MAY_BE_NONE = ("VAE", "LOAD3D_CAMERA")  # whose nodes have an error of their own for it
 TEXT_SHOWN = 40  # characters
 
 
-def in_range(execute: Callable) -> Callable:
-    """Decorates a node's `execute` (below @classmethod), so that it is called with what its schema promises: numbers
-    inside their ranges, names that are in their lists (those of `validate_inputs` asked again), objects of the right
-    kind, IMAGE [V, H, W, 3 or 4], MASK [V, H, W], cameras with labels [V, 25]. Grey images are given three channels.
+def check_inputs(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """Decorates a node's class, so that `execute` is called with what its schema promises: numbers inside their ranges,
+    names that are in their lists (those of `validate_inputs` asked again), objects of the right kind, IMAGE
+    [V, H, W, 3 or 4], MASK [V, H, W], cameras with labels [V, 25]. Grey images are given three channels.
 
-    Raises (when called):
-        ValueError: naming the node, the input, what came and what belongs there. NaN is outside of every range.
+    `execute` then raises ValueError that names the node, the input, what came and what belongs there. NaN is outside
+    of every range.
     """
+    execute = node.execute.__func__
     signature = inspect.signature(execute)
+    schema = functools.cache(node.define_schema)  # built once: some look for files
 
     @functools.wraps(execute)
     def checked(cls, *args, **kwargs) -> io.NodeOutput:
-        call, schema = signature.bind(cls, *args, **kwargs), cls.define_schema()
-        for each in schema.inputs:
+        call, name = signature.bind(cls, *args, **kwargs), schema().display_name
+        for each in schema().inputs:
             value = call.arguments.get(each.id)
             if value is not None:
-                call.arguments[each.id] = _checked(value, each, cls, schema.display_name)
+                call.arguments[each.id] = _checked(value, each, cls, name)
             elif each.optional:
                 call.arguments.pop(each.id, None)  # nothing came: as if it were not connected
-            elif each.get_io_type() not in SPEAK_OF_NOTHING:
-                wanted = LINKED.get(each.get_io_type(), (None, "a value"))[1]
-                raise ValueError(f"{schema.display_name} lacks {each.id}; connect {wanted}.")
+            elif each.get_io_type() not in MAY_BE_NONE:
+                _, wanted = LINKED.get(each.get_io_type(), (None, "a value"))
+                raise ValueError(f"{name} lacks {each.id}; connect {wanted}.")
         return execute(*call.args, **call.kwargs)
 
-    return checked
+    node.execute = classmethod(checked)
+    return node
 
 
 def _checked(value: Any, each: io.Input, node: type[io.ComfyNode], name: str) -> Any:
@@ -77,13 +80,13 @@ def _checked(value: Any, each: io.Input, node: type[io.ComfyNode], name: str) ->
     if isinstance(each, io.Combo.Input):
         return _choice(value, each, node, name)
     if isinstance(each, io.String.Input | io.Boolean.Input):
-        expected = str if isinstance(each, io.String.Input) else bool
+        expected, words = (str, "a text") if isinstance(each, io.String.Input) else (bool, "on or off")
         if not isinstance(value, expected):
-            raise ValueError(f"{where} must be {'a text' if expected is str else 'on or off'}, got {_shown(value)}.")
+            raise ValueError(f"{where} must be {words}, got {_describe(value)}.")
         return value
     fits, wanted = LINKED.get(kind, (_is_no_literal, f"a {kind}"))
     if not fits(value):
-        raise ValueError(f"{where} got {_shown(value)}; connect {wanted}.")
+        raise ValueError(f"{where} got {_describe(value)}; connect {wanted}.")
     if kind == "IMAGE":
         return as_images(value, where)
     if kind == "MASK":
@@ -96,7 +99,7 @@ def _checked(value: Any, each: io.Input, node: type[io.ComfyNode], name: str) ->
 def _number(value: Any, limits: io.Int.Input | io.Float.Input, where: str) -> Any:
     whole = isinstance(limits, io.Int.Input)
     if not isinstance(value, Real):
-        raise ValueError(f"{where} must be a number, got {_shown(value)}.")
+        raise ValueError(f"{where} must be a number, got {_describe(value)}.")
     if not limits.min <= value <= limits.max:
         raise ValueError(f"{where} must lie between {limits.min} and {limits.max}, got {value}.")
     if whole and not isinstance(value, Integral) and math.modf(value)[0]:
@@ -111,7 +114,7 @@ def _choice(value: Any, choices: io.Combo.Input, node: type[io.ComfyNode], name:
             raise ValueError(f"{name}: {answer}")
     elif value not in choices.options:
         listed = ", ".join(map(str, choices.options))
-        raise ValueError(f"{name}: {choices.id} must be one of {listed}, got {_shown(value)}.")
+        raise ValueError(f"{name}: {choices.id} must be one of {listed}, got {_describe(value)}.")
     return value
 
 
@@ -124,7 +127,7 @@ def _is_prompt(entry: Any) -> bool:
     return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], dict)
 
 
-def _shown(value: Any) -> str:
+def _describe(value: Any) -> str:
     """A value as an error message names it."""
     if isinstance(value, str):
         return f"the text {value[:TEXT_SHOWN]!r}{'...' if len(value) > TEXT_SHOWN else ''}"
