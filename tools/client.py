@@ -16,7 +16,7 @@ from tools.server import Server
 
 POLL_SECONDS = 2.0
 _MISSING_FILE = (
-    ". Is the file where the node looks? The miniature's lie in weights/miniature/ and are trained by `make miniature`."
+    ". Is the file where the node looks? The miniature's are in weights/miniature/, trained by `make miniature`."
 )
 
 

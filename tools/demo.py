@@ -10,8 +10,6 @@ import asyncio
 import io
 import json
 import math
-import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -20,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from diffportrait3d.files import write_folder
 from diffportrait3d.images import ImageError, read_image
 from tools.client import Run, RunError, run_workflow, title
 from tools.host import PACK, HostError
@@ -115,21 +114,19 @@ def there_and_back(views: list[Image.Image]) -> list[Image.Image]:
 def write_results(folder: Path, portrait: Image.Image, files: list[bytes]) -> list[Path]:
     """Write views, grid and turntable; `folder` appears whole or not at all."""
     views = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
-    part = folder.with_name(f".{folder.name}.part")
-    part.mkdir(parents=True)
-    try:
+    first, *others = there_and_back(views)
+    animation = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
+
+    def fill(part: Path) -> None:
         for index, data in enumerate(files):
             (part / f"view_{index:02d}.png").write_bytes(data)
         make_grid(portrait, views).save(part / "grid.png")
-        first, *others = there_and_back(views)
-        animation = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
         first.save(part / "turntable.webp", quality=90, method=4, **animation)
         first.save(part / "turntable.gif", **animation)
         if (part / "turntable.gif").stat().st_size > GIF_MAX_BYTES:
             (part / "turntable.gif").unlink()
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+
+    write_folder(folder, fill)
     return sorted(folder.iterdir())
 
 
@@ -148,19 +145,19 @@ def demo(workflow: Path, portrait: Path | None, port: int | None, outputs: Path)
     if portrait is not None:
         print(ABOUT_PHOTOGRAPHS)
     source = portrait or PORTRAIT
-    picture = check_portrait(source)
+    image = check_portrait(source)
     print("Starting ComfyUI ...", flush=True)
     start = time.monotonic()
     with Server(port) as server, tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / f"{source.stem}.png"  # not the file: the host drops transparency and clips 16 bits
-        picture.save(path)
+        image.save(path)
         print(f"  ready on {server.url} after {time.monotonic() - start:.1f} s", flush=True)
         start = time.monotonic()
         run = asyncio.run(run_workflow(server, prompt, {node_id: path}))
         total = time.monotonic() - start
     files = run.images[choose_views(prompt, run)]
     folder = outputs / time.strftime("%Y%m%d-%H%M%S")
-    written = write_results(folder, picture, files)
+    written = write_results(folder, image, files)
     report(prompt, run, len(files), total)
     print(f"Written to {folder}:")
     for file in written:

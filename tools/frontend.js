@@ -2,12 +2,12 @@
 window.diffportrait3d = (() => {
   const { app, LiteGraph } = window;
   // Room below the widgets for what a run, or the editor at once, shows there. None for previews, which are off by
-  // default: nodes that grow when they are on (and Load Image, once it has an image) stand at the end of a column.
+  // default: nodes that grow when they are on (and Load Image, once it has an image) are at the end of a column.
   const IMAGES = { SaveImage: 220, PreviewImage: 150, SaveVideo: 260, DP3D_ReferenceView: 220 };
   const COLUMN_WIDTH = 276;
   const GAP = 20;
   const COLUMN_GAP = 46;
-  const TITLE = 30; // of a node; it lies above pos
+  const TITLE = 30; // of a node; above pos
   const MARGIN = 16; // of a group around its nodes
   const HEADER = 46; // of a group
   const SOCKETS = 200; // between a subgraph's inputs and its nodes
@@ -55,7 +55,7 @@ window.diffportrait3d = (() => {
     return [];
   }
 
-  // An image that happens to lie in the input folder is not to make the node larger.
+  // An image that happens to be in the input folder is not to make the node larger.
   function mute(node) {
     node.mode = MUTED;
     node.setSizeForImage = () => {};
@@ -149,7 +149,7 @@ window.diffportrait3d = (() => {
 
   // Queue the graph as the Run button does; resolves at its end with what happened.
   function run(seconds) {
-    const seen = { previews: {}, progress: {}, outputs: [], node_errors: {}, error: null };
+    const seen = { previews: {}, progress: {}, outputs: [], files: [], node_errors: {}, error: null };
     const listeners = [];
     const listen = (name, handler) => {
       app.api.addEventListener(name, handler);
@@ -159,7 +159,10 @@ window.diffportrait3d = (() => {
     const ended = new Promise((resolve, reject) => {
       listen('b_preview_with_metadata', ({ detail }) => count(seen.previews, detail.nodeId));
       listen('progress', ({ detail }) => count(seen.progress, detail.node));
-      listen('executed', ({ detail }) => seen.outputs.push(detail.node));
+      listen('executed', ({ detail }) => {
+        seen.outputs.push(detail.node);
+        for (const { subfolder, filename } of detail.output?.images ?? []) seen.files.push([subfolder, filename]);
+      });
       listen('execution_success', resolve);
       listen('execution_error', ({ detail }) => { seen.error = detail; resolve(); });
       setTimeout(() => reject(new Error(`not finished after ${seconds} s`)), seconds * 1000);
@@ -178,7 +181,13 @@ window.diffportrait3d = (() => {
   }
 
   const prompt = async () => (await app.graphToPrompt()).output;
-  const workflow = () => app.graph.serialize();
+
+  // Without the view of this page: a template is opened to fit.
+  function workflow() {
+    const saved = app.graph.serialize();
+    delete saved.extra.ds;
+    return saved;
+  }
 
   // Title -> [left, top, right, bottom] on the page, of every node with its title bar.
   function boxes() {

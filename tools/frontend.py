@@ -3,10 +3,10 @@
     python -m tools.frontend                             # all of workflows/api
     python -m tools.frontend turntable --run 600 --screenshots /tmp/shots
 
-`workflows/api/NAME.json` says what is computed; `workflows/layout/NAME.json` where the nodes stand, what the note
-says, and the title, which is the template's file name because the editor shows that. What the frontend makes of them
+`workflows/api/NAME.json` says what is computed; `workflows/layout/NAME.json` where the nodes are, the
+note, and the title, which is the template's file name because the editor shows that. What the frontend makes of them
 is `workflows/TITLE.json`; a subgraph in it is also offered as the blueprint `subgraphs/*.json`. The thumbnail shows
-views (`--run`), or a card of text where the weights are not at hand. Needs Chromium.
+views (`--run`), or a card of text where the weights are not available. Needs Chromium.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ import re
 import shutil
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import Page
 
-from diffportrait3d.files import write_text
-from tools.browser import Browser, BrowserError
+from diffportrait3d.files import write_atomically, write_text
+from tools.browser import BrowserError, open_page
 from tools.demo import PORTRAIT
 from tools.host import PACK, PACK_NAME, HostError
 from tools.server import Server, ServerError
@@ -35,11 +39,9 @@ MINIATURE = PACK / "weights/miniature"
 START_SECONDS = 180
 THUMBNAIL = (640, 360)
 SETTINGS = {"Comfy.Execution.PreviewMethod": "latent2rgb"}  # previews while sampling
-# What people have and this repository has not: inputs that name a file of theirs, and the folder it lies in.
+# What people have and this repository has not: inputs that name a file of theirs, and the folder it is in.
 FOLDERS = {"ckpt_name": "checkpoints", "lora_name": "loras", "control_net_name": "controlnet"}
-# The editor greets somebody new with the dialog of templates, above an empty graph; this pack is in its list.
-DIALOG = "() => Boolean(document.querySelector('[data-testid=dialog-overlay]'))"
-LISTED = "(pack) => document.body.innerText.includes(pack)"
+DIALOG = "[data-testid=dialog-overlay]"
 READY = "() => Boolean(window.app?.extensionManager && window.app.canvas && window.LiteGraph)"
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -48,29 +50,21 @@ class FrontendError(RuntimeError):
     """The frontend could not open or run a workflow; the message says why."""
 
 
-class Frontend(Browser):
-    """ComfyUI's editor in a headless browser: `with Frontend(server) as frontend: ...`."""
+class Frontend:
+    """ComfyUI's editor in a page, with the functions of tools/frontend.js.
 
-    def __init__(self, server: Server, **options):
-        super().__init__(server.url, **options)
+    Args:
+        page: shows the editor, which has started.
+        errors: what the page's console shows in red, see `open_page`.
+    """
 
-    def __enter__(self) -> Frontend:
-        super().__enter__()
-        try:
-            self.wait_for(READY, seconds=START_SECONDS)
-            self.wait_for(LISTED, PACK_NAME)
-            self.press("Escape")
-            self.wait_for(f"() => !({DIALOG})()")
-            self.evaluate(f"() => {{ {SCRIPT.read_text(encoding='utf-8')} }}")
-        except BaseException:
-            self.__exit__()
-            raise
-        self.errors.clear()  # 404 for files of a user who has none yet
-        return self
+    def __init__(self, page: Page, errors: list[str]):
+        self.page, self.errors = page, errors
+        page.evaluate(f"() => {{ {SCRIPT.read_text(encoding='utf-8')} }}")
 
-    def ask(self, name: str, *arguments, timeout: float = 60):
+    def ask(self, name: str, *arguments):
         """Call a function of tools/frontend.js."""
-        return self.evaluate(f"(...all) => window.diffportrait3d.{name}(...all)", *arguments, timeout=timeout)
+        return self.page.evaluate(f"(all) => window.diffportrait3d.{name}(...all)", arguments)
 
     def open(self, workflow: Path) -> None:
         """Load a workflow in the editor's form, as the dialog of templates does it.
@@ -78,23 +72,36 @@ class Frontend(Browser):
         Raises:
             FrontendError: it has nodes that the editor does not know
         """
-        self._loaded(workflow, self.ask("open", json.loads(workflow.read_text(encoding="utf-8")), workflow.stem))
+        self._check(workflow, self.ask("open", json.loads(workflow.read_text(encoding="utf-8")), workflow.stem))
 
     def build(self, name: str) -> None:
         """Load a template in API form and arrange it by its layout. See `open` for errors."""
-        self._loaded(WORKFLOWS / f"api/{name}.json", self.ask("build", prompt(name), layout(name)))
+        self._check(WORKFLOWS / f"api/{name}.json", self.ask("build", prompt(name), layout(name)))
 
     def run(self, seconds: float) -> dict:
         """Queue the graph and wait for its end, at most `seconds`.
 
-        Returns what the editor was told: previews {node id: count}, progress {node id: count}, outputs [node id],
-        node_errors (the host refused the graph) and error (a node failed).
+        Returns what the editor received: previews {node id: count}, progress {node id: count}, outputs [node id],
+        files [[subfolder, name]], node_errors (the host refused the graph) and error (a node failed).
         """
-        return self.ask("run", seconds, timeout=seconds + 30)
+        return self.ask("run", seconds)
 
-    def _loaded(self, workflow: Path, unknown: list[str]) -> None:
+    def _check(self, workflow: Path, unknown: list[str]) -> None:
         if unknown:
             raise FrontendError(f"{workflow}: the frontend does not know {', '.join(unknown)}.")
+
+
+@contextmanager
+def open_editor(server: Server, **size: int) -> Iterator[Frontend]:
+    """The editor with an empty graph, in a page of this size; see `open_page`."""
+    with open_page(server.url, **size) as (page, errors):
+        page.wait_for_function(READY, timeout=START_SECONDS * 1000)
+        page.get_by_text(PACK_NAME, exact=True).first.wait_for()  # in the dialog of templates, the editor's greeting
+        page.keyboard.press("Escape")
+        page.locator(DIALOG).wait_for(state="detached")
+        frontend = Frontend(page, errors)
+        errors.clear()  # 404 for files of a user who has none yet
+        yield frontend
 
 
 def prepare(server: Server, prompts: list[dict] = ()) -> None:
@@ -119,9 +126,9 @@ def prepare(server: Server, prompts: list[dict] = ()) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         if "folder" in inputs:
-            pictures = base / "input" / inputs["folder"]
-            pictures.mkdir(exist_ok=True)
-            shutil.copy(PORTRAIT, pictures / "0.png")
+            images = base / "input" / inputs["folder"]
+            images.mkdir(exist_ok=True)
+            shutil.copy(PORTRAIT, images / "0.png")
 
 
 def names() -> list[str]:
@@ -140,7 +147,7 @@ def prompts() -> dict[str, dict]:
 
 
 def layout(name: str) -> dict:
-    """Where a template's nodes stand, its title, its note."""
+    """Where a template's nodes are, its title, its note."""
     return json.loads((WORKFLOWS / f"layout/{name}.json").read_text(encoding="utf-8"))
 
 
@@ -167,22 +174,22 @@ def with_steady_ids(workflow: dict, file: Path) -> dict:
     return json.loads(UUID.sub(lambda match: steady[match[0]], text))
 
 
-def write_thumbnail(picture: Image.Image, path: Path) -> None:
-    picture.save(path, quality=85, optimize=True)
+def write_thumbnail(image: Image.Image, path: Path) -> None:
+    write_atomically(path, lambda file: image.save(file, "JPEG", quality=85, optimize=True))
 
 
 def sheet(views: list[Image.Image], columns: int, rows: int, size: tuple[int, int]) -> Image.Image:
-    """Views spread evenly from the first to the last, in reading order, filling a picture of `size`."""
+    """Views spread evenly from the first to the last, in reading order, filling an image of `size`."""
     count, (width, height) = columns * rows, size
     out = Image.new("RGB", size)
-    for place in range(count):
-        view = views[round(place * (len(views) - 1) / (count - 1))]
+    for index in range(count):
+        view = views[round(index * (len(views) - 1) / (count - 1))]
         tile = ImageOps.fit(view, (width // columns, height // rows), Image.Resampling.LANCZOS)
-        out.paste(tile, (place % columns * tile.width, place // columns * tile.height))
+        out.paste(tile, (index % columns * tile.width, index // columns * tile.height))
     return out
 
 
-def result_picture(name: str, video: Path) -> Image.Image:
+def result_image(name: str, video: Path) -> Image.Image:
     """What a template made of the portrait: its video's frames, beside the portrait if it says so."""
     with av.open(str(video)) as container:
         frames = [frame.to_image() for frame in container.decode(video=0)]
@@ -199,7 +206,7 @@ def result_picture(name: str, video: Path) -> Image.Image:
 
 
 def card(heading: str, lines: list[str]) -> Image.Image:
-    """A picture in words, for templates whose weights are not at hand: what it is for and what it needs."""
+    """Text as an image, for templates whose weights are not available: what it is for and what it needs."""
     out = Image.new("RGB", THUMBNAIL, "#1d2733")
     draw = ImageDraw.Draw(out)
     draw.rectangle((0, 0, 15, THUMBNAIL[1]), fill="#3f789e")
@@ -214,15 +221,14 @@ def run_for_video(frontend: Frontend, name: str, seconds: int, outputs: Path) ->
     Raises:
         FrontendError: the graph was refused or failed, or saved no video
     """
-    before = set(outputs.rglob("*.mp4"))
     frontend.ask("setViews", layout(name)["thumbnail"]["views"])
-    told = frontend.run(seconds)
-    if told["error"] or told["node_errors"]:
-        raise FrontendError(f"{name} failed: {told['error'] or told['node_errors']}")
-    made = sorted(set(outputs.rglob("*.mp4")) - before)
-    if not made:
+    seen = frontend.run(seconds)
+    if seen["error"] or seen["node_errors"]:
+        raise FrontendError(f"{name} failed: {seen['error'] or seen['node_errors']}")
+    videos = [outputs / folder / file for folder, file in seen["files"] if file.endswith(".mp4")]
+    if not videos:
         raise FrontendError(f"{name} saved no video.")
-    return made[-1]
+    return videos[-1]
 
 
 def save(frontend: Frontend, name: str, run: int | None, outputs: Path, screenshots: Path | None) -> None:
@@ -237,10 +243,10 @@ def save(frontend: Frontend, name: str, run: int | None, outputs: Path, screensh
         write_thumbnail(card(**about["card"]), file.with_suffix(".jpg"))
     elif run:
         video = run_for_video(frontend, name, run, outputs)
-        write_thumbnail(result_picture(name, video), file.with_suffix(".jpg"))
+        write_thumbnail(result_image(name, video), file.with_suffix(".jpg"))
     if screenshots is not None:
         screenshots.mkdir(parents=True, exist_ok=True)
-        frontend.screenshot(screenshots / f"{name}.png")
+        frontend.page.screenshot(path=screenshots / f"{name}.png")
 
 
 def main() -> int:
@@ -249,18 +255,18 @@ def main() -> int:
     parser.add_argument(
         "--run", type=int, metavar="SECONDS", help="run those that run here, for their thumbnails; wait at most"
     )
-    parser.add_argument("--screenshots", type=Path, metavar="DIR", help="save pictures of the page here")
+    parser.add_argument("--screenshots", type=Path, metavar="DIR", help="save images of the page here")
     parser.add_argument("--width", type=int, default=1920)
     parser.add_argument("--height", type=int, default=1080)
     options = parser.parse_args()
     try:
         with Server(cpu=True) as server:
             prepare(server, list(prompts().values()))
-            with Frontend(server, width=options.width, height=options.height) as frontend:
+            with open_editor(server, width=options.width, height=options.height) as frontend:
                 for name in options.names or names():
                     save(frontend, name, options.run, server.base_directory / "output", options.screenshots)
                     print(f"{name}: {template(name).relative_to(PACK)}", flush=True)
-    except (BrowserError, FrontendError, HostError, ServerError) as error:
+    except (BrowserError, FrontendError, HostError, PlaywrightError, ServerError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0

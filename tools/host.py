@@ -90,7 +90,7 @@ def obtain_host(say=print) -> Path:
 
 
 def link_pack(base_directory: Path, source: Path = PACK, name: str = PACK_NAME) -> Path:
-    """Link `source` into `base_directory/custom_nodes/name`, as an installed pack lies there; returns that folder."""
+    """Link `source` into `base_directory/custom_nodes/name`, as an installed pack is; returns that folder."""
     folder = base_directory / "custom_nodes" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not folder.exists():

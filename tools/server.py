@@ -141,7 +141,7 @@ class Server:
 
 
 def pack_failure(log: str) -> str | None:
-    """The line in which ComfyUI says why it goes on without this pack, or None where it loaded it."""
+    """The line in which ComfyUI says why this pack is missing, or None where it loaded it."""
     failure = re.compile(rf"(Cannot import|Error while calling comfy_entrypoint in|Skip) .*{PACK_NAME}\b.*")
     return next((found[0] for found in map(failure.search, log.splitlines()) if found), None)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 import urllib.request
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from playwright.sync_api import Page
 
 from tools import frontend
-from tools.browser import Browser
-from tools.frontend import READY
+from tools.browser import open_page
+from tools.frontend import DIALOG, READY
 from tools.host import PACK_NAME
 from tools.server import Server
 
@@ -32,31 +35,35 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def page(server):
+def opened(server):
     """The editor at 1600 x 900, as it greets somebody new: with the dialog of templates, over an empty canvas."""
-    with Browser(server.url, width=1600, height=900) as browser:
-        browser.wait_for(READY, seconds=180)
-        yield browser
+    with open_page(server.url, width=1600, height=900) as (page, errors):
+        page.wait_for_function(READY, timeout=180_000)
+        yield page, errors
 
 
-def open_template(page: Browser, name: str) -> None:
-    """Choose a template as a person does; what the console says afterwards is in `page.errors`."""
+@pytest.fixture(scope="module")
+def page(opened):
+    return opened[0]
+
+
+def open_template(page: Page, errors: list[str], name: str) -> None:
+    """Choose a template as a person does; what the console says afterwards is in `errors`."""
     title = frontend.layout(name)["title"]
-    if page.evaluate("() => window.app.graph.nodes.length > 0"):  # the greeting is gone: by the side bar
-        page.click("() => [...document.querySelectorAll('button')].find((b) => /^Tem/.test(b.innerText.trim()))")
-    page.click(
-        "(pack) => [...document.querySelectorAll('nav *, [role=dialog] *')]"
-        ".find((part) => !part.children.length && part.innerText === pack)",
-        PACK_NAME,
-    )
-    page.wait_for("(title) => document.body.innerText.includes(title)", title)
-    page.errors.clear()
-    page.click('(title) => document.querySelector(`[data-testid="template-workflow-${title}"]`)', title)
-    page.wait_for("(title) => window.app.extensionManager.workflow.activeWorkflow?.filename.startsWith(title)", title)
-    page.wait_for("() => window.app.graph.nodes.length > 1 && !document.querySelector('[data-testid=dialog-overlay]')")
+    if page.evaluate("window.app.graph.nodes.length > 0"):  # the greeting is gone: by the side bar
+        page.get_by_role("button", name=re.compile("^Tem")).click()
+    page.locator("nav, [role=dialog]").get_by_text(PACK_NAME, exact=True).first.click()
+    card = page.get_by_test_id(f"template-workflow-{title}")
+    card.wait_for()
+    errors.clear()
+    card.click()
+    active = "(title) => window.app.extensionManager.workflow.activeWorkflow?.filename.startsWith(title)"
+    page.wait_for_function(active, arg=title)
+    page.wait_for_function("window.app.graph.nodes.length > 1")
+    page.locator(DIALOG).wait_for(state="detached")
 
 
-def shown(page: Browser) -> dict:
+def shown(page: Page) -> dict:
     """What the editor shows of the graph."""
     return page.evaluate("""async () => {
         await new Promise((resolve) => setTimeout(resolve, 2000)); // warnings come late
@@ -70,7 +77,7 @@ def shown(page: Browser) -> dict:
     }""")
 
 
-def only_few_views(page: Browser) -> None:
+def only_few_views(page: Page) -> None:
     """The one thing changed, so that the test does not take minutes."""
     page.evaluate(
         """(views) => {
@@ -86,24 +93,20 @@ def history(server: Server) -> list[dict]:
         return list(json.load(response).values())
 
 
-def press_run(page: Browser, server: Server) -> dict:
+def press_run(page: Page, server: Server) -> dict:
     """The finished run's outputs by node: the button is pressed, and nothing else is done."""
     before = len(history(server))
     page.evaluate("""() => {
         window.previews = 0;
         window.app.api.addEventListener('b_preview_with_metadata', () => { window.previews += 1; });
     }""")
-    page.click("() => document.querySelector('[data-testid=queue-button]')")
-    finished = page.wait_for(
-        """async (before) => {
-        const runs = Object.values(await (await fetch('/history')).json());
-        return runs.length > before && runs.at(-1).status;
-    }""",
-        before,
-        seconds=SECONDS,
-    )
-    assert finished["status_str"] == "success", finished["messages"]
-    return history(server)[-1]["outputs"]
+    page.get_by_test_id("queue-button").click()
+    deadline = time.monotonic() + SECONDS
+    while len(history(server)) == before and time.monotonic() < deadline:
+        page.wait_for_timeout(500)
+    finished = history(server)[before]
+    assert finished["status"]["status_str"] == "success", finished["status"]["messages"]
+    return finished["outputs"]
 
 
 def frames_of(video: Path) -> list[np.ndarray]:
@@ -112,11 +115,12 @@ def frames_of(video: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", RUNS_AS_IT_OPENS)
-def test_runs_as_it_opens(server, page, name):
+def test_runs_as_it_opens(server, opened, name):
     """Opened from the dialog: nothing red, text is drawn; Run makes the views and the video, without previews."""
-    open_template(page, name)
+    page, errors = opened
+    open_template(page, errors, name)
     found = shown(page)
-    assert page.errors == [] and found["faulty"] == []
+    assert errors == [] and found["faulty"] == []
     assert "missing" not in found["words"].lower(), "a warning about missing files or models"
     assert found["scale"] >= 0.6 and not found["textless"]
     assert found["muted"] == [PORTRAIT_OF_ONE_S_OWN]
@@ -124,7 +128,7 @@ def test_runs_as_it_opens(server, page, name):
         assert found["nodes"] <= 6
     only_few_views(page)
     outputs = press_run(page, server)
-    page.wait_for("() => document.querySelector('video')?.readyState > 0", seconds=20)
+    page.wait_for_function("document.querySelector('video')?.readyState > 0", timeout=20_000)
     live = page.evaluate("() => window.previews")
     if name != "many_views_to_3d":  # there, Reference View draws while its numbers change
         assert live == 0, "previews are off by default, and no node has room kept for them"
@@ -142,8 +146,8 @@ def test_runs_as_it_opens(server, page, name):
 def test_notes_say_where_previews_are_turned_on(page):
     """The host's default is off, so no note promises any; each names the setting as the settings' dialog does."""
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
-    page.wait_for("() => /Execution\\s+Live preview method/.test(document.body.innerText)", seconds=20)
-    page.press("Escape")
+    page.wait_for_function("/Execution\\s+Live preview method/.test(document.body.innerText)", timeout=20_000)
+    page.keyboard.press("Escape")
     for name in frontend.names():
         text = " ".join(frontend.layout(name)["note"]["text"])
         sentences = [sentence for sentence in text.split(". ") if "preview" in sentence.lower()]
