@@ -186,12 +186,7 @@ def build_reference_encoder(
     tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], path: Path | str = ""
 ) -> HostNetwork:
     """F_ref: the host's UNet without the output layer."""
-    module = openaimodel.UNetModel(
-        **host_unet_settings(config),
-        dtype=_weight_dtype(tensors),
-        device=model_management.unet_offload_device(),
-        operations=comfy.ops.manual_cast,
-    )
+    module = openaimodel.UNetModel(**host_unet_settings(config), **_layer_options(tensors))
     module.out = nn.Identity()
     set_norm_groups(module, config.norm_groups)
     return _host_network("reference_encoder", module, tensors, config, metadata, path)
@@ -209,13 +204,7 @@ def build_control_model(tensors: dict[str, Tensor], config: UNetConfig) -> nn.Mo
     """F_cam as the host's ControlNet module."""
     settings = host_unet_settings(config)
     del settings["out_channels"]
-    module = comfy.cldm.cldm.ControlNet(
-        **settings,
-        hint_channels=config.hint_channels,
-        dtype=_weight_dtype(tensors),
-        device=model_management.unet_offload_device(),
-        operations=comfy.ops.manual_cast,
-    )
+    module = comfy.cldm.cldm.ControlNet(**settings, hint_channels=config.hint_channels, **_layer_options(tensors))
     set_norm_groups(module, config.norm_groups)
     _load_strictly(module, tensors, None)
     return module.eval().requires_grad_(False)
@@ -250,6 +239,11 @@ def _host_network(kind, module, tensors, config, metadata, path) -> HostNetwork:
     patcher = _patcher(module.eval().requires_grad_(False))
     _load_strictly(module, tensors, patcher)
     return HostNetwork(kind, patcher, config, metadata, Path(path))
+
+
+def _layer_options(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    device = model_management.unet_offload_device()
+    return {"dtype": _weight_dtype(tensors), "device": device, "operations": comfy.ops.manual_cast}
 
 
 def _weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype:

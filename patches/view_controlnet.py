@@ -12,13 +12,12 @@ from pathlib import Path
 
 import comfy.controlnet
 import comfy.model_management as model_management
-import comfy.utils
 import torch
 from torch import Tensor
 
 from ..diffportrait3d.networks import UNetConfig
 from ..host.compatibility import check_control_heads, check_control_width
-from ..host.images import as_images, check_images
+from ..host.images import as_images, check_images, resize_images
 from ..host.loading import build_control_model, read_network, set_trained_side
 from .feature_sizes import fit_residuals
 from .run_state import SigmaRange, chunk_size
@@ -69,11 +68,9 @@ class ViewControlNet(comfy.controlnet.ControlNet):
         return self._resized.expand(views, -1, -1, -1)
 
     def _resize(self, images: Tensor, height: int, width: int, device: torch.device) -> Tensor:
-        method = "area" if min(images.shape[-2:]) > min(height, width) else "bicubic"
-        images = as_images(images.movedim(1, -1), "View ControlNet: image")[..., :3].movedim(-1, 1)
-        resized = comfy.utils.common_upscale(images, width, height, method, "center")
-        dtype = self.manual_cast_dtype or self.control_model.dtype
-        return self.preprocess_image(resized.clamp(0.0, 1.0)).to(device=device, dtype=dtype)
+        images = as_images(images.movedim(1, -1), "View ControlNet: image")[..., :3]
+        resized = resize_images(images, height, width).movedim(-1, 1).clamp(0.0, 1.0)
+        return self.preprocess_image(resized).to(device, self.manual_cast_dtype or self.control_model.dtype)
 
     def copy(self) -> ViewControlNet:
         copied = ViewControlNet(None, load_device=self.load_device, manual_cast_dtype=self.manual_cast_dtype)

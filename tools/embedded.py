@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import uuid
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,18 +119,19 @@ class EmbeddedHost:
         return Executor(self.server, cache_type=execution.CacheType.CLASSIC, cache_args=cache_args)
 
 
-def node_infos() -> dict[str, dict]:
-    """Node id -> this pack's node as /object_info describes it, from a host that is booted for it.
-
-    Raises:
-        HostError: see `boot`.
-    """
-    with tempfile.TemporaryDirectory(prefix="diffportrait3d-host-") as folder:
-        return pack_nodes(boot(Path(folder)).load_pack())
+def nodes_command(act: Callable[[dict[str, dict]], str]) -> int:
+    """A command around `act`, which is given `pack_nodes` of a host that is booted for it and says what it has done."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="diffportrait3d-host-") as folder:
+            print(act(pack_nodes(boot(Path(folder)).load_pack())))
+    except HostError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def pack_nodes(pack: ModuleType) -> dict[str, dict]:
-    """The same from a pack that is loaded."""
+    """Node id -> a node of the loaded pack as /object_info describes it."""
     nodes = [node for family in pack.nodes.FAMILIES for node in family.NODES]
     return {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in nodes}
 

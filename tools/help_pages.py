@@ -12,8 +12,8 @@ import re
 import sys
 
 from diffportrait3d.files import write_text
-from tools.embedded import node_infos
-from tools.host import PACK, HostError
+from tools.embedded import nodes_command
+from tools.host import PACK
 
 FOLDER = PACK / "web/docs"
 SECTIONS = ("When to change something", "Around it", "Errors and ways out")  # written by hand, below the tables
@@ -52,17 +52,12 @@ def pages(nodes: dict[str, dict]) -> dict[str, str]:
     return made
 
 
-def main() -> int:
-    try:
-        made = pages(node_infos())
-    except HostError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+def update(nodes: dict[str, dict]) -> str:
+    made = pages(nodes)
     for node_id, page in made.items():
         write_text(FOLDER / f"{node_id}.md", page)
-    print(f"{len(made)} pages in {FOLDER.relative_to(PACK)} are up to date.")
-    return 0
+    return f"{len(made)} pages in {FOLDER.relative_to(PACK)} are up to date."
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(nodes_command(update))

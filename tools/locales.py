@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffportrait3d.files import write_text
-from tools.embedded import node_infos
-from tools.host import PACK, HostError
+from tools.embedded import nodes_command
+from tools.host import PACK
 
 LANGUAGES = ("zh", "ja")
 
@@ -94,15 +94,6 @@ def _translated(tree: dict, present: dict[str, str], prefix: str = "") -> dict:
     }
 
 
-def main() -> int:
-    try:
-        found = update(node_infos())
-    except HostError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(found) or "zh and ja are complete; no English text has changed.")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    complete = "zh and ja are complete; no English text has changed."
+    sys.exit(nodes_command(lambda nodes: "\n".join(update(nodes)) or complete))
