@@ -166,6 +166,13 @@ def test_file_names_come_by_a_link(host, run_workflow, node_id):
         run_workflow(linked(host, node_id, name, None))
 
 
+def test_a_known_name_is_found_without_a_look_at_all_folders(host, pack, monkeypatch):
+    node = host.nodes.NODE_CLASS_MAPPINGS["DP3D_LoadCameras"]
+    assert node.execute("linked/path.npy").args[1] == VIEWS
+    monkeypatch.setattr(pack.host.user_files, "folders_below", None)
+    assert node.execute("linked/path.npy").args[1] == VIEWS
+
+
 def test_file_names_come_through_a_switch(host, run_workflow):
     """The host's own nodes between the text and the list."""
     prompt = graph(host, "DP3D_LoadCameras", file=["switch", 0])
