@@ -2,8 +2,8 @@
 
     python -m tools.help_pages
 
-Run it after adding a node or changing an input, an output or a tooltip. Tables are between marks, the rest of a page is
-written by hand; a node without a page gets one to fill in.
+Run it after adding a node or changing an input, an output or a tooltip. The sections Inputs and Outputs hold only the
+tables, the rest of a page is written by hand; a node without a page gets one to fill in.
 """
 
 from __future__ import annotations
@@ -17,29 +17,28 @@ from tools.host import PACK
 
 FOLDER = PACK / "web/docs"
 SECTIONS = ("When to change something", "Around it", "Errors and ways out")  # written by hand, below the tables
-TABLE = re.compile(r"<!-- (inputs|outputs): python -m tools\.help_pages -->\n.*?<!-- end -->", re.DOTALL)
+TABLE = re.compile(r"^## (Inputs|Outputs)\n\n.*?(?=\n\n## )", re.DOTALL | re.MULTILINE)
 
 
-def table(part: str, node: dict) -> str:
-    """The table of a node's "inputs" or "outputs", with its marks.
+def section(title: str, node: dict) -> str:
+    """The section "Inputs" or "Outputs" of a node's page.
 
     Args:
         node: description of the node as the host's /object_info gives it.
     """
-    if part == "inputs":
+    if title == "Inputs":
         groups = [node["input"].get(group, {}) for group in ("required", "optional")]
         rows = [(name, spec[1].get("tooltip", "")) for group in groups for name, spec in group.items()]
     else:
-        rows = list(zip(node["output_name"], node["output_tooltips"], strict=True))
-    head = f"| {part[:-1].capitalize()} | What it is |\n|---|---|"
-    lines = [head, *(f"| `{name}` | {text} |" for name, text in rows)]
-    return "\n".join([f"<!-- {part}: python -m tools.help_pages -->", "", *lines, "", "<!-- end -->"])
+        rows = zip(node["output_name"], node["output_tooltips"], strict=True)
+    lines = [f"| {title[:-1]} | What it is |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in rows)]
+    return "\n".join([f"## {title}", "", *lines])
 
 
 def new_page(node: dict) -> str:
-    tables = [f"## {part.capitalize()}\n\n{table(part, node)}" for part in ("inputs", "outputs")]
-    sections = [f"# {node['display_name']}\n\n{node['description']}", *tables, *(f"## {title}" for title in SECTIONS)]
-    return "\n\n".join(sections) + "\n"
+    tables = [section(title, node) for title in ("Inputs", "Outputs")]
+    head = [f"# {node['display_name']}", node["description"]]
+    return "\n\n".join([*head, *tables, *(f"## {title}" for title in SECTIONS)]) + "\n"
 
 
 def pages(nodes: dict[str, dict]) -> dict[str, str]:
@@ -48,7 +47,7 @@ def pages(nodes: dict[str, dict]) -> dict[str, str]:
     for node_id, node in nodes.items():
         path = FOLDER / f"{node_id}.md"
         page = path.read_text(encoding="utf-8") if path.exists() else new_page(node)
-        made[node_id] = TABLE.sub(lambda match, node=node: table(match[1], node), page)
+        made[node_id] = TABLE.sub(lambda match, node=node: section(match[1], node), page)
     return made
 
 

@@ -36,7 +36,7 @@ def test_one_page_per_node(nodes, pages):
 def test_tables_are_up_to_date(nodes, pages):
     assert help_pages.pages(nodes) == pages, "run `python -m tools.help_pages`"
     for page in pages.values():
-        assert help_pages.TABLE.findall(page) == ["inputs", "outputs"]
+        assert help_pages.TABLE.findall(page) == ["Inputs", "Outputs"]
 
 
 def test_a_new_node_gets_a_page_to_fill_in(nodes, tmp_path, monkeypatch):
