@@ -82,15 +82,19 @@ class NetworkLoader(io.ComfyNode):
     """Shared by the loaders below: one list of files, one output."""
 
     KIND: str
-    ABOUT: dict
-    NAME_TOOLTIP: str
+    NAMES: tuple[str, str]  # node id, display name
+    ABOUT: str
+    ALIASES: list[str]
+    WEIGHTS: str
     SOCKET: io.Output
     READ: Callable
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = io.Combo.Input("name", options=model_files.network_names(cls.KIND), tooltip=cls.NAME_TOOLTIP)
-        return io.Schema(category=LOAD, inputs=[names], outputs=[cls.SOCKET], **cls.ABOUT)
+        tooltip = f"Weights of the {cls.WEIGHTS} {WHERE}"
+        names = io.Combo.Input("name", options=model_files.network_names(cls.KIND), tooltip=tooltip)
+        about = {"description": cls.ABOUT, "search_aliases": cls.ALIASES}
+        return io.Schema(*cls.NAMES, category=LOAD, inputs=[names], outputs=[cls.SOCKET], **about)
 
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
@@ -109,13 +113,10 @@ class NetworkLoader(io.ComfyNode):
 @check_inputs
 class LoadReferenceEncoder(NetworkLoader):
     KIND = "reference_encoder"
-    ABOUT = {
-        "node_id": "DP3D_LoadReferenceEncoder",
-        "display_name": "Load Reference Encoder",
-        "description": "Loads the network that reads the portrait (the paper's appearance reference module).",
-        "search_aliases": ["appearance reference", "reference unet", "F_ref"],
-    }
-    NAME_TOOLTIP = "Weights of the reference encoder; they belong to one base model. " + WHERE
+    NAMES = ("DP3D_LoadReferenceEncoder", "Load Reference Encoder")
+    ABOUT = "Loads the network that reads the portrait (the paper's appearance reference module)."
+    ALIASES = ["appearance reference", "reference unet", "F_ref"]
+    WEIGHTS = "reference encoder; they belong to one base model."
     SOCKET = ReferenceEncoder.Output(display_name="reference encoder", tooltip="For Apply Reference Attention.")
     READ = staticmethod(loading.load_reference_encoder)
 
@@ -123,13 +124,10 @@ class LoadReferenceEncoder(NetworkLoader):
 @check_inputs
 class LoadViewControlNet(NetworkLoader):
     KIND = "view_controlnet"
-    ABOUT = {
-        "node_id": "DP3D_LoadViewControlNet",
-        "display_name": "Load View ControlNet",
-        "description": "Loads the ControlNet that reads the camera from an image of somebody else.",
-        "search_aliases": ["camera controlnet", "pose controlnet", "F_cam"],
-    }
-    NAME_TOOLTIP = "Weights of the view ControlNet. Also searched in models/controlnet. " + WHERE
+    NAMES = ("DP3D_LoadViewControlNet", "Load View ControlNet")
+    ABOUT = "Loads the ControlNet that reads the camera from an image of somebody else."
+    ALIASES = ["camera controlnet", "pose controlnet", "F_cam"]
+    WEIGHTS = "view ControlNet. Also searched in models/controlnet."
     SOCKET = io.ControlNet.Output(
         tooltip="For View ControlNet; the host's Apply ControlNet takes it, too (leave the negative side alone)."
     )
@@ -139,13 +137,10 @@ class LoadViewControlNet(NetworkLoader):
 @check_inputs
 class LoadViewConsistency(NetworkLoader):
     KIND = "view_consistency"
-    ABOUT = {
-        "node_id": "DP3D_LoadViewConsistency",
-        "display_name": "Load View Consistency",
-        "description": "Loads the attention modules through which the views of one batch look at each other.",
-        "search_aliases": ["cross-view attention", "motion module", "view attention"],
-    }
-    NAME_TOOLTIP = "Weights of the view consistency module; they belong to one base model. " + WHERE
+    NAMES = ("DP3D_LoadViewConsistency", "Load View Consistency")
+    ABOUT = "Loads the attention modules through which the views of one batch look at each other."
+    ALIASES = ["cross-view attention", "motion module", "view attention"]
+    WEIGHTS = "view consistency module; they belong to one base model."
     SOCKET = ViewConsistency.Output(
         display_name="view consistency", tooltip="For View-Consistency Sampler or Apply View Consistency."
     )
@@ -155,13 +150,10 @@ class LoadViewConsistency(NetworkLoader):
 @check_inputs
 class LoadNovelView(NetworkLoader):
     KIND = "novel_view"
-    ABOUT = {
-        "node_id": "DP3D_LoadNovelView",
-        "display_name": "Load Novel-View Model",
-        "description": "Loads S, the small 3D network whose blurred but consistent views start the 3D-aware noise.",
-        "search_aliases": ["novel view synthesis", "proxy views", "3D-aware noise model"],
-    }
-    NAME_TOOLTIP = "Weights of the novel-view model S. " + WHERE
+    NAMES = ("DP3D_LoadNovelView", "Load Novel-View Model")
+    ABOUT = "Loads S, the small 3D network whose blurred but consistent views start the 3D-aware noise."
+    ALIASES = ["novel view synthesis", "proxy views", "3D-aware noise model"]
+    WEIGHTS = "novel-view model S."
     SOCKET = NovelView.Output(display_name="novel view", tooltip="For 3D-Aware Noise.")
     READ = staticmethod(loading.load_novel_view)
 
