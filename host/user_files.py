@@ -48,7 +48,7 @@ class UserFiles:
     def check(self, name: str | None) -> bool | str:
         """For a node's `validate_inputs`: True, or one sentence for a name that is not listed. None, a name that
         comes by a link, passes: `check_inputs` asks again when the node runs."""
-        if name is None or self._lists(name):
+        if name is None or (isinstance(name, str) and self._lists(name)):
             return True
         names = self.names()
         found = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"
