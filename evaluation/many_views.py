@@ -41,12 +41,12 @@ class Orbit:
     """
 
     def __init__(self, host, pack, folder: Path, views: int):
-        self.host, self.patches = host, pack.patches
+        self.host, self.pack, self.patches = host, pack, pack.patches
         loading, control = pack.host.loading, pack.patches.view_controlnet
         self.model = loading.load_model(folder / "unet.safetensors")
         self.vae = loading.load_vae(folder / "autoencoder.safetensors")
         self.encoder = loading.load_reference_encoder(folder / "reference_encoder.safetensors")
-        self.module = loading.load_view_consistency(folder / "view_consistency.safetensors")
+        self.module = loading.load_cross_view_attention(folder / "view_consistency.safetensors")
         self.novel_view = loading.load_novel_view(folder / "novel_view.safetensors")
         self.control_net = control.load_view_controlnet(folder / "view_controlnet.safetensors")
         self.side = self.novel_view.config.image_size
@@ -56,19 +56,19 @@ class Orbit:
         self.portrait = portrait.movedim(1, -1)
 
     def windows(self) -> int:
-        return self.patches.view_consistency.trained_views(self.module)
+        return self.patches.cross_view_attention.trained_views(self.module)
 
     def latents(self) -> Tensor:
         """S's views, encoded: where 3D-aware noise starts [V, 4, h, w]."""
-        proxies = self.patches.novel_view.render_proxies(self.novel_view, self.portrait, self.front, self.labels)
+        proxies = self.pack.host.novel_view.render_proxies(self.novel_view, self.portrait, self.front, self.labels)
         return self.patches.noise.proxy_latents(self.vae, proxies, self.side)[0]["samples"]
 
     def sampling(self, latents: Tensor, conditions: Tensor, steps: int, grouped: bool = False) -> Callable[[], Tensor]:
         """A function that samples all views [V, 4, h, w], in our windows or in separate groups of the same size."""
-        reference, consistency = self.patches.reference, self.patches.view_consistency
+        reference, consistency = self.patches.reference, self.patches.cross_view_attention
         images = self.patches.reference_inputs.image_references(self.vae, self.portrait)[0]
         model = reference.apply_reference_attention(self.model, self.encoder, images)
-        model = consistency.apply_view_consistency(model, self.module, closed_orbit=True)
+        model = consistency.apply_cross_view_attention(model, self.module, closed_orbit=True)
         if grouped:
             node = self.host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
             model = node.execute(
@@ -133,7 +133,7 @@ def print_borders(host, pack, options) -> None:
     conditions = render_camera_images(orbit.labels, orbit.side, SUBJECT + 1).movedim(1, -1)
     latents = orbit.latents()
     groups = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
-    ours = view_windows(count, size, orbit.patches.view_consistency.OVERLAP, True, options.steps - 1)
+    ours = view_windows(count, size, orbit.patches.cross_view_attention.OVERLAP, True, options.steps - 1)
     arms = {
         "ground truth": (truth.image, groups),
         "separate groups": (orbit.sampling(latents, conditions, options.steps, True), groups),

@@ -192,7 +192,7 @@ def build_reference_encoder(
     return _host_network("reference_encoder", module, tensors, config, metadata, path)
 
 
-def build_view_consistency(
+def build_cross_view_attention(
     tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], path: Path | str = ""
 ) -> HostNetwork:
     """The cross-view modules of the core, made of the host's layers."""
@@ -215,9 +215,9 @@ def load_reference_encoder(path: Path | str) -> HostNetwork:
     return build_reference_encoder(tensors, UNetConfig.from_dict(metadata["config"]), metadata, path)
 
 
-def load_view_consistency(path: Path | str) -> HostNetwork:
+def load_cross_view_attention(path: Path | str) -> HostNetwork:
     tensors, metadata = read_network(path, "view_consistency")
-    return build_view_consistency(tensors, UNetConfig.from_dict(metadata["config"]), metadata, path)
+    return build_cross_view_attention(tensors, UNetConfig.from_dict(metadata["config"]), metadata, path)
 
 
 class FullLoadPatcher(comfy.model_patcher.ModelPatcher):

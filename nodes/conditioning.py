@@ -8,9 +8,9 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..host.masks import WHITE
+from ..patches.cross_view_attention import OVERLAP, apply_cross_view_attention
 from ..patches.reference import BLOCKS, apply_reference_attention
 from ..patches.reference_inputs import image_references
-from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from ..patches.view_controlnet import apply_view_controlnet
 from .input_checks import check_inputs
 from .sockets import ADDED, APPLY, OPTIONAL, ReferenceEncoder, ViewConsistency, number, percent_range, switch, whole
@@ -190,7 +190,7 @@ class ApplyViewConsistency(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, view_consistency, window_size=0, overlap=OVERLAP, closed_orbit=False) -> io.NodeOutput:
-        return io.NodeOutput(apply_view_consistency(model, view_consistency, window_size, overlap, closed_orbit))
+        return io.NodeOutput(apply_cross_view_attention(model, view_consistency, window_size, overlap, closed_orbit))
 
 
 NODES = [ApplyReferenceAttention, ViewControlNet, ApplyViewConsistency]

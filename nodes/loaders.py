@@ -144,7 +144,7 @@ class LoadViewConsistency(NetworkLoader):
     SOCKET = ViewConsistency.Output(
         display_name="view consistency", tooltip="For View-Consistency Sampler or Apply View Consistency."
     )
-    READ = staticmethod(loading.load_view_consistency)
+    READ = staticmethod(loading.load_cross_view_attention)
 
 
 @check_inputs

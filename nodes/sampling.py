@@ -6,6 +6,7 @@ import comfy.sample
 import comfy.utils
 from comfy_api.latest import io
 
+from ..patches.cross_view_attention import OVERLAP, apply_cross_view_attention
 from ..patches.noise import (
     MODES,
     NODE,
@@ -28,7 +29,6 @@ from ..patches.sampling import (
     sample_views,
     without_control,
 )
-from ..patches.view_consistency import OVERLAP, apply_view_consistency
 from .conditioning import window_inputs
 from .input_checks import check_inputs
 from .sockets import (
@@ -173,7 +173,7 @@ class ViewConsistencySampler(io.ComfyNode):
         return_with_leftover_noise=False,
     ) -> io.NodeOutput:
         if view_consistency is not None:
-            model = apply_view_consistency(model, view_consistency, window_size, overlap, closed_orbit)
+            model = apply_cross_view_attention(model, view_consistency, window_size, overlap, closed_orbit)
         start = getattr(noise, "start", None) or start
         sampler, sigmas = chosen_schedule(model, preset, steps, eta, start, latent.get("batch_index"), denoise)
         sigmas = part_of(sigmas, start_at_step, end_at_step, return_with_leftover_noise)

@@ -61,7 +61,7 @@ class HostPath:
         config = pack.diffportrait3d.networks.UNetConfig.from_dict(config.to_dict())
         self.model = loading.build_model(weights["unet"], config, metadata)
         self.encoder = loading.build_reference_encoder(weights["reference_encoder"], config, metadata)
-        self.views = loading.build_view_consistency(weights["view_consistency"], config, metadata)
+        self.views = loading.build_cross_view_attention(weights["view_consistency"], config, metadata)
         self.control_net = pack.patches.view_controlnet.build_view_controlnet(weights["view_controlnet"], config)
 
     @classmethod
@@ -71,7 +71,7 @@ class HostPath:
         path.comfy, path.pack, path.patches = comfy, pack, pack.patches
         path.model, path.control_net = model, control_net
         path.encoder = pack.host.loading.load_reference_encoder(folder / "reference_encoder.safetensors")
-        path.views = pack.host.loading.load_view_consistency(folder / "view_consistency.safetensors")
+        path.views = pack.host.loading.load_cross_view_attention(folder / "view_consistency.safetensors")
         return path
 
     def prepare(self, inputs: Mapping[str, Tensor], references: int, control: bool, views: bool):
@@ -82,7 +82,7 @@ class HostPath:
             portraits = self.references(torch.cat(latents) / LATENT_SCALE)
             model = self.patches.reference.apply_reference_attention(model, self.encoder, portraits)
         if views:
-            model = self.patches.view_consistency.apply_view_consistency(model, self.views)
+            model = self.patches.cross_view_attention.apply_cross_view_attention(model, self.views)
         if control:
             images = (inputs["hint"].movedim(1, -1) + 1.0) / 2.0
             positive = self.patches.view_controlnet.apply_view_controlnet(positive, self.control_net, images)

@@ -30,7 +30,7 @@ def ours(path, model, side=8, encoder=None, seed=7):
     reference = path.patches.reference
     latents = path.references(draw(seed, 1, 4, side, side))
     model = reference.apply_reference_attention(model, encoder or path.encoder, latents)
-    return path.patches.view_consistency.apply_view_consistency(model, path.views)
+    return path.patches.cross_view_attention.apply_cross_view_attention(model, path.views)
 
 
 def prompts(path, side=8, tokens=7):
@@ -277,7 +277,7 @@ def test_weights_of_other_dtypes(path, by_ourselves, monkeypatch, option, dtype,
     low.comfy, low.patches = path.comfy, path.patches
     low.model = loading.build_model(cast("unet"), config, {})
     low.encoder = loading.build_reference_encoder(cast("reference_encoder"), config, {})
-    low.views = loading.build_view_consistency(cast("view_consistency"), config, {})
+    low.views = loading.build_cross_view_attention(cast("view_consistency"), config, {})
     low.control_net = path.patches.view_controlnet.build_view_controlnet(cast("view_controlnet"), config)
     with counted(low, monkeypatch) as counts:
         views = run(low, ours(low, low.model))

@@ -220,7 +220,7 @@ def test_with_view_consistency_and_cameras(host, path, caplog, monkeypatch, asse
     with assert_clean(path.model):
         model = shrink(
             host,
-            path.patches.view_consistency.apply_view_consistency(read_portrait(path, path.model), path.views),
+            path.patches.cross_view_attention.apply_cross_view_attention(read_portrait(path, path.model), path.views),
             end=0.5,
         )
         views = run(path, model, positive=cameras(path))
@@ -234,7 +234,7 @@ def test_with_view_consistency_and_cameras(host, path, caplog, monkeypatch, asse
 
 
 def test_more_views_than_a_window(host, path, caplog):
-    model = path.patches.view_consistency.apply_view_consistency(read_portrait(path, path.model), path.views)
+    model = path.patches.cross_view_attention.apply_cross_view_attention(read_portrait(path, path.model), path.views)
     views = run(path, shrink(host, model, end=0.5), views=8)
     assert torch.isfinite(views).all() and not warnings(caplog)
 

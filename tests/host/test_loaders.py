@@ -108,20 +108,20 @@ def test_shards_make_one_network(pack, loading, tmp_path, folder):
     network.load_state_dict(known_weights(NARROW_CONFIG)["view_consistency"])
     files = save_network(tmp_path / "views.safetensors", network, "view_consistency", max_shard_bytes=2**22)
     assert len(files) > 1
-    loaded = loading.load_view_consistency(tmp_path / "views.safetensors")
+    loaded = loading.load_cross_view_attention(tmp_path / "views.safetensors")
     expected, found = network.state_dict(), loaded.patcher.model.state_dict()
     assert list(found) == list(expected) and all(torch.equal(found[k], v) for k, v in expected.items())
     files[-1].unlink()
     with pytest.raises(ValueError, match="parts of views.safetensors"):
-        loading.load_view_consistency(tmp_path / "views.safetensors")
+        loading.load_cross_view_attention(tmp_path / "views.safetensors")
 
 
 def test_conventions_come_from_the_file(pack, loading, folder):
     encoder = loading.load_reference_encoder(folder / "reference_encoder.safetensors")
     assert encoder.metadata["reference_timestep"] == "zero"
     model = loading.load_model(folder / "unet.safetensors")
-    views = loading.load_view_consistency(folder / "view_consistency.safetensors")
-    patched = pack.patches.view_consistency.apply_view_consistency(model, views)
+    views = loading.load_cross_view_attention(folder / "view_consistency.safetensors")
+    patched = pack.patches.cross_view_attention.apply_cross_view_attention(model, views)
     handlers = patched.model_options["transformer_options"]["patches"]["forward_timestep_embed_patch"]
     assert len(handlers) == 1, "no handler for the middle block where the file says never"
 
@@ -134,7 +134,7 @@ def test_conventions_come_from_the_file(pack, loading, folder):
             "view_controlnet",
             "holds view ControlNet weights, but reference encoder weights",
         ),
-        ("load_view_consistency", "unet", "holds base UNet weights, but view consistency weights are needed"),
+        ("load_cross_view_attention", "unet", "holds base UNet weights, but view consistency weights are needed"),
         ("load_model", "autoencoder", "holds autoencoder weights, but base UNet weights are needed"),
         ("load_vae", "unet", "holds base UNet weights, but autoencoder weights are needed"),
         ("load_novel_view", "unet", "holds base UNet weights, but novel-view model weights are needed"),

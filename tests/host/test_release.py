@@ -101,7 +101,9 @@ def test_conventions_come_with_the_converted_files(pack, path):
     assert OFFICIAL["reference_encoder"].conventions.items() <= path.encoder.metadata.items()
     assert OFFICIAL["view_consistency"].conventions.items() <= path.views.metadata.items()
     assert path.views.config.max_views == 32
-    assert pack.patches.view_consistency.trained_views(path.views) == 8, "views per window unless the artist says more"
+    assert pack.patches.cross_view_attention.trained_views(path.views) == 8, (
+        "views per window unless the artist says more"
+    )
 
 
 def test_heads_that_the_host_has_guessed_are_refused(host, pack):
@@ -140,7 +142,7 @@ def test_files_without_metadata_are_listed_and_loaded(host, pack, tmp_path, narr
     finally:
         host.folder_paths.folder_names_and_paths["diffportrait3d"][0].remove(str(tmp_path))
     encoder = loading.load_reference_encoder(tmp_path / "reference_encoder.safetensors")
-    views = loading.load_view_consistency(tmp_path / "view_consistency.safetensors")
+    views = loading.load_cross_view_attention(tmp_path / "view_consistency.safetensors")
     control_net = pack.patches.view_controlnet.load_view_controlnet(tmp_path / "view_controlnet.safetensors")
     assert encoder.metadata["reference_timestep"] == "current"
     assert views.metadata["middle_view_attention"] == "unconditional" and views.metadata["trained_views"] == 8
@@ -161,6 +163,10 @@ def test_loaders_name_what_they_got_instead(pack, tmp_path, names, message):
     save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "wrong.safetensors")
     loading, view_controlnet = pack.host.loading, pack.patches.view_controlnet
     wanted = f"wrong.safetensors was not written by DiffPortrait3D: {message}"
-    for load in (loading.load_reference_encoder, loading.load_view_consistency, view_controlnet.load_view_controlnet):
+    for load in (
+        loading.load_reference_encoder,
+        loading.load_cross_view_attention,
+        view_controlnet.load_view_controlnet,
+    ):
         with pytest.raises(ValueError, match=wanted):
             load(tmp_path / "wrong.safetensors")

@@ -26,7 +26,7 @@ def prompts():
 def apply(path, model=None, **metadata):
     loading, views = path.pack.host.loading, path.views
     network = loading.HostNetwork(views.kind, views.patcher, views.config, metadata, views.path)
-    return path.patches.view_consistency.apply_view_consistency(model or path.model, network)
+    return path.patches.cross_view_attention.apply_cross_view_attention(model or path.model, network)
 
 
 def run(path, model, prompts, views=VIEWS, cfg=3.0, sampler="ddim"):

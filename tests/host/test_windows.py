@@ -28,7 +28,7 @@ def prompts():
 
 
 def apply(path, model=None, **settings):
-    return path.patches.view_consistency.apply_view_consistency(model or path.model, path.views, **settings)
+    return path.patches.cross_view_attention.apply_cross_view_attention(model or path.model, path.views, **settings)
 
 
 def with_reference(path, model):
@@ -188,8 +188,8 @@ def test_window_size(path, prompts):
     network = path.pack.host.loading.HostNetwork(
         path.views.kind, path.views.patcher, path.views.config, {"num_views": 5}, path.views.path
     )
-    assert path.patches.view_consistency.trained_views(network) == 5
-    assert path.patches.view_consistency.trained_views(path.views) == 6
+    assert path.patches.cross_view_attention.trained_views(network) == 5
+    assert path.patches.cross_view_attention.trained_views(path.views) == 6
     with pytest.raises(ValueError, match="window_size 7 is more than the 6 views"):
         apply(path, window_size=7)
     with pytest.raises(ValueError, match="windows of 2 views must be 0 to 1, not 2"):

@@ -34,7 +34,7 @@ OVERLAP = 2
 ANIMATEDIFF = "ADE"  # under this name AnimateDiff-Evolved keeps its motion models and its wrappers on a MODEL
 
 
-class ViewSite(nn.Module):
+class OutputBlockEnd(nn.Module):
     """Marks the end of an output block; what happens there is in the transformer options of the call."""
 
     def __init__(self, index: int):
@@ -47,12 +47,12 @@ class ViewSite(nn.Module):
 
 def append_sites(patcher) -> None:
     for index, block in enumerate(patcher.model.diffusion_model.output_blocks):
-        block.append(ViewSite(index))
+        block.append(OutputBlockEnd(index))
 
 
 def remove_sites(patcher) -> None:
     for block in patcher.model.diffusion_model.output_blocks:
-        if isinstance(block[-1], ViewSite):
+        if isinstance(block[-1], OutputBlockEnd):
             del block[-1]
 
 
@@ -74,7 +74,7 @@ class ViewCall:
         return torch.cat(chunks)
 
 
-def after_output_block(site: ViewSite, h: Tensor, emb, context, transformer_options: dict, *args) -> Tensor:
+def after_output_block(site: OutputBlockEnd, h: Tensor, emb, context, transformer_options: dict, *args) -> Tensor:
     call: ViewCall | None = transformer_options.get(CALL)
     return h if call is None else call.network.after_output(site.index, h, call.views)
 
@@ -86,7 +86,7 @@ def mix_before_last_middle_layer(layer: ResBlock, h: Tensor, emb: Tensor, contex
     return layer(h, emb)
 
 
-class ViewConsistencyPatch(RunPatch):
+class CrossViewPatch(RunPatch):
     """View consistency on one MODEL."""
 
     label = "View consistency"
@@ -100,7 +100,7 @@ class ViewConsistencyPatch(RunPatch):
         super().attach(model, network_patcher)
         model.set_model_input_block_patch(self)
         model.set_injections(KEY, [PatcherInjection(append_sites, remove_sites)])
-        model.set_model_patch((ViewSite, after_output_block), "forward_timestep_embed_patch")
+        model.set_model_patch((OutputBlockEnd, after_output_block), "forward_timestep_embed_patch")
         if self.middle != "never":
             model.set_model_patch((ResBlock, mix_before_last_middle_layer), "forward_timestep_embed_patch")
 
@@ -163,7 +163,7 @@ def refuse_animatediff(model) -> None:
         )
 
 
-def apply_view_consistency(
+def apply_cross_view_attention(
     model, network: HostNetwork, window_size: int = 0, overlap: int = OVERLAP, closed_orbit: bool = False
 ):
     """A clone of MODEL `model` in which the views of a batch attend to each other.
@@ -194,7 +194,7 @@ def apply_view_consistency(
     window = window_size or trained_views(network)
     check_window(window, overlap)
     patched = model.clone()
-    ViewConsistencyPatch(longest, middle, window, overlap, closed_orbit).attach(patched, network.patcher)
+    CrossViewPatch(longest, middle, window, overlap, closed_orbit).attach(patched, network.patcher)
     return patched
 
 
