@@ -130,12 +130,12 @@ def test_bad_renders_are_named(host, folders):
     load = host.nodes.NODE_CLASS_MAPPINGS["DP3D_LoadCameraConditions"]
     save_picture(folders[0] / "broken" / "a.png", (8, 8), "red")
     (folders[0] / "broken" / "b.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"broken/b\.png is not a picture"):
+    with pytest.raises(ValueError, match=r"broken/b\.png is not an image"):
         load.execute("broken", 64, 64)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     noise.save(folders[0] / "broken" / "b.png")
     os.truncate(folders[0] / "broken" / "b.png", 5000)
-    with pytest.raises(ValueError, match=r"broken/b\.png is not a picture"):
+    with pytest.raises(ValueError, match=r"broken/b\.png is not an image"):
         load.execute("broken", 64, 64)
     with pytest.raises(RuntimeError, match="no image folder 'renders' .*broken"):
         run(host, "DP3D_LoadCameraConditions", folder="renders", width=64, height=64)
