@@ -146,7 +146,7 @@ def _conditions(subjects: list[dict[str, Any]]) -> Iterator[str]:
 def _files(
     root: Path, views: list[View], resolution: int, images: bool, progress: bool, places: dict[str, list[str]]
 ) -> Iterator[str]:
-    """What the files themselves say; many threads, because data sets lie on slow disks. `places`: images by note."""
+    """What the files themselves say; many threads, because data sets may be on slow disks. `places`: images by note."""
     digests: dict[str, tuple[str, str]] = {}  # of a portrait: where it was seen first
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda view: _view_files(root, *view, resolution, images), views)

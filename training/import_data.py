@@ -57,7 +57,8 @@ def import_source(
 ) -> Path:
     """Import what is missing below `out` and write the manifest; returns its path.
 
-    A group that cannot be imported, whatever the reason, is left out and named in `left_out_path`; the rest goes on.
+    A group that cannot be imported, whatever the reason, is left out and named in `left_out_path`; the others are
+    imported.
 
     Raises:
         DataError: nothing is left.
@@ -141,7 +142,7 @@ def planned_groups(source: DataSource, out: Path, resolution: int) -> tuple[list
 
 
 def _kept_plan(path: Path) -> tuple[dict[str, Any], list[ViewGroup], dict[str, str]] | None:
-    """Settings and groups of an earlier import, and what it left out; None, after a word about it, if its plan is
+    """Settings and groups of an earlier import, and what it left out; None, after a message, if its plan is
     damaged."""
     try:
         kept = read_json(path, "the plan of this source")

@@ -5,7 +5,7 @@
 
 Renders the data if they are not there, then trains every network in order, each in a folder of its own. Whatever
 is finished is skipped, whatever was stopped is resumed. Ends with a table of what each stage took. `--export` also
-writes the networks in half precision to weights/miniature, where the ComfyUI nodes find them. `--start` goes on
+writes the networks in half precision to weights/miniature, where the ComfyUI nodes find them. `--start` continues
 from networks that are there, in place of fresh ones; of the autoencoder only the decoder is trained then.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import torch
 import yaml
 
 from diffportrait3d.command import run_main
-from diffportrait3d.files import WriteError
 from diffportrait3d.networks import NETWORKS
 from diffportrait3d.weights.files import facts_of, load_network, save_network
 
@@ -30,8 +28,9 @@ from . import render
 from .autoencoder import AutoencoderStage
 from .base import BaseStage
 from .dataset.images import DataError, read_manifest
-from .engine.config import ConfigError, load_config
-from .engine.loop import Interrupted, finished, run_stage
+from .engine.command import exit_status
+from .engine.config import load_config
+from .engine.loop import finished, run_stage
 from .engine.stage import Stage
 from .novel_view import NovelViewStage
 from .reference import ReferenceStage
@@ -159,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("runs/miniature"), help="folder of the run")
     p.add_argument("--data", type=Path, help="multi-view dataset; rendered if absent (default: OUT/data)")
     p.add_argument("--ict", type=Path, help="ICT face model (.npz) to render people from; without it all are analytic")
-    p.add_argument("--start", type=Path, help="folder of six networks to go on from, e.g. weights/miniature")
+    p.add_argument("--start", type=Path, help="folder of six networks to start from, e.g. weights/miniature")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a value of every stage, e.g. loop.threads=1")  # fmt: skip
     p.add_argument("--threads", type=int, help="torch threads (short for --set loop.threads=N)")
@@ -174,20 +173,16 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads is not None:
         overrides.append(f"loop.threads={arguments.threads}")
     data = arguments.data or arguments.out / "data"
-    try:
+
+    def work() -> None:
         summaries = run(arguments.preset, arguments.out, data, arguments.ict, overrides, arguments.start)
         print("\n" + table(summaries))
         if arguments.export:
             files = export(arguments.out, arguments.weights)
             size = sum(f.stat().st_size for f in files) / 2**20
             print(f"{len(files)} files, {size:.1f} MiB, written to '{arguments.weights}'.")
-    except Interrupted as stop:
-        print(stop)
-        return 128 + signal.SIGINT
-    except (ConfigError, FileNotFoundError, ValueError, FloatingPointError, WriteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_batches_are_shared_out_whole():
     parts = [batch.part(rank, 2) for rank in range(2)]
     assert [len(p.flips) for p in parts] == [3, 2]
     assert np.concatenate([p.targets for p in parts]).tolist() == batch.targets.tolist()
-    with pytest.raises(DataError, match="batch_size=5 cannot be shared out over 6"):
+    with pytest.raises(DataError, match="batch_size=5 cannot be divided among 6"):
         batch.part(0, 6)
     part, weight = shard(batch, init(torch.device("cpu")))
     assert part.targets.tolist() == batch.targets.tolist() and weight == 1.0

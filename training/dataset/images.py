@@ -219,7 +219,7 @@ class Batch:
         """
         if len(self.flips) < count:
             raise DataError(
-                f"loop.batch_size={len(self.flips)} cannot be shared out over {count} processes: start fewer of them, "
+                f"loop.batch_size={len(self.flips)} cannot be divided among {count} processes: start fewer of them, "
                 "or raise it."
             )
         mine = np.array_split(np.arange(len(self.flips)), count)[rank]
@@ -389,7 +389,7 @@ class LatentCache:
 
 
 def _read_latents(path: Path, key: str) -> Tensor | None:
-    """What an earlier run has encoded; None, and a word about it, if the file is damaged."""
+    """What an earlier run has encoded; None, after a message, if the file is damaged."""
     try:
         with safe_open(str(path), "pt") as file:
             metadata, values = file.metadata() or {}, file.get_tensor("latents")

@@ -15,7 +15,7 @@ def is_finished(root: Path, record: Path) -> bool:
     """Whether a subject is there, with all its files.
 
     Files are looked for and looked at from both ends: empty, cut off, zeroed or foreign ones are found. If something is
-    damaged or gone, that is said and the record is deleted, so that the subject is made again.
+    damaged or gone, it is printed and the record is deleted, so that the subject is made again.
     """
     if not record.is_file():
         return False

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import yaml
 
-from diffportrait3d.command import run_main
+from diffportrait3d.command import INTERRUPTED, run_main
 from diffportrait3d.files import WriteError
 
 from .config import ConfigError, load_config, settings_help
@@ -24,21 +24,25 @@ def stage_command(stage: type[Stage]) -> int:
 
 
 def stage_main(stage: type[Stage], argv: Sequence[str] | None = None) -> int:
-    """Trains or plans a stage and returns the exit status; user errors are printed as one line."""
+    """Trains or plans a stage and returns the exit status."""
     parser = _parser(stage)
     arguments = parser.parse_args(argv)
     try:
         config = load_config(stage.config_class, arguments.config, arguments.overrides)
     except (ConfigError, yaml.YAMLError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    if arguments.plan:
+        return exit_status(lambda: print(describe(make_plan(stage, config, arguments.resolution, arguments.processes))))
+    return exit_status(lambda: print(json.dumps(run_stage(stage.build, config), indent=1)))
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Of a command that does `work`; user errors and a stopped run are printed as one line."""
     try:
-        if arguments.plan:
-            print(describe(make_plan(stage, config, arguments.resolution, arguments.processes), stage.name))
-        else:
-            print(json.dumps(run_stage(stage.build, config), indent=1))
+        work()
     except Interrupted as stop:
         print(stop, flush=True)
-        return 130
+        return INTERRUPTED
     except (FileNotFoundError, ValueError, FloatingPointError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

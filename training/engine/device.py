@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
-import numpy as np
 import torch
 
 from .config import LoopConfig
@@ -26,11 +23,9 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def prepare(config: LoopConfig) -> torch.device:
-    """Set threads and seeds; returns the device. Call it before the networks are built."""
+    """Set threads and the seed; returns the device. Call it before the networks are built."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
-    random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
     return pick_device(config.device)

@@ -53,6 +53,7 @@ class Plan:
     """One step of one process.
 
     Attributes:
+        stage: its name.
         trained, frozen: parameters per network.
         memory: bytes by what they are for.
         peak: bytes at the worst moment of a step; less than the sum, as activations go while gradients come.
@@ -60,6 +61,7 @@ class Plan:
         notes: what was assumed.
     """
 
+    stage: str
     trained: dict[str, int]
     frozen: dict[str, int]
     memory: dict[str, int]
@@ -186,6 +188,7 @@ def _measure(stage: Stage, config: StageConfig, samples: int, dtype: torch.dtype
     # From the second pass on the gradients of the first are there.
     before = _bytes(trained) if config.loop.accumulate > 1 else 0
     return Plan(
+        stage=stage.name,
         trained={type(stage.trainable).__name__: sum(p.numel() for p in parameters)},
         frozen={name: sum(p.numel() for p in module.parameters()) for name, module in stage.frozen.items()},
         memory={**memory, "gradients": _bytes(trained), "activations": activations},
@@ -199,9 +202,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def describe(made: Plan, name: str) -> str:
+def describe(made: Plan) -> str:
     """The plan as a table."""
-    rows = [f"{name}: plan of one step of one process", *(f"  ({note})" for note in made.notes)]
+    rows = [f"{made.stage}: plan of one step of one process", *(f"  ({note})" for note in made.notes)]
     for state, networks in (("trained", made.trained), ("frozen", made.frozen)):
         rows += [f"  {state:<10}{count / 1e6:10.3f} M parameters  {network}" for network, count in networks.items()]
     for what, size in {**made.memory, "peak": made.peak}.items():

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -84,12 +82,9 @@ class EMA:
 
 
 def rng_state() -> dict[str, Any]:
-    """States of all generators that training may touch, as plain values and tensors."""
-    kind, keys, *rest = np.random.get_state()
+    """States of the global generators that training draws from: torch's (samplers have generators of their own)."""
     return {
         "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), *rest],
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
@@ -97,9 +92,6 @@ def rng_state() -> dict[str, Any]:
 def restore_rng(state: dict[str, Any]) -> None:
     """Counterpart of `rng_state`."""
     torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
 

@@ -129,7 +129,7 @@ def resized(image: np.ndarray, resolution: int) -> np.ndarray:
 
 
 def reason_of(error: Exception) -> str:
-    """Why something was left out, as one sentence; errors that nobody worded get their type in front."""
+    """Why something was left out, on one line; other errors than our own begin with their type."""
     worded = isinstance(error, SkippedGroup | DataError)
     return (str(error) if worded else f"{type(error).__name__}: {error}").rstrip(".")
 

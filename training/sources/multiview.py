@@ -15,7 +15,7 @@ from .groups import SPLITS, PortraitView, SkippedGroup, ViewGroup, folder_name, 
 
 class MultiView:
     """Every subject of the data set at `root`, in the split it has there. Portraits and cameras are taken over; the
-    conditions are made anew like everybody else's, and depth, which only a rendered head has, stays behind."""
+    conditions are made again, as for every source, and depth, which only a rendered head has, is dropped."""
 
     name = "heads"
 

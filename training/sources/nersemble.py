@@ -182,7 +182,7 @@ def find_participants(root: Path, left_out: dict[str, str] | None = None) -> lis
 
 
 def participant_in(folder: Path) -> Participant | None:
-    """By where the calibration lies, the participant of a folder."""
+    """The participant of a folder; where its calibration is tells the version."""
     if (folder / "calibration" / "camera_params.json").is_file():
         return Participant(folder, 2)
     return Participant(folder, 1) if (folder / "camera_params.json").is_file() else None
