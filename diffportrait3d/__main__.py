@@ -63,6 +63,7 @@ def generate(options: argparse.Namespace) -> int:
     """
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"{options.out} exists and is not an empty folder; choose another --out.")
+    sampling = Sampling(options.steps, options.solver, guidance=options.guidance)
     cameras = trajectory("arc", options.views, options.yaw, (options.pitch, options.pitch))
     portrait = read(options.portrait)[None]
     pipeline = Pipeline.from_folder(options.weights, options.device)
@@ -72,7 +73,6 @@ def generate(options: argparse.Namespace) -> int:
         if len(files) != options.views:
             raise ValueError(f"{options.camera_images} has {len(files)} images for {options.views} cameras (--views).")
         camera_images = torch.cat([pipeline.fit(read(file)[None]) for file in files])
-    sampling = Sampling(options.steps, options.solver, guidance=options.guidance)
     with tqdm(total=options.steps, desc="denoising", unit="step") as bar:
         views = pipeline(
             portrait,

@@ -59,6 +59,8 @@ class Sampling:
 
     def __post_init__(self):
         check_choice("solver", self.solver, SOLVERS)
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps}.")
 
 
 class Pipeline:
@@ -164,9 +166,12 @@ class Pipeline:
         if cameras.ndim != 2 or not len(cameras):
             raise ValueError(f"cameras must be labels [V, 25] of at least one view, got {tuple(cameras.shape)}.")
         portrait, cameras = self.fit(portrait), cameras.float()
+        # appearance, for F_ref
         reference_latents = self.encode(portrait if references is None else self.fit(references))
+        # camera, for F_cam
         if camera_images is None:
             camera_images = render_camera_images(cameras, self.resolution)
+        # layout, in the start noise
         if start != "proxies":
             proxies = None
         elif proxies is None:
@@ -178,6 +183,7 @@ class Pipeline:
         latents = view_noise(seed, views, reference_latents.shape[1:]).to(self.device)
         if proxies is not None:
             latents = start_noise(strength * self.encode(self.fit(proxies)), latents, self.schedule)
+        # all of it, step by step
         camera_images = self.fit(camera_images).to(self.device) * 2 - 1
         latents = self.denoise(latents, reference_latents, camera_images, seed, sampling or Sampling(), order, progress)
         return self.decode(latents)

@@ -51,7 +51,7 @@ def test_camera_images_are_used_in_order(weights, tmp_path, capsys):
         ({"--out": "."}, "not an empty folder"),
         ({"--views": "0"}, "at least one view"),
         ({"--pitch": "90"}, "pitch must lie strictly between"),
-        ({"--steps": "0", "--views": "2"}, "1 to 1000 steps"),
+        ({"--steps": "0"}, "steps must be at least 1, not 0"),
         ({"--camera-images": "nowhere"}, "nowhere"),
         ({"portrait": "missing.png"}, "missing.png is not an image that can be read: it does not exist"),
     ],

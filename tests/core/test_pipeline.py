@@ -208,5 +208,7 @@ def test_inputs_that_do_not_fit_are_named(pipeline, portrait, change, message):
 def test_bad_settings_and_folders_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="solver"):
         Sampling(solver="euler")
+    with pytest.raises(ValueError, match="steps must be at least 1, not 0"):
+        Sampling(steps=0)
     with pytest.raises(CheckpointError, match=r"unet\.safetensors"):
         Pipeline.from_folder(tmp_path)
