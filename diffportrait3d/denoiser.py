@@ -48,7 +48,8 @@ class Denoiser(nn.Module):
     def with_networks(self, **networks: nn.Module | None) -> Denoiser:
         """One that shares these networks but for those given, under the names of the arguments; None leaves one out."""
         own: dict[str, Any] = {name: getattr(self, name) for name in inspect.signature(Denoiser).parameters}
-        return Denoiser(**(own | dict[str, Any](networks)))
+        own.update(networks)
+        return Denoiser(**own)
 
     def bank(self, reference_latents: Tensor, t: Tensor, context: Tensor) -> list[Tensor] | None:
         """Tokens of R references of one person, joined (paper eq. 5); None without F_ref.

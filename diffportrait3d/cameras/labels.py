@@ -10,7 +10,8 @@ supplement and `camera_utils.py` of the reference code: focal 4.2647, principal 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ FOCAL = 4.2647
 PIVOT = (0.0, 0.0, 0.2)
 LABEL_SIZE = 25
 TRAJECTORIES = ("arc", "orbit", "figure_eight", "spiral")
+Numbers = float | Sequence[float] | Tensor
 CENTRES = ("pivot", "eg3d")  # what a path circles: see `orbit_camera`
 
 
@@ -32,7 +34,15 @@ class CameraAngles(NamedTuple):
     roll: Tensor
 
 
-def orbit_camera(yaw, pitch, roll=0.0, radius=RADIUS, focal=FOCAL, pivot=PIVOT, around="pivot") -> Tensor:
+def orbit_camera(
+    yaw: Numbers,
+    pitch: Numbers,
+    roll: Numbers = 0.0,
+    radius: Numbers = RADIUS,
+    focal: Numbers = FOCAL,
+    pivot: Sequence[float] = PIVOT,
+    around: str = "pivot",
+) -> Tensor:
     """Camera on a sphere, looking at `pivot`.
 
     Args:
@@ -146,7 +156,13 @@ def validate_labels(labels: Tensor, source: str = "camera labels", names: list[s
 
 
 def trajectory(
-    kind: str, views: int, yaw=(-45.0, 45.0), pitch=(-10.0, 10.0), turns: float = 2.0, around: str = "pivot", **camera
+    kind: str,
+    views: int,
+    yaw: float | tuple[float, float] = (-45.0, 45.0),
+    pitch: float | tuple[float, float] = (-10.0, 10.0),
+    turns: float = 2.0,
+    around: str = "pivot",
+    **camera: Any,
 ) -> Tensor:
     """A camera path [views, 25] inside the given yaw and pitch ranges (degrees).
 
@@ -172,7 +188,7 @@ def trajectory(
     return orbit_camera(_span(yaw, across), _span(pitch, up), around=around, **camera)
 
 
-def _broadcast(*values) -> list[Tensor]:
+def _broadcast(*values: Numbers) -> list[Tensor]:
     return torch.broadcast_tensors(*(torch.as_tensor(value, dtype=torch.float64) for value in values))
 
 
@@ -205,6 +221,6 @@ def _intrinsics(focal: Tensor) -> Tensor:
     return matrix
 
 
-def _span(limits, amount: Tensor) -> Tensor:
+def _span(limits: float | tuple[float, float], amount: Tensor) -> Tensor:
     low, high = (limits, limits) if isinstance(limits, (int, float)) else limits
     return (low + high) / 2 + (high - low) / 2 * amount

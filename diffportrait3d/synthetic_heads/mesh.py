@@ -86,11 +86,11 @@ def grid_triangles(rows: int, columns: int, closed: bool = True) -> Tensor:
     return torch.stack([torch.stack([a, c, b], -1), torch.stack([b, c, d], -1)]).reshape(-1, 3)
 
 
-def gauss(x: Tensor, width) -> Tensor:
+def gauss(x: Tensor, width: float | Tensor) -> Tensor:
     return torch.exp(-0.5 * (x / width) ** 2)
 
 
-def smooth(x: Tensor, low, high) -> Tensor:
+def smooth(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """0 below `low`, 1 above `high`, a cubic in between."""
     t = ((x - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
