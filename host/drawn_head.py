@@ -20,7 +20,7 @@ FOV = round(fov_from_focal(FOCAL), 2)  # 13.37 degrees in EG3D
 
 def render_conditions(labels: Tensor, resolution: int, subject: int) -> Tensor:
     """IMAGE [V, resolution, resolution, 3] of invented person `subject` from cameras [V, 25]: the images of
-    `heads.render_camera_images`, with the host's progress bar and its chance to interrupt."""
+    `synthetic_heads.render_camera_images`, with the host's progress bar and its chance to interrupt."""
     scene, progress, images = portrait_scene(subject), comfy.utils.ProgressBar(len(labels)), []
     for label in labels:
         comfy.model_management.throw_exception_if_processing_interrupted()

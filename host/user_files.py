@@ -14,11 +14,10 @@ from torch import Tensor
 from ..diffportrait3d.cameras.export import export_views
 from ..diffportrait3d.cameras.files import LABEL_SUFFIXES
 from ..diffportrait3d.files import files_with, folders_below, natural_key
-from ..diffportrait3d.images import NoteLog, read_image
+from ..diffportrait3d.images import SUFFIXES, NoteLog, read_image
 from ..diffportrait3d.synthetic_heads.points import head_points
 from .images import check_images, check_one_camera_each, resize_images
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 OUTPUT = " [output]"  # the host's mark for names below its output folder
 _LISTED_LABELS = (".json", ".npy")
 FEWEST_POINTS = 4  # a splat takes its size from so many neighbours
@@ -80,7 +79,7 @@ class UserFiles:
 
 
 def _with_images(folder: str, files: list[str]) -> list[str]:
-    return [folder] if _any_with(files, IMAGE_SUFFIXES) else []
+    return [folder] if _any_with(files, SUFFIXES) else []
 
 
 def _with_labels(folder: str, files: list[str]) -> list[str]:
@@ -135,9 +134,9 @@ def load_images(folder: Path, width: int, height: int) -> Tensor:
     Raises:
         ValueError: naming the folder without images, or the file that is none.
     """
-    files = files_with(folder, IMAGE_SUFFIXES)
+    files = files_with(folder, SUFFIXES)
     if not files:
-        raise ValueError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+        raise ValueError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
     report = NoteLog()
     return torch.cat([resize_images(load_image(file, report), height, width) for file in files])
 
