@@ -6,7 +6,7 @@ One line a problem, then notes, then a summary; the exit status is 1 if there ar
 set. Checked are: files that are missing or cannot be read, their sizes, camera labels (25 finite numbers, a rotation,
 EG3D's units, a head in the image), ids and people in more than one split, the same image in two splits, conditions
 that show the portrait's own person or, outside train, a person that train's conditions show, and splits that training
-needs. Notes are no faults: what an import left out and why, and what the reader decides about an image.
+needs. Notes are no faults: what an import left out and why, and what was decided for the user about an image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,35 +32,48 @@ from diffportrait3d.command import run_main
 from diffportrait3d.files import file_hash
 from diffportrait3d.images import ImageError, read_image
 
-from .dataset.images import DataError, read_manifest
-from .sources.groups import SPLITS, note_lines, read_json
+from .dataset.images import SPLITS, DataError, read_manifest
+from .dataset.records import note_lines, notes_of
+from .sources.reader import read_json
 
+Subject = dict[str, Any]  # a line of the manifest
 View = tuple[str, dict[str, Any]]  # "split/id, view 3" and its entry
+Note = tuple[str, str]  # and the image that has it
 NEEDED_SPLITS = {"train": "data.split", "val": "data.validation_split"}  # by training, and the setting that says so
 
 
 def problems(root: Path, images: bool = True, progress: bool = False, notes: list[str] | None = None) -> Iterator[str]:
-    """One sentence for everything that is wrong with what is there. Without `images` no image is opened, only
-    looked for. `notes` gets what is worth knowing without being wrong."""
+    """One sentence for everything that is wrong with what is there.
+
+    Args:
+        root: folder of the data set.
+        images: False to look for image files without opening them.
+        progress: show a progress bar.
+        notes: gets lines that are worth knowing, but no problems.
+    """
     header, subjects = read_manifest(root)
     resolution = header.get("resolution")
     if not isinstance(resolution, int) or resolution < 1:
         raise DataError(f"'{root / 'manifest.jsonl'}' must give a 'resolution' in its header, not {resolution!r}.")
-    places: dict[str, list[str]] = {}  # by note, the images that have it
+    notes = [] if notes is None else notes
+    views = [view for subject in subjects for view in _views(subject)]
     yield from _structure(subjects)
-    views = list(_views(subjects))
     for where, view in views:
         yield from _camera(where, view)
     yield from _people(subjects)
     yield from _conditions(subjects)
-    yield from _files(root, views, resolution, images, progress, places)
-    yield from _left_out(root, [] if notes is None else notes)
-    if notes is not None:
-        _collect_notes(subjects, places)
-        notes += note_lines(places)
+    of_images: list[Note] = []
+    yield from _files(root, views, resolution, images, progress, of_images)
+    yield from _left_out(root, notes)
+    of_images += [
+        (f"in the source, {note}", f"{_name(subject)}, {name}")
+        for subject in subjects
+        for name, note in notes_of(subject)
+    ]
+    notes += note_lines(of_images)
 
 
-def missing_splits(subjects: list[dict[str, Any]]) -> Iterator[str]:
+def missing_splits(subjects: list[Subject]) -> Iterator[str]:
     """One sentence for every split without which training refuses the data set."""
     there = {subject.get("split") for subject in subjects}
     for split, setting in NEEDED_SPLITS.items():
@@ -81,15 +94,7 @@ def _left_out(root: Path, notes: list[str]) -> Iterator[str]:
             yield f"'{path}' says nothing about what was left out ({error}); import {path.stem} again"
 
 
-def _collect_notes(subjects: list[dict[str, Any]], places: dict[str, list[str]]) -> None:
-    """What an import's reader had to decide about the files of the source."""
-    for subject in subjects:
-        for name, notes in subject.get("notes", {}).items():
-            for note in notes:
-                places.setdefault(f"in the source, {note}", []).append(f"{_name(subject)}, {name}")
-
-
-def _structure(subjects: list[dict[str, Any]]) -> Iterator[str]:
+def _structure(subjects: list[Subject]) -> Iterator[str]:
     if not subjects:
         yield "manifest.jsonl: no subjects"
     for name, count in Counter(subject.get("id") for subject in subjects).items():
@@ -118,7 +123,7 @@ def _camera(where: str, view: dict[str, Any]) -> Iterator[str]:
         yield f"{where}: the camera does not see the head (its pivot is at {x:.2f}, {y:.2f}, depth {depth:.2f})"
 
 
-def _people(subjects: list[dict[str, Any]]) -> Iterator[str]:
+def _people(subjects: list[Subject]) -> Iterator[str]:
     """Identities in more than one split."""
     splits: dict[str, set[str]] = {}
     for subject in subjects:
@@ -128,12 +133,12 @@ def _people(subjects: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{person}: this person is in the splits {', '.join(sorted(there))}"
 
 
-def _conditions(subjects: list[dict[str, Any]]) -> Iterator[str]:
+def _conditions(subjects: list[Subject]) -> Iterator[str]:
     """Conditions that show the portrait's own person, or people of train's conditions outside train."""
     shown = {(s.get("split"), v.get("condition_subject")) for s in subjects for v in s.get("views", [])}
     trained = {person for split, person in shown if split == "train"}
     for subject in subjects:
-        for where, view in _views([subject]):
+        for where, view in _views(subject):
             person = view.get("condition_subject")
             if not person:
                 yield f"{where}: 'condition_subject' does not say whom the condition shows"
@@ -144,18 +149,17 @@ def _conditions(subjects: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _files(
-    root: Path, views: list[View], resolution: int, images: bool, progress: bool, places: dict[str, list[str]]
+    root: Path, views: list[View], resolution: int, images: bool, progress: bool, notes: list[Note]
 ) -> Iterator[str]:
-    """What the files themselves say; many threads, because data sets may be on slow disks. `places`: images by note."""
+    """What the files themselves say; many threads, because data sets may be on slow disks."""
     digests: dict[str, tuple[str, str]] = {}  # of a portrait: where it was seen first
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda view: _view_files(root, *view, resolution, images), views)
-        for (where, view), (wrong, notes, digest) in tqdm(
+        for (where, view), (wrong, decided, digest) in tqdm(
             zip(views, found, strict=True), total=len(views), unit="view", disable=not progress
         ):
             yield from wrong
-            for note, name in notes:
-                places.setdefault(note, []).append(name)
+            notes += decided
             split = where.split("/")[0]
             if digest and digests.setdefault(digest, (split, where))[0] != split:
                 yield f"{where}: '{view['image']}' is the same file as the portrait of {digests[digest][1]}"
@@ -163,60 +167,59 @@ def _files(
 
 def _view_files(
     root: Path, where: str, view: dict[str, Any], resolution: int, images: bool
-) -> tuple[list[str], list[tuple[str, str]], str | None]:
-    """Problems of a view's files, notes on them as (note, file), and the portrait's hash if it was read."""
-    wrong, notes, contents = [], [], {}
+) -> tuple[list[str], list[Note], str | None]:
+    """Problems of a view's files, notes on them, and the portrait's hash if it was read."""
+    wrong, notes, digests = [], [], {}
     for kind in ("image", "condition"):
         if kind not in view:
             wrong.append(f"{where}: the manifest names no {kind}")
         elif not (root / view[kind]).is_file():
             wrong.append(f"{where}: {kind} '{view[kind]}' is missing")
         elif images:
-            contents[kind] = file_hash(root / view[kind])
-            found, decided = _image(root / view[kind], resolution)
-            wrong += [f"{where}: {kind} '{view[kind]}' {what}" for what in found]
+            digests[kind] = file_hash(root / view[kind])
+            problem, decided = _image(root / view[kind], resolution)
+            wrong += [f"{where}: {kind} '{view[kind]}' {problem}"] if problem else []
             notes += [(note, view[kind]) for note in decided]
-    if "depth" in view:
-        wrong += [f"{where}: depth '{view['depth']}' {what}" for what in _depth(root / view["depth"], resolution)]
-    if len(contents) == 2 and contents["image"] == contents["condition"]:
+    if "depth" in view and (problem := _depth(root / view["depth"], resolution)):
+        wrong.append(f"{where}: depth '{view['depth']}' {problem}")
+    if len(digests) == 2 and digests["image"] == digests["condition"]:
         wrong.append(f"{where}: the condition is the portrait itself ('{view['condition']}')")
-    return wrong, notes, contents.get("image")
+    return wrong, notes, digests.get("image")
 
 
-def _image(path: Path, resolution: int) -> tuple[list[str], tuple[str, ...]]:
-    """What is wrong with an image, and what its reader decided."""
+def _image(path: Path, resolution: int) -> tuple[str | None, tuple[str, ...]]:
+    """What is wrong with an image, and what was decided while it was read."""
     try:
         pixels, notes = read_image(path)
     except ImageError as error:
-        return [f"cannot be read ({error.reason})"], ()
+        return f"cannot be read ({error.reason})", ()
     height, width = pixels.shape[:2]
     if (width, height) != (resolution, resolution):
-        return [f"is {width}x{height}, the manifest says {resolution}x{resolution}"], notes
-    return ["has a single colour"] if np.ptp(pixels) == 0 else [], notes
+        return f"is {width}x{height}, the manifest says {resolution}x{resolution}", notes
+    return "has a single colour" if np.ptp(pixels) == 0 else None, notes
 
 
-def _depth(path: Path, resolution: int) -> Iterable[str]:
+def _depth(path: Path, resolution: int) -> str | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             shapes = {file["depth"].shape, file["mask"].shape}
     except FileNotFoundError:
-        return ["is missing"]
+        return "is missing"
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        return [f"cannot be read ({error})"]
-    return [] if shapes == {(resolution, resolution)} else [f"has shape {shapes}, not {resolution}x{resolution}"]
+        return f"cannot be read ({error})"
+    return None if shapes == {(resolution, resolution)} else f"has shape {shapes}, not {resolution}x{resolution}"
 
 
-def _views(subjects: list[dict[str, Any]]) -> Iterator[View]:
-    for subject in subjects:
-        for number, view in enumerate(subject.get("views", [])):
-            yield f"{_name(subject)}, view {number}", view
+def _views(subject: Subject) -> Iterator[View]:
+    for number, view in enumerate(subject.get("views", [])):
+        yield f"{_name(subject)}, view {number}", view
 
 
-def _name(subject: dict[str, Any]) -> str:
+def _name(subject: Subject) -> str:
     return f"{subject.get('split')}/{subject.get('id')}"
 
 
-def _person(subject: dict[str, Any]) -> str:
+def _person(subject: Subject) -> str:
     return str(subject.get("person", subject.get("id")))
 
 
@@ -225,22 +228,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("data", type=Path, metavar="DIR", help="folder of the data set")
     parser.add_argument("--quick", action="store_true", help="look for the images, but do not open them")
     args = parser.parse_args(arguments)
+    count, notes = 0, []
     try:
-        count, notes = 0, []
         _, subjects = read_manifest(args.data)
-        for line in itertools.chain(
-            problems(args.data, not args.quick, progress=True, notes=notes), missing_splits(subjects)
-        ):
+        found = problems(args.data, not args.quick, progress=True, notes=notes)
+        for line in itertools.chain(found, missing_splits(subjects)):
             tqdm.write(line, file=sys.stdout)
             count += 1
     except (DataError, KeyError, ValueError) as error:
         parser.error(str(error))
-    splits = Counter(str(subject.get("split")) for subject in subjects)
-    views = sum(len(subject.get("views", [])) for subject in subjects)
-    people = len({_person(subject) for subject in subjects})
-    parts = ", ".join(f"{splits[split]} {split}" for split in splits)
     for note in notes:
         print(f"note: {note}")
+    splits = Counter(str(subject.get("split")) for subject in subjects)
+    parts = ", ".join(f"{number} {split}" for split, number in splits.items())
+    people, views = len({_person(subject) for subject in subjects}), sum(len(s.get("views", [])) for s in subjects)
     more = f", {len(notes)} notes" if notes else ""
     print(f"{len(subjects)} subjects ({parts}), {people} people, {views} views: {count or 'no'} problems{more}")
     return 1 if count else 0

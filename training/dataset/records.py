@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 FILES = ("image", "condition", "depth")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -14,12 +16,14 @@ PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 def is_finished(root: Path, record: Path) -> bool:
     """Whether a subject is there, with all its files.
 
-    Files are looked for and looked at from both ends: empty, cut off, zeroed or foreign ones are found. If something is
-    damaged or gone, it is printed and the record is deleted, so that the subject is made again.
+    Both ends of every file are read: empty, cut off, zeroed or foreign ones are found. If something is damaged or gone,
+    a message says so and the record is deleted, so that the subject is made again.
     """
     if not record.is_file():
         return False
-    damaged = next((path for path in (record, *_named_files(root, record)) if not _is_whole(path)), None)
+    views = (_content(record) or {"views": []})["views"]
+    files = [record, *(root / view[kind] for view in views for kind in FILES if kind in view)]
+    damaged = next((path for path in files if not _is_whole(path)), None)
     if damaged is None:
         return True
     print(f"'{damaged}' is damaged or gone; '{record.parent.name}' is made again.", file=sys.stderr)
@@ -27,20 +31,13 @@ def is_finished(root: Path, record: Path) -> bool:
     return False
 
 
-def _named_files(root: Path, record: Path) -> list[Path]:
-    views = (_content(record) or {"views": []})["views"]
-    return [root / view[kind] for view in views for kind in FILES if kind in view]
-
-
 def _is_whole(path: Path) -> bool:
     if path.suffix == ".json":
         return _content(path) is not None
+    if not path.is_file():
+        return False
     if path.suffix == ".npz":
-        return path.is_file() and zipfile.is_zipfile(path)  # its directory is at the end
-    return path.is_file() and _is_whole_png(path)
-
-
-def _is_whole_png(path: Path) -> bool:
+        return zipfile.is_zipfile(path)  # its directory is at the end
     with path.open("rb") as file:
         start = file.read(len(PNG_START))
         file.seek(-min(len(PNG_END), path.stat().st_size), 2)
@@ -54,3 +51,16 @@ def _content(record: Path) -> dict | None:
         return None
     whole = isinstance(content, dict) and "id" in content and isinstance(content.get("views"), list)
     return content if whole and all(isinstance(view, dict) for view in content["views"]) else None
+
+
+def notes_of(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """(file of the source, what was decided while it was read) of an imported subject."""
+    return [(name, note) for name, notes in record.get("notes", {}).items() for note in notes]
+
+
+def note_lines(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """One line a note, from (note, image that has it)."""
+    images: dict[str, list[str]] = {}
+    for note, image in notes:
+        images.setdefault(note, []).append(image)
+    return [f"{len(names)} images: {note} (the first is {names[0]})" for note, names in images.items()]

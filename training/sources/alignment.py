@@ -10,7 +10,7 @@ the face's size and writes radius 2.7 into every label; here the radius is the c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffportrait3d.cameras.labels import FOCAL, PIVOT, RADIUS, join_label
+from diffportrait3d.images import UserImage
 
-from .groups import SkippedGroup
+from .reader import PortraitView, SkippedGroup
 
 # The five standard points of the alignment that EG3D uses (Deep3DFaceRecon's `similarity_Lm3D_all.mat`, units of 10
 # cm, the standard crop's camera 10 in front of them), moved into EG3D's world as its preparation of FFHQ moves cameras:
@@ -42,7 +43,6 @@ FIVE_POINTS = _STANDARD[:5] * RADIUS / _STANDARD[5].norm()
 LARGEST_RESIDUAL = 0.04  # of five points against FIVE_POINTS, world units (1.5 cm); points in a wrong order have 0.08
 LARGEST_TURN = 45.0  # degrees between a camera's axis and the head
 LARGEST_SUPERSAMPLING = 16
-OUTSIDE = ("border", "reflection", "zeros")
 
 
 class Camera(NamedTuple):
@@ -70,14 +70,6 @@ class Crop(NamedTuple):
 
     label: Tensor
     homography: Tensor
-
-
-def calibrated_camera(world_to_camera: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Camera:
-    """From a pose [4, 4] and OpenCV intrinsics [3, 3] in pixels of an image of `size` (width, height)."""
-    width, height = size
-    half = torch.tensor([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], dtype=torch.float64)
-    scale = torch.diag(torch.tensor([1 / width, 1 / height, 1], dtype=torch.float64))
-    return Camera(world_to_camera.double(), scale @ half @ intrinsics.double())
 
 
 def project_points(points: Tensor, camera: Camera) -> Tensor:
@@ -167,6 +159,24 @@ def eg3d_crop(camera: Camera, similarity: Similarity) -> Crop:
     return Crop(join_label(pose, intrinsics).float(), homography)
 
 
+def aligned_views(
+    images: Mapping[str, UserImage], cameras: Mapping[str, Camera], face: Tensor, resolution: int, outside: str
+) -> Iterator[tuple[PortraitView, float]]:
+    """Crops in EG3D's convention, and the share of each that its image covers.
+
+    Args:
+        images: by name.
+        cameras: by name, in the same world as the five points of the face [5, 3].
+        resolution: side of the crops in pixels.
+        outside: see `warp`.
+    """
+    similarity = head_similarity(face)
+    for name, image in images.items():
+        crop = eg3d_crop(cameras[name], similarity)
+        pixels, inside = warp(image.as_bytes(), crop.homography, resolution, outside)
+        yield PortraitView(pixels, crop.label, name, image.notes), inside
+
+
 def warp(image: np.ndarray, homography: Tensor, resolution: int, outside: str = "border") -> tuple[np.ndarray, float]:
     """The crop uint8 [R, R, 3] of an image uint8 [H, W, 3], and the share of it that the image covers.
 
@@ -179,8 +189,7 @@ def warp(image: np.ndarray, homography: Tensor, resolution: int, outside: str = 
     bands, covered = [], 0.0
     for rows in steps.split(max(1, 2**20 // (resolution * fine * fine)) * fine):  # whole output rows, limited memory
         y, x = torch.meshgrid(rows, steps, indexing="ij")
-        flat = torch.stack([x, y, torch.ones_like(x)], dim=-1) @ homography.T
-        places = flat[..., :2] / flat[..., 2:]  # [rows, R * fine, 2]
+        places = _transformed(torch.stack([x, y], dim=-1), homography)  # [rows, R * fine, 2]
         covered += float(((places >= 0) & (places <= 1)).all(-1).double().sum())
         grid = (places * 2 - 1).float()[None]
         values = F.grid_sample(source, grid, padding_mode=outside, align_corners=False)
@@ -193,11 +202,16 @@ def _supersampling(homography: Tensor, size: tuple[int, int], resolution: int) -
     """How many source pixels lie along one pixel of the crop's middle, rounded up; at least 2, because single bilinear
     samples of an image of nearly the same scale weigh its pixels unevenly."""
     height, width = size
-    step = 1 / resolution
-    flat = torch.tensor([[0.5, 0.5, 1], [0.5 + step, 0.5, 1], [0.5, 0.5 + step, 1]], dtype=torch.float64) @ homography.T
-    places = flat[:, :2] / flat[:, 2:] * torch.tensor([width, height])
+    middle = torch.tensor([[0, 0], [1, 0], [0, 1]], dtype=torch.float64) / resolution + 0.5
+    places = _transformed(middle, homography) * torch.tensor([width, height])
     longest = float((places[1:] - places[0]).norm(dim=1).max())
     return min(max(math.ceil(longest), 2), LARGEST_SUPERSAMPLING)
+
+
+def _transformed(places: Tensor, homography: Tensor) -> Tensor:
+    """Places [..., 2] by a homography [3, 3]."""
+    flat = torch.cat([places, torch.ones_like(places[..., :1])], dim=-1) @ homography.T
+    return flat[..., :2] / flat[..., 2:]
 
 
 def _shortest_rotation(start: Tensor, end: Tensor) -> Tensor:

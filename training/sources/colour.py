@@ -11,28 +11,25 @@ import numpy as np
 
 from ..dataset.images import DataError
 
-_LINEAR = ["r", "g", "b"]
-_SECOND = [*_LINEAR, "rg", "rb", "gb"]
-_SQUARES = [*_SECOND, "rr", "gg", "bb"]
-_TRIPLE = [*_SQUARES, "rgb"]
-_CUBES = ["rrr", "ggg", "bbb"]
-_CYCLE, _OTHER_CYCLE = ["rrg", "ggb", "bbr"], ["rrb", "ggr", "bbg"]
-_ALL_CUBIC = [*_TRIPLE, *_CYCLE, *_OTHER_CYCLE, *_CUBES]
-TERMS = {  # "" is the constant 1
-    3: _LINEAR,
-    4: [*_LINEAR, ""],
-    5: [*_LINEAR, "rgb", ""],
-    7: [*_SECOND, ""],
-    8: [*_SECOND, "rgb", ""],
-    10: [*_SQUARES, ""],
-    11: [*_TRIPLE, ""],
-    14: [*_TRIPLE, *_CUBES, ""],
-    16: [*_TRIPLE, *_CYCLE, *_CUBES],
-    17: [*_TRIPLE, *_CYCLE, *_CUBES, ""],
-    19: _ALL_CUBIC,
-    20: [*_ALL_CUBIC, ""],
-    22: [*_ALL_CUBIC, "rrgb", "rggb", "rgbb"],
-}
+_SECOND = "r g b rg rb gb"
+_TRIPLE = f"{_SECOND} rr gg bb rgb"
+_CUBIC = f"{_TRIPLE} rrg ggb bbr rrb ggr bbg rrr ggg bbb"
+_TERMS = (  # "1" is the constant
+    "r g b",
+    "r g b 1",
+    "r g b rgb 1",
+    f"{_SECOND} 1",
+    f"{_SECOND} rgb 1",
+    f"{_SECOND} rr gg bb 1",
+    f"{_TRIPLE} 1",
+    f"{_TRIPLE} rrr ggg bbb 1",
+    f"{_TRIPLE} rrg ggb bbr rrr ggg bbb",
+    f"{_TRIPLE} rrg ggb bbr rrr ggg bbb 1",
+    _CUBIC,
+    f"{_CUBIC} 1",
+    f"{_CUBIC} rrgb rggb rgbb",
+)
+TERMS = {len(terms.split()): terms.split() for terms in _TERMS}
 
 
 def apply_affine(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -47,7 +44,7 @@ def apply_polynomial(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     if matrix.ndim != 2 or matrix.shape[0] != 3 or matrix.shape[1] not in TERMS:
         raise DataError(f"A v2 colour calibration is [3, T] with T one of {sorted(TERMS)}, got {matrix.shape}.")
     channels = dict(zip("rgb", np.moveaxis(_decode(image / 255), -1, 0), strict=True))
-    one = np.ones(image.shape[:2])
+    one = channels["1"] = np.ones(image.shape[:2])
     terms = [np.prod([one, *(channels[c] for c in term)], axis=0) for term in TERMS[matrix.shape[1]]]
     return _to_bytes(_encode(np.clip(np.stack(terms, axis=-1) @ matrix.T, 0, 1)))
 

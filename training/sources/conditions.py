@@ -7,8 +7,7 @@ images and cameras those are.
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from diffportrait3d.synthetic_heads import Scene, portrait_scene, render_views
 
 from ..dataset.images import DataError
 from ..render import FIRST_CONDITION
-from .groups import SkippedGroup, read_json, read_view, resized
+from .reader import SkippedGroup, read_json, read_square, resized
 
 LARGEST_DIFFERENCE = 1e-3  # between a render's label and its portrait's
 
@@ -34,10 +33,7 @@ class RenderedConditions:
         if people < 1:
             raise DataError(f"Conditions need at least one person, got {people}.")
         self.people = people
-
-    @property
-    def kind(self) -> str:
-        return f"rendered by {self.people} people"
+        self.kind = f"rendered by {people} people"
 
     def image(self, record: dict[str, Any], number: int, resolution: int) -> tuple[np.ndarray, str]:
         """uint8 [R, R, 3] for view `number` of a subject's record, and whom it shows."""
@@ -55,42 +51,37 @@ class GivenConditions:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
         if not folder.is_dir():
             raise DataError(f"There is no folder '{folder}' with renders for the camera conditions.")
-        self._labels = self._people = None
+        self.folder = folder
+        self.kind = f"given by {folder.name}"
         self._report = NoteLog()
 
-    @property
-    def kind(self) -> str:
-        return f"given by {self.folder.name}"
+    @cached_property
+    def _labels(self) -> dict[str, list[float]]:
+        path = self.folder / "dataset.json"
+        return dict(read_json(path, "labels of the renders")["labels"]) if path.is_file() else {}
+
+    @cached_property
+    def _people(self) -> dict[str, str]:
+        path = self.folder / "people.json"
+        return read_json(path, "people of the renders") if path.is_file() else {}
 
     def image(self, record: dict[str, Any], number: int, resolution: int) -> tuple[np.ndarray, str]:
+        """uint8 [R, R, 3] for view `number` of a subject's record, and whom it shows."""
         view = record["views"][number]
         name = view["image"]
         self._check_label(name, view["label"])
         try:
-            pixels = self._report(self.folder / name, read_view(self.folder / name)).as_bytes()
+            image = self._report(self.folder / name, read_square(self.folder / name))
         except SkippedGroup as error:
             raise DataError(
                 f"Condition {error}. Render every camera of 'cameras.json' with EG3D and save it below "
                 f"'{self.folder}' under the same name, then run this again; it continues here."
             ) from None
-        if pixels.shape[0] != pixels.shape[1]:
-            raise DataError(f"Condition '{self.folder / name}' is {pixels.shape[1]}x{pixels.shape[0]}, not square.")
-        return resized(pixels, resolution), self._person(name)
-
-    def _person(self, name: str) -> str:
-        if self._people is None:
-            path = self.folder / "people.json"
-            self._people = read_json(path, "people of the renders") if path.is_file() else {}
-        return str(self._people.get(name, f"render-{Path(name).with_suffix('')}"))
+        return resized(image, resolution), str(self._people.get(name, f"render-{Path(name).with_suffix('')}"))
 
     def _check_label(self, name: str, label: list[float]) -> None:
-        if self._labels is None:
-            path = self.folder / "dataset.json"
-            rows = read_json(path, "labels of the renders")["labels"] if path.is_file() else []
-            self._labels = dict(rows)
         if self._labels and name not in self._labels:
             raise DataError(f"'{self.folder / 'dataset.json'}' has no label for '{name}'.")
         given = self._labels.get(name, label)
@@ -100,9 +91,3 @@ class GivenConditions:
                 f"'{self.folder / name}' was rendered at another camera than its portrait's (labels differ by "
                 f"{off:.3g}); render the cameras of 'cameras.json'."
             )
-
-
-def camera_list(records: list[dict[str, Any]]) -> bytes:
-    """All cameras in the form of EG3D's `dataset.json`."""
-    rows = [[view["image"], view["label"]] for record in records for view in record["views"]]
-    return json.dumps({"labels": rows}).encode()

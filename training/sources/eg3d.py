@@ -3,39 +3,62 @@
     {"labels": [["seed0001/00.png", [25 numbers]], ...]}
 
 Views of one person share the part of their names before the last "/", "_" or "-" (`--identity` gives another rule).
-Without `dataset.json`, data sets for 3D reconstruction are read, see `reconstruction`.
+Without `dataset.json`, data sets for 3D reconstruction are read (nerfstudio's `transforms.json`, COLMAP's text files;
+Export Views writes both): the folder is one, or has some as its subfolders, one person each.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
-from diffportrait3d.cameras.files import label_table, without_wrapping
-from diffportrait3d.cameras.labels import split_label, validate_labels
+from diffportrait3d.cameras.files import read_rows
+from diffportrait3d.cameras.labels import split_label
 from diffportrait3d.cameras.projection import world_to_camera
+from diffportrait3d.cameras.reconstructions import binary_model_in, reconstruction_in
 from diffportrait3d.files import natural_key
-from diffportrait3d.images import UserImage
 
 from ..dataset.images import DataError
-from .alignment import OUTSIDE, Camera, eg3d_crop, head_similarity, triangulate_face, warp
-from .groups import PortraitView, SkippedGroup, Splits, ViewGroup, folder_name, read_json, read_view, reason_of, resized
+from .alignment import Camera, aligned_views, triangulate_face
 from .landmarks import read_points
-from .reconstruction import has_posed_views, read_posed_views
+from .reader import (
+    OUTSIDE,
+    PhotographReader,
+    PortraitView,
+    SkippedGroup,
+    ViewGroup,
+    checked_labels,
+    folder_name,
+    read_json,
+    read_square,
+)
 
 IDENTITY = r"(.+)[/_-][^/_-]+"
 SINGLE_VIEWS = re.compile(r"\d{5}/img\d{8}(_mirror)?\.\w+")  # how EG3D and StyleGAN keep one image a person
+
+IMAGE_FOLDER = "images"  # where the names of COLMAP begin
+SUFFIXES = ("", ".png", ".jpg", ".jpeg")  # the Blender scenes name their images without
+
+
+class ListedViews(NamedTuple):
+    """labels: image, relative to the source -> its label, not checked yet. people: image -> whom it shows, where the
+    source says it."""
+
+    labels: dict[str, Any]
+    people: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Options:
     """identity: regular expression, its first group names the person in a file name without suffix. views: largest
-    number of views a person, evenly spread; 0 takes all. tolerance: see `triangulate_face`."""
+    number of views a person, evenly spread; 0 takes all."""
 
     identity: str = IDENTITY
     views: int = 0
@@ -43,15 +66,18 @@ class Options:
     outside: str = OUTSIDE[0]
 
 
-class Export:
+class Export(PhotographReader):
     """People of an export. With `landmarks` (`NAME.txt` for every `NAME.png`) the cameras are moved into EG3D's world
     by the person's five points and the images cropped again; without, images and labels are taken as they are."""
 
-    def __init__(self, name: str, root: Path, splits: Splits, options: Options, landmarks: Path | None = None):
-        self.name, self.root, self.splits, self.options, self.landmarks = name, root, splits, options, landmarks
-        self.left_out: dict[str, str] = {}
-        self._labels: dict[str, Any] | None = None
-        self._people_of: dict[str, str] = {}  # whom a name shows, where the source says it
+    help = "a folder of the generator's images with dataset.json"
+    options_class = Options
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        super().add_options(parser)
+        parser.add_argument("--views", type=int, help="largest number of views a person (0: all)")
+        parser.add_argument("--identity", help="regular expression: whom a file name shows")
 
     def settings(self) -> dict[str, Any]:
         return {**vars(self.options), "aligned": self.landmarks is not None, "splits": self.splits.settings()}
@@ -69,7 +95,9 @@ class Export:
             if person in planned:
                 self.left_out[identity] = f"as a folder it would have the name of another person, '{person}'"
             elif split := self.splits.of(person):
-                planned[person] = ViewGroup(person, person, split, {"files": self._spread(names)})
+                count = min(self.options.views or len(names), len(names))
+                chosen = np.linspace(0, len(names) - 1, count).round().astype(int)
+                planned[person] = ViewGroup(person, person, split, {"files": [names[i] for i in chosen]})
         return list(planned.values())
 
     def _people(self) -> dict[str, list[str]]:
@@ -79,11 +107,9 @@ class Export:
             DataError: none of them does.
         """
         people: dict[str, list[str]] = {}
-        for name in sorted(self._read_labels(), key=natural_key):
-            try:
+        for name in sorted(self._listed.labels, key=natural_key):
+            with self.leaving_out(name):
                 people.setdefault(self._identity(name), []).append(name)
-            except DataError as error:
-                self.left_out[name] = reason_of(error)
         if not people:
             raise DataError(f"{next(iter(self.left_out.values()))}.")
         return people
@@ -92,77 +118,69 @@ class Export:
         names = group.place["files"]
         if len(names) < 2:
             raise SkippedGroup(f"'{names[0]}' is the only view")
-        labels = self._checked_labels(names)
-        images = [read_view(self.root / name) for name in names]
-        for name, image in zip(names, images, strict=True):
-            height, width = image.pixels.shape[:2]
-            if height != width:
-                raise SkippedGroup(f"'{name}' is {width}x{height}, not square")
-        if self.landmarks is not None:
-            return self._aligned(names, labels, images, resolution)
-        return [
-            PortraitView(resized(image.as_bytes(), resolution), label, name, image.notes)
-            for name, image, label in zip(names, images, labels, strict=True)
-        ]
-
-    def _aligned(
-        self, names: list[str], labels: Tensor, images: list[UserImage], resolution: int
-    ) -> list[PortraitView]:
-        cameras, places = {}, {}
-        for name, label, image in zip(names, labels.double(), images, strict=True):
+        rows = [self._listed.labels[name] for name in names]
+        labels = checked_labels(rows, names, self.root.name if self._listed.people else "dataset.json")
+        if self.landmarks is None:
+            return self.square_views(names, labels, resolution)
+        images = {name: read_square(self.root / name) for name in names}
+        cameras, points = {}, {}
+        for (name, image), label in zip(images.items(), labels.double(), strict=True):
             cameras[name] = Camera(world_to_camera(label), split_label(label)[1])
             path = (self.landmarks / name).with_suffix(".txt")
             if path.is_file():  # a profile or the back of a head has none
-                places[name] = (read_points(path) + 0.5) / image.pixels.shape[0]
-        similarity = head_similarity(triangulate_face(places, cameras, self.options.tolerance))
-        crops = {name: eg3d_crop(cameras[name], similarity) for name in names}
-        outside = self.options.outside
-        return [
-            PortraitView(warp(image.as_bytes(), crop.homography, resolution, outside)[0], crop.label, name, image.notes)
-            for (name, crop), image in zip(crops.items(), images, strict=True)
-        ]
+                points[name] = (read_points(path) + 0.5) / len(image.pixels)
+        face = triangulate_face(points, cameras, self.options.tolerance)
+        return [view for view, _ in aligned_views(images, cameras, face, resolution, self.options.outside)]
 
-    def _read_labels(self) -> dict[str, Any]:
+    @cached_property
+    def _listed(self) -> ListedViews:
         path = self.root / "dataset.json"
-        if self._labels is None and not path.is_file():
-            self._labels = self._read_posed_views()
-        if self._labels is None:
-            content = read_json(path, "camera labels, as EG3D keeps them")
-            rows = content.get("labels") if isinstance(content, dict) else content
-            rows = list(rows.items()) if isinstance(rows, dict) else rows
-            rows = rows if isinstance(rows, list) else []
-            pairs = [row for row in rows if isinstance(row, list | tuple) and len(row) == 2]
-            if not pairs:
-                raise DataError(f"'{path}' has no \"labels\": [[name, [25 numbers]], ...].")
-            if len(pairs) < len(rows):
-                self.left_out["dataset.json"] = f"{len(rows) - len(pairs)} rows that are not [name, [25 numbers]]"
-            self._labels = {str(name): label for name, label in pairs}
-        return self._labels
+        return ListedViews(self._read_dataset_json(path), {}) if path.is_file() else self._read_reconstructions()
 
-    def _read_posed_views(self) -> dict[str, Any]:
-        if not has_posed_views(self.root):
+    def _read_dataset_json(self, path: Path) -> dict[str, Any]:
+        content = read_json(path, "camera labels, as EG3D keeps them")
+        rows = content.get("labels") if isinstance(content, dict) else content
+        rows = list(rows.items()) if isinstance(rows, dict) else rows
+        rows = rows if isinstance(rows, list) else []
+        pairs = [row for row in rows if isinstance(row, list | tuple) and len(row) == 2]
+        if not pairs:
+            raise DataError(f"'{path}' has no \"labels\": [[name, [25 numbers]], ...].")
+        if len(pairs) < len(rows):
+            self.left_out["dataset.json"] = f"{len(rows) - len(pairs)} rows that are not [name, [25 numbers]]"
+        return {str(name): label for name, label in pairs}
+
+    def _read_reconstructions(self) -> ListedViews:
+        """One that cannot be read is left out, and one with lens distortion, which labels cannot say: its images would
+        not fit them."""
+        folders = [path for path in self.root.iterdir() if path.is_dir() and _is_reconstruction(path)]
+        folders = [self.root] if _is_reconstruction(self.root) else folders
+        if not folders:
             raise DataError(
                 f"There is no dataset.json with camera labels in '{self.root}', nor transforms.json or COLMAP's text "
                 "files, there or in one of its folders."
             )
-        views = read_posed_views(self.root)
-        self.left_out |= views.left_out
-        if not views.labels:
-            raise DataError("; ".join(f"{name}: {reason}" for name, reason in views.left_out.items()))
-        self._people_of = views.people
-        return views.labels
-
-    def _checked_labels(self, names: list[str]) -> Tensor:
-        try:
-            rows = [without_wrapping(self._read_labels()[name]) for name in names]
-            source = self.root.name if self._people_of else "dataset.json"
-            return validate_labels(label_table(rows, names), source, names)
-        except ValueError as error:
-            raise SkippedGroup(f"camera labels: {error}") from None
+        listed = ListedViews({}, {})
+        for folder in sorted(folders, key=lambda path: natural_key(path.name)):
+            person = folder.resolve().name
+            try:
+                rows = read_rows(folder)
+            except ValueError as error:
+                self.left_out[person] = str(error)
+                continue
+            if rows.distortion is not None:
+                advice = "undistort the images first (colmap image_undistorter)"
+                self.left_out[person] = f"{rows.distortion}; {advice}"
+                continue
+            for name, label in zip(rows.names, rows.labels, strict=True):
+                image = os.path.relpath(_image_path(folder, name), self.root)
+                listed.labels[image], listed.people[image] = label, person
+        if not listed.labels:
+            raise DataError("; ".join(f"{name}: {reason}" for name, reason in self.left_out.items()))
+        return listed
 
     def _identity(self, name: str) -> str:
-        if self.options.identity == IDENTITY and name in self._people_of:
-            return self._people_of[name]
+        if self.options.identity == IDENTITY and name in self._listed.people:
+            return self._listed.people[name]
         if self.options.identity == IDENTITY and SINGLE_VIEWS.fullmatch(name):
             raise DataError(
                 f"'{self.root / 'dataset.json'}' names images such as '{name}', one image a person; groups need "
@@ -173,8 +191,12 @@ class Export:
             raise DataError(f"The name '{name}' does not tell whom it shows by --identity '{self.options.identity}'.")
         return match.group(1)
 
-    def _spread(self, names: list[str]) -> list[str]:
-        wanted = self.options.views
-        if not wanted or len(names) <= wanted:
-            return names
-        return [names[i] for i in np.linspace(0, len(names) - 1, wanted).round().astype(int)]
+
+def _is_reconstruction(folder: Path) -> bool:
+    return reconstruction_in(folder) is not None or binary_model_in(folder) is not None
+
+
+def _image_path(folder: Path, name: str) -> Path:
+    """The file that a data set names; where there is none, the first path that was tried."""
+    paths = [below / (name + suffix) for below in (folder, folder / IMAGE_FOLDER) for suffix in SUFFIXES]
+    return next((path for path in paths if path.is_file()), paths[0])

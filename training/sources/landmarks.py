@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..dataset.images import DataError
-from .groups import SkippedGroup, read_json
+from .reader import SkippedGroup, read_json
 
 
 def read_points(path: Path) -> Tensor:

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import torch
-
-from diffportrait3d.cameras.labels import validate_labels
-
-from ..dataset.images import read_manifest
-from .groups import SPLITS, PortraitView, SkippedGroup, ViewGroup, folder_name, read_view, resized
+from ..dataset.images import SPLITS, read_manifest
+from .reader import PortraitView, Reader, ViewGroup, checked_labels, folder_name
 
 
-class MultiView:
-    """Every subject of the data set at `root`, in the split it has there. Portraits and cameras are taken over; the
-    conditions are made again, as for every source, and depth, which only a rendered head has, is dropped."""
+class MultiView(Reader):
+    """Every subject of the data set, in the split it has there. Portraits and cameras are taken over; the conditions
+    are made anew, as for every source, and depth, which only a rendered head has, is not copied."""
 
-    name = "heads"
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.left_out: dict[str, str] = {}
-
-    def settings(self) -> dict[str, Any]:
-        return {}
+    help = "a data set of this format, such as training.render writes"
 
     def groups(self) -> list[ViewGroup]:
         _, subjects = read_manifest(self.root)
@@ -32,7 +18,9 @@ class MultiView:
         planned: dict[str, ViewGroup] = {}
         for number, subject in enumerate(subjects):
             try:
-                group = _group(subject)
+                views = [{"image": view["image"], "label": view["label"]} for view in subject["views"]]
+                person = subject.get("person", subject["id"])
+                group = ViewGroup(folder_name(subject["id"]), person, subject["split"], {"views": views})
             except (KeyError, TypeError) as error:
                 self.left_out[f"subject {number}"] = f"its line in the manifest is incomplete ({error!r})"
                 continue
@@ -45,20 +33,7 @@ class MultiView:
         return list(planned.values())
 
     def views(self, group: ViewGroup, resolution: int) -> list[PortraitView]:
-        names = [view["image"] for view in group.place["views"]]
-        try:
-            labels = validate_labels(torch.tensor([v["label"] for v in group.place["views"]]), "manifest.jsonl", names)
-        except (TypeError, ValueError) as error:
-            raise SkippedGroup(f"camera labels: {error}") from None
-        images = [read_view(self.root / name) for name in names]
-        return [
-            PortraitView(resized(image.as_bytes(), resolution), label, name, image.notes)
-            for image, label, name in zip(images, labels, names, strict=True)
-        ]
-
-
-def _group(subject: dict[str, Any]) -> ViewGroup:
-    views = [{"image": view["image"], "label": view["label"]} for view in subject["views"]]
-    return ViewGroup(
-        folder_name(subject["id"]), subject.get("person", subject["id"]), subject["split"], {"views": views}
-    )
+        views = group.place["views"]
+        names = [view["image"] for view in views]
+        labels = checked_labels([view["label"] for view in views], names, "manifest.jsonl")
+        return self.square_views(names, labels, resolution)

@@ -10,13 +10,14 @@ Source: the code published with v1 and the v2 downloader (`nersemble_data`).
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,32 +25,15 @@ from torch import Tensor
 
 from diffportrait3d.images import UserImage
 
-from ..dataset.images import DataError
-from .alignment import (
-    OUTSIDE,
-    Camera,
-    calibrated_camera,
-    eg3d_crop,
-    head_similarity,
-    triangulate_face,
-    warp,
-)
+from ..dataset.images import SPLITS, DataError
+from .alignment import Camera, aligned_views, triangulate_face
 from .colour import apply_affine, apply_polynomial
-from .groups import (
-    SPLITS,
-    PortraitView,
-    SkippedGroup,
-    Splits,
-    ViewGroup,
-    folder_name,
-    read_json,
-    read_view,
-    reason_of,
-)
 from .landmarks import read_points, sequence_points
+from .reader import OUTSIDE, PhotographReader, PortraitView, SkippedGroup, ViewGroup, folder_name, read_json, read_view
 from .video import frame_count, read_frame
 
 CALIBRATED_SIZE = (2200, 3208)  # width, height
+CALIBRATION = {1: "camera_params.json", 2: "calibration/camera_params.json"}  # by version
 V1_IMAGES = ("images-2x-73fps", "images-2x")
 NOT_A_PORTRAIT = "BACKGROUND"  # v2 keeps images of the empty room there
 
@@ -59,13 +43,12 @@ class Options:
     """What decides the images.
 
     groups: how many time steps each split gets. views: cameras a time step, the first one the reference of a fixed
-    protocol. sequences: patterns of sequence names. tolerance: see `triangulate_face`. least_inside: share of a crop
-    that its image must cover. outside: see `warp`.
+    protocol. sequences: patterns of sequence names. least_inside: share of a crop that its image must cover.
     """
 
     groups: dict[str, int]
     views: int = 9
-    sequences: tuple[str, ...] = ("*",)
+    sequences: Sequence[str] = ("*",)
     colour: bool = True
     tolerance: float = 0.02
     least_inside: float = 0.6
@@ -88,29 +71,47 @@ class Participant:
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def person(self) -> str:
+        """The same in both versions."""
+        return f"nersemble-{int(self.name):03d}"
+
     def sequences(self) -> list[str]:
         folders = [path for path in (self.folder / "sequences").glob("*") if path.is_dir()]
         return sorted(path.name for path in folders if path.name != NOT_A_PORTRAIT)
 
     def frames(self, sequence: str) -> list[int]:
-        """Numbers of the time steps that have images."""
-        if self.version == 2:
-            return list(range(self._length(sequence)))
-        folders = (self.folder / "sequences" / sequence).glob("frame_*")
-        return sorted(int(path.name[6:]) for path in folders if re.fullmatch(r"frame_\d+", path.name))
+        """Numbers of the time steps that have images; of videos, as the first one that can be read gives them.
+
+        Raises:
+            SkippedGroup: there are none.
+        """
+        if self.version == 1:
+            folders = (self.folder / "sequences" / sequence).glob("frame_*")
+            numbers = sorted(int(path.name[6:]) for path in folders if re.fullmatch(r"frame_\d+", path.name))
+            if not numbers:
+                raise SkippedGroup("it has no time steps: no folders 'frame_NNNNN'")
+            return numbers
+        unreadable = None
+        for path in sorted(self._image_folder(sequence, 0).glob("cam_*.mp4")):
+            try:
+                return list(range(frame_count(path)))
+            except SkippedGroup as reason:
+                unreadable = unreadable or reason
+        raise unreadable or SkippedGroup("it has no time steps: no 'images/cam_SERIAL.mp4'")
 
     def cameras(self, sequence: str, frame: int) -> list[str]:
         """Serials that have an image of this time step, in order."""
-        folder = self._videos(sequence) if self.version == 2 else self._images(sequence, frame)
-        pattern = "cam_*.mp4" if self.version == 2 else "cam_*.png"
-        return sorted(path.stem[4:] for path in folder.glob(pattern))
+        files = self._image_folder(sequence, frame).glob("cam_*.mp4" if self.version == 2 else "cam_*.png")
+        return sorted(path.stem[4:] for path in files)
 
     def image(self, sequence: str, frame: int, serial: str) -> UserImage:
-        """[H, W, 3] as it was taken, colours not corrected, with the reader's notes."""
+        """[H, W, 3] as it was taken, colours not corrected."""
+        folder = self._image_folder(sequence, frame)
         if self.version == 2:
-            image = UserImage(read_frame(self._videos(sequence) / f"cam_{serial}.mp4", frame), ())
+            image = UserImage(read_frame(folder / f"cam_{serial}.mp4", frame), ())
         else:
-            image = read_view(self._images(sequence, frame) / f"cam_{serial}.png")
+            image = read_view(folder / f"cam_{serial}.png")
         height, width = image.pixels.shape[:2]
         if abs(width / height / (CALIBRATED_SIZE[0] / CALIBRATED_SIZE[1]) - 1) > 0.01:
             raise SkippedGroup(
@@ -134,69 +135,23 @@ class Participant:
             raise SkippedGroup(f"participant {self.name} has no colour calibration of camera {serial}")
         return apply_polynomial(image, np.array(matrices[serial], dtype=np.float64))
 
-    def _length(self, sequence: str) -> int:
-        """Frames of a sequence, as the first video that can be read gives them; 0 without videos."""
-        reasons = []
-        for path in sorted(self._videos(sequence).glob("cam_*.mp4")):
-            try:
-                return frame_count(path)
-            except SkippedGroup as reason:
-                reasons.append(reason)
-        if reasons:
-            raise reasons[0]
-        return 0
-
-    def _videos(self, sequence: str) -> Path:
-        return self.folder / "sequences" / sequence / "images"
-
-    def _images(self, sequence: str, frame: int) -> Path:
-        folder = self.folder / "sequences" / sequence / f"frame_{frame:05d}"
-        return next((folder / name for name in V1_IMAGES if (folder / name).is_dir()), folder / V1_IMAGES[0])
-
-
-def find_participants(root: Path, left_out: dict[str, str] | None = None) -> list[Participant]:
-    """Every participant below `root`, of either version, in order; `left_out` gets those that cannot be one, and why.
-
-    Raises:
-        DataError: there is none.
-    """
-    found, wrong = [], {}
-    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
-        participant = participant_in(folder)
-        if participant is not None and folder.name.isdecimal():
-            found.append(participant)
-        elif participant is not None:
-            wrong[f"participant {folder.name}"] = "its folder's name is no participant's number, such as '018'"
-        elif folder.name.isdecimal() or (folder / "sequences").is_dir():
-            wrong[f"participant {folder.name}"] = (
-                "there is neither 'camera_params.json' (v1) nor 'calibration/camera_params.json' (v2) in its folder"
-            )
-    if not found:
-        raise DataError(
-            f"No participant of NeRSemble below '{root}': expected folders such as '018' with 'camera_params.json' "
-            f"(v1) or 'calibration/camera_params.json' (v2).{_sentence(wrong)}"
-        )
-    if left_out is not None:
-        left_out.update(wrong)
-    return found
+    def _image_folder(self, sequence: str, frame: int) -> Path:
+        folder = self.folder / "sequences" / sequence
+        if self.version == 2:
+            return folder / "images"
+        folders = [folder / f"frame_{frame:05d}" / name for name in V1_IMAGES]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def participant_in(folder: Path) -> Participant | None:
     """The participant of a folder; where its calibration is tells the version."""
-    if (folder / "calibration" / "camera_params.json").is_file():
-        return Participant(folder, 2)
-    return Participant(folder, 1) if (folder / "camera_params.json").is_file() else None
-
-
-def _sentence(left_out: dict[str, str]) -> str:
-    return "".join(f" Left out: {name}: {reason}." for name, reason in list(left_out.items())[:3])
+    return next((Participant(folder, v) for v in (2, 1) if (folder / CALIBRATION[v]).is_file()), None)
 
 
 @lru_cache(maxsize=32)
-def read_cameras(participant: Participant) -> dict[str, Camera]:
-    """The rig by serial."""
-    inner = "calibration/camera_params.json" if participant.version == 2 else "camera_params.json"
-    path = participant.folder / inner
+def read_rig(participant: Participant) -> dict[str, Camera]:
+    """Cameras by serial."""
+    path = participant.folder / CALIBRATION[participant.version]
     content = read_json(path, "camera calibration")
     try:
         intrinsics = torch.tensor(content["intrinsics"], dtype=torch.float64).view(3, 3)
@@ -206,48 +161,67 @@ def read_cameras(participant: Participant) -> dict[str, Camera]:
     for name, pose in poses.items():
         if pose.shape != (4, 4) or not _is_rotation(pose[:3, :3]):
             raise DataError(f"'{path}': the pose of camera {name} is not a rotation and a shift.")
-    return {name: calibrated_camera(pose, intrinsics, CALIBRATED_SIZE) for name, pose in poses.items()}
+    half = torch.tensor([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], dtype=torch.float64)  # pixels' centres are integers
+    scale = torch.diag(1 / torch.tensor([*CALIBRATED_SIZE, 1], dtype=torch.float64))
+    return {name: Camera(pose, scale @ half @ intrinsics) for name, pose in poses.items()}
 
 
 def _is_rotation(turn: Tensor) -> bool:
     return torch.allclose(turn @ turn.T, torch.eye(3, dtype=turn.dtype), atol=1e-3)
 
 
-class NeRSemble:
-    """Time steps of NeRSemble: `views` cameras each, aligned to EG3D.
+class NeRSemble(PhotographReader):
+    """Time steps of NeRSemble: `views` cameras each, aligned to EG3D. Without `landmarks` they can be planned and
+    extracted, but not read."""
 
-    landmarks: folder of five points (see `landmarks`); None plans without being able to read.
-    """
+    help = "NeRSemble v1 or v2"
+    options_class = Options
 
-    name = "nersemble"
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        super().add_options(parser)
+        add = parser.add_argument
+        for split, count in (("train", 2000), ("val", 50), ("test", 500)):
+            add(f"--{split}-groups", type=int, default=count, help=f"time steps in {split} ({count})")
+        add("--views", type=int, help="cameras a time step: 1 reference and 8 targets (9)")
+        add("--sequences", nargs="+", help="patterns of sequence names (all)")
+        add("--no-colour-correction", dest="colour", action="store_false")
+        add("--least-inside", type=float, help="share of a crop that its image must cover")
+        add("--seed", type=int, help="another seed chooses other time steps and cameras")
+        add("--extract", type=Path, help="only write the chosen images here, for a detector")
 
-    def __init__(self, root: Path, splits: Splits, options: Options, landmarks: Path | None = None):
-        self.root, self.splits, self.options, self.landmarks = root, splits, options, landmarks
-        self.left_out: dict[str, str] = {}
-
-    def settings(self) -> dict[str, Any]:
-        options = {**vars(self.options), "sequences": list(self.options.sequences)}
-        return {**options, "splits": self.splits.settings()}
+    @classmethod
+    def from_options(cls, args: argparse.Namespace) -> PhotographReader:
+        if args.landmarks is None and args.extract is None:
+            raise DataError(
+                "NeRSemble needs five facial points: '--extract DIR' writes the chosen images, any detector adds a "
+                ".txt of five lines 'x y' beside each, then '--landmarks DIR' imports them (docs/data.md)"
+            )
+        args.groups = {split: getattr(args, f"{split}_groups") for split in SPLITS}
+        return super().from_options(args)
 
     def groups(self) -> list[ViewGroup]:
         """The plan, a function of the seed and of what is below the folder: participants take turns."""
         self.left_out.clear()
-        people = find_participants(self.root, self.left_out)
-        usable = [person for person in people if self._is_calibrated(person)]
+        people, usable = self.participants(), []
+        for person in people:
+            with self.leaving_out(f"participant {person.name}"):
+                usable += [person] if read_rig(person) else []
         if not usable:
-            raise DataError(f"No participant below '{self.root}' can be used.{_sentence(self.left_out)}")
+            raise DataError(f"No participant below '{self.root}' can be used.{self._reasons()}")
         planned = []
         for number, split in enumerate(SPLITS):
             wanted = self.options.groups.get(split, 0)
-            chosen = [person for person in people if self.splits.of(person_name(person)) == split]
+            chosen = [person for person in people if self.splits.of(person.person) == split]
             if wanted and not chosen:
                 raise DataError(
                     f"None of the {len(people)} participants below '{self.root}' is in split '{split}'; name them in a "
-                    f"--split-file, or ask for --{split}-groups 0.{_sentence(self.left_out)}"
+                    f"--split-file, or ask for --{split}-groups 0.{self._reasons()}"
                 )
             rng = np.random.default_rng((self.options.seed, number))
             chosen = [person for person in chosen if person in usable]
-            drawn = [self._group(person, split, *place) for person, place in self._draw(chosen, wanted, rng)]
+            queues = (self._time_steps(chosen[i], split, rng) for i in rng.permutation(len(chosen)))
+            drawn = list(itertools.islice(_in_turns(queues), wanted))
             if len(drawn) < wanted:
                 self.left_out[f"split {split}"] = (
                     f"{len(drawn)} of {wanted} groups planned, because the {len(chosen)} usable participants have no "
@@ -256,36 +230,53 @@ class NeRSemble:
             planned += drawn
         return planned
 
-    def _is_calibrated(self, person: Participant) -> bool:
-        try:
-            return bool(read_cameras(person))
-        except DataError as error:
-            self.left_out[f"participant {person.name}"] = reason_of(error)
-            return False
+    def participants(self) -> list[Participant]:
+        """Every participant, of either version, in order; `left_out` gets folders that cannot be one, and why.
+
+        Raises:
+            DataError: there is none.
+        """
+        found = []
+        for folder in sorted(path for path in self.root.glob("*") if path.is_dir()):
+            participant = participant_in(folder)
+            if participant is not None and folder.name.isdecimal():
+                found.append(participant)
+            elif participant is not None or folder.name.isdecimal() or (folder / "sequences").is_dir():
+                self.left_out[f"participant {folder.name}"] = (
+                    f"there is neither '{CALIBRATION[1]}' (v1) nor '{CALIBRATION[2]}' (v2) in its folder"
+                    if participant is None
+                    else "its folder's name is no participant's number, such as '018'"
+                )
+        if not found:
+            raise DataError(
+                f"No participant of NeRSemble below '{self.root}': expected folders such as '018' with "
+                f"'{CALIBRATION[1]}' (v1) or '{CALIBRATION[2]}' (v2).{self._reasons()}"
+            )
+        return found
+
+    def _reasons(self) -> str:
+        return "".join(f" Left out: {name}: {reason}." for name, reason in list(self.left_out.items())[:3])
 
     def views(self, group: ViewGroup, resolution: int) -> list[PortraitView]:
         participant, sequence, frame = self._participant(group), group.place["sequence"], group.place["frame"]
-        by_camera, world = self._five_points(participant, sequence, frame)
+        by_camera, face = self._five_points(participant, sequence, frame)
         images = {serial: participant.image(sequence, frame, serial) for serial in group.place["cameras"]}
-        cameras = read_cameras(participant)
-        if world is None:
+        cameras = read_rig(participant)
+        if face is None:
             height, width = next(iter(images.values())).pixels.shape[:2]
             size = torch.tensor([width, height])
-            world = triangulate_face(
-                {name: (points + 0.5) / size for name, points in by_camera.items()}, cameras, self.options.tolerance
-            )
-        similarity, views = head_similarity(world), []
-        for serial, image in images.items():
-            crop = eg3d_crop(cameras[serial], similarity)
-            pixels, inside = warp(image.as_bytes(), crop.homography, resolution, self.options.outside)
+            by_camera = {serial: (points + 0.5) / size for serial, points in by_camera.items()}
+            face = triangulate_face(by_camera, cameras, self.options.tolerance)
+        views = []
+        for view, inside in aligned_views(images, cameras, face, resolution, self.options.outside):
             if inside < self.options.least_inside:
                 raise SkippedGroup(
-                    f"the image of camera {serial} covers {inside:.0%} of its crop (--least-inside "
+                    f"the image of camera {view.name} covers {inside:.0%} of its crop (--least-inside "
                     f"{self.options.least_inside:g})"
                 )
             if self.options.colour:
-                pixels = participant.correct_colours(pixels, sequence, serial)
-            views.append(PortraitView(pixels, crop.label, serial, image.notes))
+                view = view._replace(image=participant.correct_colours(view.image, sequence, view.name))
+            views.append(view)
         return views
 
     def extracted(self, group: ViewGroup) -> Iterator[tuple[str, np.ndarray]]:
@@ -295,52 +286,8 @@ class NeRSemble:
             path = f"{participant.name}/{place['sequence']}/frame_{place['frame']:05d}/cam_{serial}"
             yield path, participant.image(place["sequence"], place["frame"], serial).as_bytes()
 
-    def _draw(self, people: list[Participant], count: int, rng: np.random.Generator):
-        """(participant, (sequence, frame, cameras)) `count` times or until nothing is left; people take turns, their
-        sequences too."""
-        queues = {person: self._time_steps(person, rng) for person in (people[i] for i in rng.permutation(len(people)))}
-        while count and queues:
-            for person in list(queues):
-                place = next(queues[person], None)
-                if place is None:
-                    del queues[person]
-                    continue
-                yield person, place
-                count -= 1
-                if not count:
-                    return
-
-    def _time_steps(self, person: Participant, rng: np.random.Generator) -> Iterator[tuple[str, int, list[str]]]:
-        """Random time steps of a participant that enough calibrated cameras saw, one sequence after the other."""
-        names = self._sequences(person)
-        left = {name: None for name in (names[i] for i in rng.permutation(len(names)))}
-        calibrated, used, most = set(read_cameras(person)), set(), dict.fromkeys(names, 0)
-        while left:
-            for name in list(left):
-                if left[name] is None:
-                    left[name] = list(rng.permutation(self._frames(person, name)))
-                place = None
-                while left[name] and place is None:
-                    frame = int(left[name].pop())
-                    serials = [serial for serial in person.cameras(name, frame) if serial in calibrated]
-                    most[name] = max(most[name], len(serials))
-                    if len(serials) >= self.options.views:
-                        chosen = rng.permutation(len(serials))[: self.options.views]
-                        place = name, frame, [serials[i] for i in chosen]
-                if place is not None:
-                    used.add(name)
-                    yield place
-                    continue
-                del left[name]
-                if name not in used:
-                    self.left_out.setdefault(
-                        f"participant {person.name}, sequence {name}",
-                        f"at most {most[name]} calibrated cameras see a time step, --views asks for "
-                        f"{self.options.views}",
-                    )
-
-    def _sequences(self, person: Participant) -> list[str]:
-        """The sequences that `--sequences` names."""
+    def _time_steps(self, person: Participant, split: str, rng: np.random.Generator) -> Iterator[ViewGroup]:
+        """Random time steps of a participant that enough calibrated cameras saw; sequences take turns."""
         there = person.sequences()
         names = [name for name in there if any(fnmatch(name, pattern) for pattern in self.options.sequences)]
         if not names:
@@ -348,25 +295,27 @@ class NeRSemble:
             self.left_out[f"participant {person.name}"] = (
                 f"none of its {len(there)} sequences matches --sequences {asked}" if there else "it has no sequences"
             )
-        return names
+        order = rng.permutation(len(names))
+        yield from _in_turns(self._of_sequence(person, names[i], split, rng) for i in order)
 
-    def _frames(self, person: Participant, sequence: str) -> list[int]:
-        what = f"participant {person.name}, sequence {sequence}"
-        try:
-            frames = person.frames(sequence)
-        except SkippedGroup as reason:
-            self.left_out[what] = reason_of(reason)
-            return []
-        if not frames:
-            self.left_out[what] = "it has no time steps: " + (
-                "no 'images/cam_SERIAL.mp4'" if person.version == 2 else "no folders 'frame_NNNNN'"
-            )
-        return frames
-
-    def _group(self, person: Participant, split: str, sequence: str, frame: int, cameras: list[str]) -> ViewGroup:
-        name = folder_name(f"nersemble-{person.name}-{sequence}-{frame:05d}")
-        place = {"participant": person.name, "sequence": sequence, "frame": frame, "cameras": cameras}
-        return ViewGroup(name, person_name(person), split, place)
+    def _of_sequence(
+        self, person: Participant, sequence: str, split: str, rng: np.random.Generator
+    ) -> Iterator[ViewGroup]:
+        what, wanted, most = f"participant {person.name}, sequence {sequence}", self.options.views, 0
+        calibrated, frames = read_rig(person), []
+        with self.leaving_out(what):
+            frames = rng.permutation(person.frames(sequence)).tolist()
+        for frame in reversed(frames):
+            serials = [serial for serial in person.cameras(sequence, frame) if serial in calibrated]
+            most = max(most, len(serials))
+            if len(serials) >= wanted:
+                cameras = [serials[i] for i in rng.permutation(len(serials))[:wanted]]
+                name = folder_name(f"nersemble-{person.name}-{sequence}-{frame:05d}")
+                place = {"participant": person.name, "sequence": sequence, "frame": frame, "cameras": cameras}
+                yield ViewGroup(name, person.person, split, place)
+        if most < wanted:
+            reason = f"at most {most} calibrated cameras see a time step, --views asks for {wanted}"
+            self.left_out.setdefault(what, reason)
 
     def _participant(self, group: ViewGroup) -> Participant:
         participant = participant_in(self.root / group.place["participant"])
@@ -375,8 +324,7 @@ class NeRSemble:
         return participant
 
     def _five_points(self, person: Participant, sequence: str, frame: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        if self.landmarks is None:
-            raise DataError("NeRSemble has no five points of its own: --landmarks names the folder that has them.")
+        """In pixels by camera, or in the cameras' world."""
         folder = self.landmarks / person.name
         if (folder / f"{sequence}.json").is_file():
             return sequence_points(folder / f"{sequence}.json", frame)
@@ -386,6 +334,14 @@ class NeRSemble:
         return {path.stem[4:]: read_points(path) for path in texts}, None
 
 
-def person_name(participant: Participant) -> str:
-    """The same person in both versions."""
-    return f"nersemble-{int(participant.name):03d}"
+def _in_turns(queues: Iterable[Iterator[ViewGroup]]) -> Iterator[ViewGroup]:
+    """One of each queue, then the next of each that has more. None begins before its turn: they share a generator of
+    random numbers."""
+    queues = list(queues)
+    while queues:
+        for queue in list(queues):
+            group = next(queue, None)
+            if group is None:
+                queues.remove(queue)
+            else:
+                yield group

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..dataset.images import DataError
-from .groups import SkippedGroup
+from .reader import SkippedGroup
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from training.check_data import problems
 from training.dataset.images import DataError, MultiViewDataset, read_manifest
 from training.sources import eg3d
 from training.sources.alignment import FIVE_POINTS
-from training.sources.groups import SkippedGroup, Splits
+from training.sources.reader import SkippedGroup, Splits
 
 from .conftest import CONDITIONS, POINTS, blobs, centre_of_blob, write_five, write_json
 

@@ -114,7 +114,7 @@ def test_all_that_can_be_wrong_with_an_export_at_once(exported, tmp_path, capsys
         "left out of the plan: dataset.json: 2 rows that are not [name, [25 numbers]]",
         "skipped panohead-seed0000: camera labels: ",
         "skipped panohead-seed0001: camera labels: dataset.json:",
-        "skipped panohead-seed0002: 'seed0002/00.png' is 40x30, not square",
+        f"skipped panohead-seed0002: image '{exported / 'seed0002/00.png'}' is 40x30, not square",
     ):
         assert what in said
     assert [s["id"] for s in read_manifest(tmp_path / "set")[1]] == ["panohead-seed0003"]

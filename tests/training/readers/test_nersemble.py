@@ -17,8 +17,8 @@ from training.check_data import problems
 from training.dataset.images import DataError, MultiViewDataset, ViewGroups, read_manifest
 from training.sources import nersemble
 from training.sources.alignment import FIVE_POINTS
-from training.sources.groups import SkippedGroup, Splits
 from training.sources.landmarks import sequence_points
+from training.sources.reader import SkippedGroup, Splits
 
 from .conftest import CONDITIONS, POINTS, blobs, centre_of_blob, rotation, write_five, write_json
 
@@ -123,7 +123,7 @@ def split_file(tmp_path_factory) -> Path:
 def reader(root: Path, split_file: Path, **changes) -> nersemble.NeRSemble:
     values = {"groups": {"train": 2, "val": 1, "test": 1}, "views": 4, **changes}
     landmarks = values.pop("landmarks", root.parent / "points")
-    return nersemble.NeRSemble(root, Splits(0, 0, split_file), nersemble.Options(**values), landmarks)
+    return nersemble.NeRSemble("nersemble", root, Splits(0, 0, split_file), nersemble.Options(**values), landmarks)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -209,7 +209,7 @@ def test_time_steps_without_points_are_skipped_and_named(rigs, split_file, tmp_p
 
 
 def test_videos_give_the_frame_that_was_asked_for(rigs):
-    person = nersemble.find_participants(rigs[2])[0]
+    person = nersemble.NeRSemble("nersemble", rigs[2], Splits(0, 0), nersemble.Options({})).participants()[0]
     name = "EMO-1-shout+laugh"
     assert person.frames(name) == [0, 1] and person.sequences() == [name, "SEN-01-cramp_small_danger"]
     dark, bright = (person.image(name, frame, SERIALS[0]).as_bytes().astype(int) for frame in (0, 1))

@@ -17,7 +17,7 @@ from training import import_data
 from training.check_data import problems
 from training.dataset.images import read_manifest
 from training.sources import eg3d
-from training.sources.groups import Splits
+from training.sources.reader import Splits
 
 SIDE, VIEWS = 40, 3
 

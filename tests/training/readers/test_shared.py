@@ -14,8 +14,8 @@ from training.render import FIRST_CONDITION
 from training.sources.alignment import FIVE_POINTS, Camera, Similarity, eg3d_crop, head_similarity, warp
 from training.sources.colour import apply_affine, apply_polynomial
 from training.sources.conditions import _scene
-from training.sources.groups import Splits
 from training.sources.landmarks import read_points
+from training.sources.reader import Splits
 
 from .conftest import rotation
 
