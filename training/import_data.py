@@ -82,12 +82,11 @@ def extract_images(source: NeRSemble, out: Path, resolution: int, folder: Path) 
         DataError: not one of them can be read.
     """
     groups, _ = _planned(source, out, resolution)
-    counts: list[int] = []
-    skipped = _each(_extract, groups, (source, folder, counts), 1, "extract")
+    skipped = _each(_extract, groups, (source, folder), 1, "extract")
     _report(skipped, len(groups))
-    if not counts:
+    if len(skipped) == len(groups):
         raise DataError(f"Nothing could be extracted: {_first(skipped)}.")
-    return sum(counts)
+    return sum(len(group.place["cameras"]) for group in groups if group.id not in skipped)
 
 
 def _planned(source: Reader, out: Path, resolution: int) -> tuple[list[ViewGroup], dict[str, str]]:
@@ -214,13 +213,11 @@ def _add_conditions(
     _write_record(out, group, {**record, "conditions": conditions.kind})
 
 
-def _extract(source: NeRSemble, folder: Path, counts: list[int], group: ViewGroup) -> None:
-    images = dict(source.extracted(group))
-    for name, image in images.items():
+def _extract(source: NeRSemble, folder: Path, group: ViewGroup) -> None:
+    for name, image in list(source.extracted(group)):  # all or none
         path = folder / f"{name}.png"
         if not path.is_file():
             save_image(path, image, durable=False)
-    counts.append(len(images))
 
 
 _job: dict[str, Any] = {}
@@ -270,9 +267,10 @@ def _parser() -> argparse.ArgumentParser:
         add("--source", type=Path, required=True, help="folder of the data set as it was downloaded or exported")
         add("--out", type=Path, required=True, help="folder of the result; an interrupted import continues")
         add("--resolution", type=int, default=512, help="side of the images in pixels, a multiple of 8 (default 512)")
-        add("--conditions", default="render", metavar="render|DIR",
-            help="'render' draws them with our renderer (default); a folder holds renders of the cameras in "
-            "cameras.json")  # fmt: skip
+        help_conditions = (
+            "'render' draws them with our renderer (default); a folder has renders of cameras.json's cameras"
+        )
+        add("--conditions", default="render", help=help_conditions)
         add("--condition-people", type=int, default=64, help="people in rendered conditions, per library (default 64)")
         add("--workers", type=int, default=1, help="processes (default 1)")
         command.set_defaults(extract=None)

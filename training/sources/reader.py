@@ -169,7 +169,7 @@ class PhotographReader(Reader):
         add("--landmarks", type=Path, help="folder of five facial points from any detector, see docs/data.md")
         add("--tolerance", type=float, help="disagreement of five points between cameras, in image sizes")
         add("--outside", choices=OUTSIDE, help="what a crop shows where its image has ended")
-        add("--split-file", type=Path, help='JSON {"train": [people], "val": [...], "test": [...]}, not the shares')
+        add("--split-file", type=Path, help='JSON {"train": [people], "val": [...], "test": [...]} instead of shares')
         add("--test-share", type=float, default=0.2, help="share of people in split test, by their names' hash")
         add("--val-share", type=float, default=0.02, help="share of people in split val")
         parser.set_defaults(**{field.name: field.default for field in fields(cls.options_class)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,15 +11,18 @@ import torch
 from diffportrait3d.cameras.labels import orbit_camera, split_label
 from diffportrait3d.cameras.projection import project, world_to_camera
 from diffportrait3d.synthetic_heads import render
-from training.dataset.images import DataError
+from training import import_data
+from training.check_data import problems
+from training.dataset.images import DataError, read_manifest
 from training.render import FIRST_CONDITION
 from training.sources.alignment import FIVE_POINTS, Camera, Similarity, eg3d_crop, head_similarity, warp
 from training.sources.colour import apply_affine, apply_polynomial
 from training.sources.conditions import _scene
 from training.sources.landmarks import read_points
-from training.sources.reader import Splits
+from training.sources.reader import Reader, Splits, ViewGroup, checked_labels
 
 from .conftest import rotation
+from .test_exports import write_export
 
 
 def test_a_crop_is_what_the_renderer_draws_at_the_label():
@@ -91,3 +96,27 @@ def test_people_keep_their_split_by_name():
     assert found == [Splits(0.1, 0.3).of(name) for name in names]
     with pytest.raises(DataError, match="at most 1"):
         Splits(0.6, 0.6)
+
+
+class FoldersOfPeople(Reader):
+    """All that a reader has to have: folder PERSON/NN.png, cameras from one file."""
+
+    help = "a folder for every person"
+
+    def groups(self):
+        people = sorted(path.name for path in self.root.iterdir() if path.is_dir())
+        files = {name: sorted(f"{name}/{path.name}" for path in (self.root / name).iterdir()) for name in people}
+        return [ViewGroup(name, name, ("train", "val")[i % 2], {"files": files[name]}) for i, name in enumerate(people)]
+
+    def views(self, group, resolution):
+        names, labels = group.place["files"], dict(json.loads((self.root / "dataset.json").read_text())["labels"])
+        return self.square_views(names, checked_labels([labels[n] for n in names], names, "dataset.json"), resolution)
+
+
+def test_a_new_reader_is_a_class_and_a_line_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setitem(import_data.READERS, "folders", FoldersOfPeople)
+    root, out = write_export(tmp_path / "data", people=2), tmp_path / "set"
+    command = ["folders", "--source", str(root), "--out", str(out), "--resolution", "40", "--condition-people", "1"]
+    assert import_data.main(command) == 0 and list(problems(out)) == []
+    header, subjects = read_manifest(out)
+    assert header["sources"] == ["folders"] and [s["id"] for s in subjects] == ["seed0000", "seed0001"]
