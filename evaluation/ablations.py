@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffportrait3d.command import run_main
 from diffportrait3d.synthetic_heads import render_camera_images
-from training.render import FIRST_CONDITION
+from training.dataset.images import FIRST_CONDITION
 
 from .metrics.faces import FACE_METRICS
 from .metrics.views import ABLATION_METRICS, measure_variant

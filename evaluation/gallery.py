@@ -28,7 +28,7 @@ from diffportrait3d.images import as_pixels
 from diffportrait3d.pipeline import Pipeline
 from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render_views
 from diffportrait3d.synthetic_heads.materials import Look, sample_look
-from training.render import FIRST_SEED
+from training.dataset.images import FIRST_SEED
 
 from .studies.command import WEIGHTS, add_device, add_sampling, parse_options, run_command, sampling_of
 from .tables.report import image_rows, save_png

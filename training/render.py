@@ -31,13 +31,11 @@ from diffportrait3d.files import write_atomically, write_text
 from diffportrait3d.images import save_image
 from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render_views
 
-from .dataset.images import FORMAT, SPLITS, VERSION, DataError, read_manifest
+from .dataset.images import FIRST_CONDITION, FIRST_SEED, FORMAT, SPLITS, VERSION, DataError, read_manifest
 from .dataset.records import is_finished
 from .engine.workers import run_each
 
 SEED_STRIDE = 10_000_000  # one data-set seed's worth of person seeds
-FIRST_SEED = {"train": 0, "val": 1_000_000, "test": 2_000_000}
-FIRST_CONDITION = {"train": 3_000_000, "val": 4_000_000, "test": 4_000_000}
 LARGEST_SPLIT = 1_000_000
 EASY_YAW, EASY_PITCH = 15.0, 8.0  # the first view of every person, a natural reference
 

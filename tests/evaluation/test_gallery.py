@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffportrait3d.synthetic_heads.materials import sample_look
 from evaluation import gallery
-from training.render import FIRST_SEED
+from training.dataset.images import FIRST_SEED
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])

@@ -33,6 +33,9 @@ from diffportrait3d.weights.safetensors_writer import write_tensors
 
 FORMAT, VERSION = "diffportrait3d-multiview", 1
 SPLITS = ("train", "val", "test")
+# Rendered people by their first seed: no split shows those of another, and conditions show nobody's portrait.
+FIRST_SEED = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+FIRST_CONDITION = {"train": 3_000_000, "val": 4_000_000, "test": 4_000_000}
 MADE_AGAIN = "run the command that made the data set (training.render, training.import_data): it makes what is missing"
 
 

@@ -53,7 +53,7 @@ def _parser(stage: type[Stage]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m training.{stage.name}",
         description=sys.modules[stage.__module__].__doc__,
-        epilog="settings (key=default):\n" + "\n".join(settings_help(stage.config_class)).replace("%", "%%"),
+        epilog="settings (key=default):\n" + "\n".join(settings_help(stage.config_class)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument

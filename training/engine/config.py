@@ -177,4 +177,4 @@ def settings_help(cls: type[Settings], section: str = "") -> Iterator[str]:
             continue
         choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
         notes = [" | ".join(choices), field.description or ""]
-        yield f"  {section}{name}={field.default}".ljust(44) + "; ".join(filter(None, notes))
+        yield (f"  {section}{name}={field.default}".ljust(44) + "; ".join(filter(None, notes))).rstrip()

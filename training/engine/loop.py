@@ -108,19 +108,12 @@ class Trainer:
 
     def describe(self) -> str:
         """One line per network: trained or frozen, and how many parameters."""
-
-        def row(state: str, module: nn.Module, name: str) -> str:
-            return f"  {state:<8}{sum(p.numel() for p in module.parameters()) / 1e6:8.3f} M  {name}"
-
-        count = self.accelerator.num_processes
-        return "\n".join(
-            [
-                f"{self.stage.name}: device {self.device}, {_name(self.dtype)}"
-                + (f", {count} processes" if count > 1 else ""),
-                row("trained", self.stage.trainable, type(self.stage.trainable).__name__),
-                *(row("frozen", module, name) for name, module in self.stage.frozen.items()),
-            ]
-        )
+        count, trained = self.accelerator.num_processes, self.stage.trainable
+        rows = [f"{self.stage.name}: device {self.device}, {_name(self.dtype)}" + f", {count} processes" * (count > 1)]
+        networks = [("trained", type(trained).__name__, trained), *(("frozen", *f) for f in self.stage.frozen.items())]
+        for state, name, module in networks:
+            rows.append(f"  {state:<8}{sum(p.numel() for p in module.parameters()) / 1e6:8.3f} M  {name}")
+        return "\n".join(rows)
 
     def save(self) -> None:
         """Write everything needed to resume."""

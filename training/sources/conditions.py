@@ -17,8 +17,7 @@ import torch
 from diffportrait3d.images import NoteLog, as_pixels
 from diffportrait3d.synthetic_heads import Scene, portrait_scene, render_views
 
-from ..dataset.images import DataError
-from ..render import FIRST_CONDITION
+from ..dataset.images import FIRST_CONDITION, DataError
 from .reader import SkippedGroup, read_json, read_square, resized
 
 LARGEST_DIFFERENCE = 1e-3  # between a render's label and its portrait's

@@ -13,8 +13,7 @@ from diffportrait3d.cameras.projection import project, world_to_camera
 from diffportrait3d.synthetic_heads import render
 from training import import_data
 from training.check_data import problems
-from training.dataset.images import DataError, read_manifest
-from training.render import FIRST_CONDITION
+from training.dataset.images import FIRST_CONDITION, DataError, read_manifest
 from training.sources.alignment import FIVE_POINTS, Camera, Similarity, eg3d_crop, head_similarity, warp
 from training.sources.colour import apply_affine, apply_polynomial
 from training.sources.conditions import _scene
