@@ -16,8 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from diffportrait3d.weights.checkpoints import open_checkpoint
+from diffportrait3d.weights.files import CheckpointError
 
 TORCHVISION_NAMES = {"alex": "alexnet", "vgg": "vgg16"}
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -100,15 +102,11 @@ def _fill(network: nn.Module, name: str, path: Path) -> nn.Module:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A state dict from .safetensors or from torch.save, on the CPU, read without running code in it."""
-    if not path.is_file():
-        raise BackboneError(f"There is no backbone file '{path}'; check the path. Nothing is downloaded.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpicklers raise anything for a file that is something else
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BackboneError(f"'{path}' cannot be read as a state dict ({reason}); save one with torch.save.") from None
+        source = open_checkpoint(path)
+    except CheckpointError as error:
+        raise BackboneError(f"{error} Nothing is downloaded.") from None
+    return {name: source.get(name) for name in source.shapes}
 
 
 def load_inception(path: Path) -> nn.Module:
