@@ -70,29 +70,18 @@ class Orbit:
         model = reference.apply_reference_attention(self.model, self.encoder, images)
         model = consistency.apply_cross_view_attention(model, self.module, closed_orbit=True)
         if grouped:
+            windows = {"context_length": self.windows(), "context_overlap": 0, "context_schedule": "batched"}
+            windows |= {"context_stride": 1, "closed_loop": False, "fuse_method": "flat", "dim": 0}
             node = self.host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
-            model = node.execute(
-                model,
-                context_length=self.windows(),
-                context_overlap=0,
-                context_schedule="batched",
-                context_stride=1,
-                closed_loop=False,
-                fuse_method="flat",
-                dim=0,
-                freenoise=False,
-                causal_window_fix=False,
-            ).args[0]
+            model = node.execute(model, **windows, freenoise=False, causal_window_fix=False).args[0]
         text = [[torch.zeros(1, 1, self.encoder.config.context_dim), {}]]
         positive = self.patches.view_controlnet.apply_view_controlnet(text, self.control_net, conditions)
         sampling = self.patches.sampling
         sigmas = sampling.ddim_sigmas(model.get_model_object("model_sampling"), steps)
 
         def run() -> Tensor:
-            noise, sampler = self.patches.noise.ViewNoise(0), sampling.DDIMSampler(0.5)
-            return sampling.sample_views(model, positive, text, noise, {"samples": latents}, sampler, sigmas, 3.0)[
-                "samples"
-            ]
+            drawn, sampler = (self.patches.noise.ViewNoise(0), {"samples": latents}), sampling.DDIMSampler(0.5)
+            return sampling.sample_views(model, positive, text, *drawn, sampler, sigmas, 3.0)["samples"]
 
         return run
 
@@ -134,13 +123,13 @@ def print_borders(host, pack, options) -> None:
     latents = orbit.latents()
     groups = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
     ours = view_windows(count, size, orbit.patches.cross_view_attention.OVERLAP, True, options.steps - 1)
-    arms = {
+    variants = {
         "ground truth": (truth.image, groups),
         "separate groups": (orbit.sampling(latents, conditions, options.steps, True), groups),
         "our windows": (orbit.sampling(latents, conditions, options.steps), ours),
     }
     rows = []
-    for title, (images, windows) in arms.items():
+    for title, (images, windows) in variants.items():
         if callable(images):
             images = orbit.vae.decode(images()).movedim(-1, 1).clamp(0, 1)  # [V, 3, H, W]
         rows.append([title, *(f"{number:.4f}" for number in border_errors(images, pairs, windows))])
@@ -150,7 +139,7 @@ def print_borders(host, pack, options) -> None:
 def border_errors(images: Tensor, pairs: list, windows: list[list[int]]) -> tuple[float, float, float]:
     """Mean error of neighbours away from the windows' ends, at the ends, and between the last and the first view.
 
-    A pair is at a border if one of its views ends a window and the other one lies outside of it.
+    A pair is at a border if one of its views ends a window and the other one is outside of it.
     """
     border = set()
     for window in windows:
@@ -170,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m evaluation.many_views", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the miniature")
-    parser.add_argument("--views", type=int, nargs="+", default=[16, 64], help="borders are looked at for the last")
+    parser.add_argument("--views", type=int, nargs="+", default=[16, 64], help="borders are measured for the last")
     parser.add_argument("--steps", type=int, default=6, help="DDIM steps of the borders' views")
     parser.add_argument("--only", choices=PARTS, help="one part instead of both")
     options = parser.parse_args(arguments)

@@ -3,7 +3,7 @@
     python -m evaluation.sampler_table
 
 A narrow UNet with known weights, four views, four steps (eight with fast), start t=999 unless a sampler of the host
-stands beside ours. A number is the relative difference to what the line of its column says.
+is compared with ours. A number is the relative difference to what the line of its column says.
 """
 
 from __future__ import annotations
@@ -107,73 +107,40 @@ class Bench:
     ) -> Tensor:
         """Steps `first` to `last` of a row's schedule, noise that is left included [V, 4, h, w]."""
         model, steps = model or self.model, sampler.steps if denoise == 1 else DENOISE_STEPS
-        preset = "fast" if sampler.eta is None and denoise == 1 else "custom"
         if sampler.node == "ours":
-            out = (
-                self.nodes["DP3D_ViewConsistencySampler"]
-                .execute(
-                    model,
-                    self.prompt,
-                    latent,
-                    self.noises.ViewNoise(SEED),
-                    1.0,
-                    preset,
-                    steps,
-                    sampler.eta or 0.0,
-                    start,
-                    denoise=denoise,
-                    start_at_step=first,
-                    end_at_step=last,
-                    add_noise=noise,
-                    return_with_leftover_noise=True,
-                )
-                .args[0]
-            )
+            schedule = "fast" if sampler.eta is None and denoise == 1 else "custom", steps, sampler.eta or 0.0, start
+            inputs = model, self.prompt, latent, self.noises.ViewNoise(SEED), 1.0, *schedule
+            part = {"start_at_step": first, "end_at_step": last, "add_noise": noise, "denoise": denoise}
+            [out] = self.execute("DP3D_ViewConsistencySampler", *inputs, **part, return_with_leftover_noise=True)
         elif sampler.node == "KSamplerAdvanced":
-            out = self.nodes[sampler.node]().sample(
-                model,
-                "enable" if noise else "disable",
-                SEED,
-                steps,
-                1.0,
-                sampler.host,
-                "normal",
-                self.prompt,
-                self.prompt,
-                latent,
-                first,
-                last,
-                "enable",
-                denoise=denoise,
-            )[0]
+            drawn = "enable" if noise else "disable"
+            inputs = model, drawn, SEED, steps, 1.0, sampler.host, "normal", self.prompt, self.prompt, latent
+            [out] = self.nodes[sampler.node]().sample(*inputs, first, last, "enable", denoise=denoise)
         else:
             chosen, sigmas = self.schedule(sampler, start, round(steps / denoise))
             if denoise < 1:
-                sigmas = self.nodes["SplitSigmasDenoise"].execute(sigmas, denoise).args[1]
+                _, sigmas = self.execute("SplitSigmasDenoise", sigmas, denoise)
             out = self.custom(sampler.node, chosen, sigmas[first : last + 1], latent, noise, model)
         return out["samples"]
+
+    def execute(self, node: str, *inputs, **named) -> tuple:
+        """The outputs of a node."""
+        return self.nodes[node].execute(*inputs, **named).args
 
     def schedule(self, sampler: Sampler, start: str, steps: int) -> tuple:
         """(SAMPLER, SIGMAS) of a row, by View-Consistency Schedule."""
         preset = "fast" if sampler.eta is None and steps == FAST_STEPS else "custom"
-        chosen, sigmas = (
-            self.nodes["DP3D_ViewConsistencySchedule"]
-            .execute(self.model, preset, steps, sampler.eta or 0.0, start)
-            .args
-        )
-        return self.nodes["KSamplerSelect"].execute(sampler.host).args[0] if sampler.host else chosen, sigmas
+        inputs = self.model, preset, steps, sampler.eta or 0.0, start
+        chosen, sigmas = self.execute("DP3D_ViewConsistencySchedule", *inputs)
+        return self.execute("KSamplerSelect", sampler.host)[0] if sampler.host else chosen, sigmas
 
     def custom(self, node: str, chosen, sigmas: Tensor, latent: dict, noise: bool, model) -> dict:
         """One of the host's two nodes that take SAMPLER and SIGMAS; SamplerCustom draws the host's noise."""
         if node == "SamplerCustom":
-            return (
-                self.nodes[node]
-                .execute(model, noise, SEED, 1.0, self.prompt, self.prompt, chosen, sigmas, latent)
-                .args[0]
-            )
-        guider = self.nodes["CFGGuider"].execute(model, self.prompt, self.prompt, 1.0).args[0]
-        drawn = self.noises.ViewNoise(SEED) if noise else self.nodes["DisableNoise"].execute().args[0]
-        return self.nodes[node].execute(drawn, guider, chosen, sigmas, latent).args[0]
+            return self.execute(node, model, noise, SEED, 1.0, self.prompt, self.prompt, chosen, sigmas, latent)[0]
+        [guider] = self.execute("CFGGuider", model, self.prompt, self.prompt, 1.0)
+        drawn = self.noises.ViewNoise(SEED) if noise else self.execute("DisableNoise")[0]
+        return self.execute(node, drawn, guider, chosen, sigmas, latent)[0]
 
     def parts(self, first: Sampler, second: Sampler, start: str = "t=999") -> Tensor:
         """Two steps by one row, the others by another one that gets no noise."""
@@ -183,7 +150,7 @@ class Bench:
     def noise(self, sampler: Sampler) -> Tensor:
         """The start noise of a row [V, 4, h, w]."""
         if sampler.node in ("SamplerCustom", "KSamplerAdvanced"):
-            return self.nodes["RandomNoise"].execute(SEED).args[0].generate_noise(self.latent)
+            return self.execute("RandomNoise", SEED)[0].generate_noise(self.latent)
         return self.noises.ViewNoise(SEED).generate_noise(self.latent)
 
 
