@@ -2,7 +2,7 @@
 
 Searched: models/diffportrait3d (and what extra_model_paths.yaml adds under that name), then the pack's own weights/;
 view ControlNets also in models/controlnet. A file is known by its metadata or, if another tool cut it out of the
-release, by its keys; never by its name. Only safetensors files are listed: nothing is unpickled at run time.
+authors' checkpoint, by its keys; never by its name. Only safetensors files are listed: no pickle is read at run time.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ def miniature_path(folder: str, kind: str) -> Path:
 
 
 def miniature_portrait(folder: str) -> Path:
-    """Where the portrait beside the networks of a folder from `miniature_names` lies, if it has one."""
+    """Path of the portrait beside the networks of a folder from `miniature_names`; it may not exist."""
     return miniature_path(folder, "unet").parent / PORTRAIT
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """Changes when one of the files does, so that retrained weights are loaded anew."""
+    """Changes when one of the files does, so that retrained weights are loaded again."""
     files = [file for path in paths for file in network_files(path)]
     return "|".join(f"{file}:{file.stat().st_mtime_ns}" for file in files)
 
