@@ -6,7 +6,6 @@ Weights keep the dtype the host chooses for the device and are cast to the runni
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ..diffportrait3d.networks import AutoencoderConfig, CrossViewAttention, UNetConfig, title_of
-from ..diffportrait3d.weights.files import CheckpointError, load_network, read_metadata, read_tensors
+from ..diffportrait3d.weights.files import CheckpointError, load_network, read_metadata, read_network
 
 SD15_SIDE = 512  # pixels; for files without an image size, such as SD1.5's own
 
@@ -42,23 +41,6 @@ class HostNetwork:
     def name(self) -> str:
         """What an error calls it."""
         return str(self.path) if self.path.name else f"The {title_of(self.kind)}"
-
-
-def read_network(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file that must hold a network of `kind`.
-
-    Raises:
-        CheckpointError: missing, damaged or foreign file, or a network of another kind.
-    """
-    metadata = read_metadata(path)
-    if metadata["network"] != kind:
-        raise CheckpointError(
-            f"{path} holds {title_of(metadata['network'])} weights, but {title_of(kind)} weights are needed here; "
-            "choose another file or the loader made for it."
-        )
-    if "format" not in metadata:
-        logging.info("%s has no metadata; by its keys it is the official %s", path, title_of(kind))
-    return read_tensors(path), metadata
 
 
 def set_trained_side(module: nn.Module, metadata: dict[str, Any]) -> None:
