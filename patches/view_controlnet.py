@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..diffportrait3d.networks import UNetConfig
+from ..diffportrait3d.weights.files import read_network
 from ..host.compatibility import check_control_heads, check_control_width
 from ..host.images import as_images, check_images, resize_images
-from ..host.loading import build_control_model, read_network, set_trained_side
+from ..host.loading import build_control_model, set_trained_side
 from .feature_sizes import fit_residuals
 from .run_state import SigmaRange, chunk_size
 
