@@ -43,14 +43,8 @@ NEEDED_SPLITS = {"train": "data.split", "val": "data.validation_split"}  # by tr
 
 
 def problems(root: Path, images: bool = True, progress: bool = False, notes: list[str] | None = None) -> Iterator[str]:
-    """One sentence for everything that is wrong with what is there.
-
-    Args:
-        root: folder of the data set.
-        images: False to look for image files without opening them.
-        progress: show a progress bar.
-        notes: gets lines that are worth knowing, but no problems.
-    """
+    """One sentence for everything that is wrong with what is there. Without `images` no image is opened, only looked
+    for. `notes` gets lines that are worth knowing, but no problems."""
     header, subjects = read_manifest(root)
     resolution = header.get("resolution")
     if not isinstance(resolution, int) or resolution < 1:

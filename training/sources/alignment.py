@@ -1,4 +1,4 @@
-"""Calibrated images in EG3D's convention: the head's pose from five points, exact labels, exact crops.
+"""Alignment of calibrated images to EG3D: the head's pose from five points, exact labels, exact crops.
 
 The five points (eye on the left and on the right of the image, nose tip, mouth corner on the left and on the right)
 are triangulated in the rig's world, and one similarity carries them to where EG3D's preparation of FFHQ puts them.
@@ -162,14 +162,8 @@ def eg3d_crop(camera: Camera, similarity: Similarity) -> Crop:
 def aligned_views(
     images: Mapping[str, UserImage], cameras: Mapping[str, Camera], face: Tensor, resolution: int, outside: str
 ) -> Iterator[tuple[PortraitView, float]]:
-    """Crops in EG3D's convention, and the share of each that its image covers.
-
-    Args:
-        images: by name.
-        cameras: by name, in the same world as the five points of the face [5, 3].
-        resolution: side of the crops in pixels.
-        outside: see `warp`.
-    """
+    """Crops of images by name, whose cameras are in the same world as the face's five points [5, 3], and the share of
+    each crop that its image covers. outside: see `warp`."""
     similarity = head_similarity(face)
     for name, image in images.items():
         crop = eg3d_crop(cameras[name], similarity)
