@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -172,7 +172,8 @@ class PhotographReader(Reader):
         add("--split-file", type=Path, help='JSON {"train": [people], "val": [...], "test": [...]} instead of shares')
         add("--test-share", type=float, default=0.2, help="share of people in split test, by their names' hash")
         add("--val-share", type=float, default=0.02, help="share of people in split val")
-        parser.set_defaults(**{field.name: field.default for field in fields(cls.options_class)})
+        defaults = {field.name: field.default for field in fields(cls.options_class) if field.default is not MISSING}
+        parser.set_defaults(**defaults)
 
     @classmethod
     def from_options(cls, args: argparse.Namespace) -> PhotographReader:
