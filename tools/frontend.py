@@ -64,7 +64,8 @@ class Frontend:
 
     def ask(self, name: str, *arguments):
         """Call a function of tools/frontend.js."""
-        return self.page.evaluate(f"(all) => window.diffportrait3d.{name}(...all)", arguments)
+        call = f"async (all) => JSON.stringify((await window.diffportrait3d.{name}(...all)) ?? null)"
+        return json.loads(self.page.evaluate(call, arguments))  # as JSON, which leaves out what is undefined
 
     def open(self, workflow: Path) -> None:
         """Load a workflow in the editor's form, as the dialog of templates does it.
