@@ -51,7 +51,7 @@ def open_template(page: Page, errors: list[str], name: str) -> None:
     """Choose a template as a person does; what the console says afterwards is in `errors`."""
     title = frontend.layout(name)["title"]
     if page.evaluate("window.app.graph.nodes.length > 0"):  # the greeting is gone: by the side bar
-        page.get_by_role("button", name=re.compile("^Tem")).click()
+        page.locator("button").filter(has_text=re.compile(r"^\s*Tem")).click()
     page.locator("nav, [role=dialog]").get_by_text(PACK_NAME, exact=True).first.click()
     card = page.get_by_test_id(f"template-workflow-{title}")
     card.wait_for()

@@ -131,7 +131,7 @@ def test_blueprint_is_in_the_library_and_can_be_added(editor):
     assert file == frontend.blueprint("six_nodes")
     page = editor.page
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
-    library = page.get_by_role("button", name="Nodes", exact=True)
+    library = page.locator("button").filter(has_text=re.compile(r"^\s*Nodes\s*$"))
     library.click()
     page.get_by_placeholder(re.compile("^Search")).first.fill(file.stem)
     page.locator("span").get_by_text(file.stem, exact=True).first.click()
