@@ -109,7 +109,7 @@ def test_the_viewer_s_camera_as_it_is(host, nodes):
         ({"fov": 0}, "field of view of 0"),
         ({"position": {"x": float("nan"), "y": 0, "z": 1}}, "contains NaN"),
         ({"quaternion": {"x": 0, "y": 0, "z": 0, "w": 0}}, "quaternion of length 0"),
-        ({"quaternion": None, "position": {"x": 0, "y": 0, "z": 0}}, "stands in its target"),
+        ({"quaternion": None, "position": {"x": 0, "y": 0, "z": 0}}, "is at its target"),
     ],
 )
 def test_impossible_viewer_cameras(host, nodes, change, message):
