@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 PRESET ?= cpu
 WORKERS ?= 2
 
-.PHONY: help setup test test-core demo miniature golden evaluate ablations clean
+.PHONY: help setup check test test-core demo miniature golden evaluate ablations clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST) | sed 's/ - /\t/' | expand -t 20
@@ -12,9 +12,12 @@ help: ## show the targets
 setup: ## .venv, the pinned packages, ComfyUI
 	@$(PYTHON) tools/bootstrap.py
 
-test: setup ## ruff (rules and format) and all tests; in WORKERS=2 processes; ARGS="-k name" is passed to pytest
+check: setup ## rules and format (ruff), types (basedpyright)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check --quiet
+	@$(RUN) -m basedpyright
+
+test: check ## all tests; in WORKERS=2 processes; ARGS="-k name" is passed to pytest
 	.venv/bin/pytest -q -n $(WORKERS) --dist loadfile --durations 10 tests $(ARGS)
 
 test-core: setup ## the core's tests alone: no ComfyUI, no browser, no training
