@@ -61,7 +61,7 @@ def check_make(line: str, monkeypatch) -> None:
     assert done.returncode == 0, done.stderr
     for expanded in done.stdout.splitlines():
         words = shlex.split(expanded)
-        if words[1:2] == ["-m"]:
+        if words[1:2] == ["-m"] and (ROOT / words[2].split(".")[0]).is_dir():  # of this repository
             check_module(words[2:], monkeypatch)
 
 
