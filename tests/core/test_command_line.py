@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffportrait3d.__main__ import main
 from diffportrait3d.images import read_image, save_image
+from diffportrait3d.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,10 @@ def test_a_turntable_is_written(weights, tmp_path):
         [sys.executable, "-m", "diffportrait3d", *arguments], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "view_00.png to view_01.png, 256 px" in done.stdout and "1/1" in done.stderr
+    side = Pipeline.from_folder(weights).resolution
+    assert f"view_00.png to view_01.png, {side} px" in done.stdout and "1/1" in done.stderr
     views = [read_image(out / f"view_{number:02d}.png").as_tensor() for number in range(2)]
-    assert views[0].shape == (3, 256, 256) and not torch.equal(*views)
+    assert views[0].shape == (3, side, side) and not torch.equal(*views)
     assert sorted(path.name for path in out.parent.rglob("*")) == ["view_00.png", "view_01.png", "views"]
 
 
