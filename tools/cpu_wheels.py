@@ -7,7 +7,8 @@ and both packages give up at import because of it, although ComfyUI uses only th
 * torchvision registers shape functions for its operators `nms` and `qnms`; their schemas are declared for it.
 * torchaudio looks for its shared libraries with `Path.glob` and does without those that it does not find.
 
-Does nothing where torch was built with CUDA. Does not import torch by itself.
+Does nothing where torch was built with CUDA. Does not import torch by itself. The set-up (`tools/bootstrap.py`) has
+every Python of `.venv` call it at its start; nothing else has to.
 """
 
 from __future__ import annotations

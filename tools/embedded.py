@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from tools import cpu_wheels
 from tools.host import PACK, PACK_NAME, HostError, find_host, link_pack
 
 
@@ -149,7 +148,6 @@ def boot(base_directory: Path, cpu: bool = True) -> EmbeddedHost:
     path = find_host()
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base_directory / name).mkdir(parents=True, exist_ok=True)
-    cpu_wheels.install()
     _prepare_path(path)
     _parse_options(
         [

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tools.host import PACK, PACK_NAME, find_host, link_pack
+from tools.host import PACK_NAME, find_host, link_pack
 
 READY_SECONDS = 600  # a dead server is noticed at once; this is for a busy machine
 STOP_SECONDS = 10
@@ -93,8 +93,7 @@ class Server:
         cpu = _no_accelerator() if self.cpu is None else self.cpu
         command = [
             sys.executable,
-            str(PACK / "tools/run_host.py"),
-            str(host),
+            str(host / "main.py"),
             "--listen",
             "127.0.0.1",
             "--port",
@@ -117,7 +116,13 @@ class Server:
             # Threads that spin while they wait make two busy cores several times slower.
             environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUTF8": "1"}
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
+                command,
+                cwd=host,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=environment,
             )
 
     def _wait_until_ready(self) -> None:

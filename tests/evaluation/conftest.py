@@ -24,9 +24,6 @@ from diffportrait3d.networks import (
 )
 from diffportrait3d.weights.files import save_network
 from evaluation.metrics.pose import PoseRegressor, save_pose_regressor
-from tools import cpu_wheels
-
-cpu_wheels.install()  # torchmetrics imports torchvision, which needs help beside a CPU build of torch
 
 RADIUS, CENTRE = 0.18, torch.tensor([0.0, 0.0, 0.2])
 

@@ -11,11 +11,8 @@ from safetensors.torch import save_file
 from evaluation.metrics import images as image_metrics
 from evaluation.metrics import perceptual
 from evaluation.metrics.perceptual import BackboneError
-from tools import cpu_wheels
 
 CLOSE = {"rel": 1e-5, "abs": 1e-5}
-
-cpu_wheels.install()  # torchvision can be imported from here on
 
 
 @pytest.fixture(autouse=True)

@@ -156,9 +156,6 @@ def test_an_incomplete_motion_module_is_named(tmp_path):
 
 def test_the_empty_prompt_of_a_checkpoint(made):
     """Against the transformer written out: causal, pre-norm, quick GELU."""
-    from tools.cpu_wheels import install
-
-    install()
     _, files = made
     got = encode_empty_prompt(open_checkpoint(files["sd.safetensors"]))
     w = {k.removeprefix(TEXT): v for k, v in text_encoder_of(files["sd.safetensors"]).items()}
