@@ -65,7 +65,7 @@ class CompareStudy(Study):
             views[f"{name}_autoencoder"] = resize(made.autoencoder().images, size)
             stored = made.variant(FULL)
             views[name], seconds[name] = resize(stored.images, size), stored.seconds
-        return views | {"reference_copy": subject.reference[:1].expand_as(subject.images)}, seconds
+        return views, seconds
 
     def setting(self) -> str:
         return f"{super().setting()}, all measured at {self.generator.pipeline.resolution} px by one autoencoder"

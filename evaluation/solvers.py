@@ -59,7 +59,7 @@ class SolverStudy(Study):
             stored = made.variant(FULL)
             views[name], seconds[name] = stored.images, stored.seconds
         views["autoencoder"] = made.autoencoder().images
-        return views | {"reference_copy": subject.reference[:1].expand_as(subject.images)}, seconds
+        return views, seconds
 
     def setting(self) -> str:
         return f"guidance {self.options.guidance}, DDIM's eta {self.options.eta}"

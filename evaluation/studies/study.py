@@ -116,14 +116,13 @@ class Study:
         return subject
 
     def views(self, subject: Subject, seed: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The images [V, 3, H, W] of every row of the table, and the seconds that generating took."""
+        """The images [V, 3, H, W] of every row but the copied reference, and the seconds that generating took."""
         made = SubjectViews(self.store, subject, seed)
         stored = {name: made.variant(variant) for name, variant in self.variants.items()}
         views = {
             "ground_truth": subject.images,
             "autoencoder": made.autoencoder().images,
             "proxy": made.proxy().images,
-            "reference_copy": subject.reference[:1].expand_as(subject.images),
         } | {name: found.images for name, found in stored.items()}
         return views, {name: found.seconds for name, found in stored.items()}
 
@@ -131,6 +130,7 @@ class Study:
         """The record of one identity; also saves its page of images if it is to be shown."""
         subject, seed = self.subject(index), self.options.seed + index
         views, seconds = self.views(subject, seed)
+        views["reference_copy"] = subject.reference[:1].expand_as(subject.images)
         if index < self.options.pictures:
             self.save_page(index, subject, views)
         record = {"id": subject.id, "digest": subject.digest, "seed": seed, "seconds": seconds}
