@@ -55,8 +55,8 @@ def read(path: Path) -> Tensor:
     return image.as_tensor()
 
 
-def generate(options: argparse.Namespace) -> int:
-    """Number of views written.
+def generate(options: argparse.Namespace) -> None:
+    """Makes and writes the views.
 
     Raises:
         ValueError: something that was given cannot be used; the message names it.
@@ -92,7 +92,6 @@ def generate(options: argparse.Namespace) -> int:
         options.out.rmdir()
     write_folder(options.out, fill)
     print(f"{options.out}: {names[0]} to {names[-1]}, {pipeline.resolution} px")
-    return len(views)
 
 
 def main(arguments: list[str] | None = None) -> int:
