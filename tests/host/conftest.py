@@ -80,6 +80,28 @@ def stock_autoencoder(host):
 
 
 @pytest.fixture
+def host_windows(host):
+    """host_windows(model, length, overlap): the MODEL with context windows as the host's own node sets them up."""
+    node = host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
+
+    def windows(model, length: int, overlap: int):
+        return node.execute(
+            model,
+            context_length=length,
+            context_overlap=overlap,
+            context_schedule="standard_static",
+            context_stride=1,
+            closed_loop=False,
+            fuse_method="pyramid",
+            dim=0,
+            freenoise=False,
+            causal_window_fix=False,
+        ).args[0]
+
+    return windows
+
+
+@pytest.fixture
 def assert_clean(host):
     """`with assert_clean(model): ...` fails if the ModelPatcher is not bit for bit what it was before.
 

@@ -35,23 +35,17 @@ def run(host, node_type: str, **inputs):
     return host.run_workflow(prompt).values["1"]
 
 
+def trajectory_node(kind: str, views: int, pitch: float) -> dict:
+    """Camera Trajectory in API format, from -45 to 45 degrees of yaw and -pitch to pitch."""
+    angles = {"yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": -pitch, "pitch_max": pitch, "roll": 0.0}
+    inputs = {"kind": kind, "views": views, **angles, "radius": 2.7, "fov": 13.37}
+    return {"class_type": "DP3D_CameraTrajectory", "inputs": inputs}
+
+
 @pytest.mark.parametrize("file_format", ["json, EG3D's dataset.json", "json, plain list", "npy"])
 def test_saved_cameras_are_loaded_again(host, folders, file_format):
     prompt = {
-        "path": {
-            "class_type": "DP3D_CameraTrajectory",
-            "inputs": {
-                "kind": "orbit",
-                "views": 12,
-                "yaw_min": -45.0,
-                "yaw_max": 45.0,
-                "pitch_min": -10.0,
-                "pitch_max": 10.0,
-                "roll": 0.0,
-                "radius": 2.7,
-                "fov": 13.37,
-            },
-        },
+        "path": trajectory_node("orbit", 12, 10.0),
         "save": {
             "class_type": "DP3D_SaveCameras",
             "inputs": {"cameras": ["path", 0], "filename_prefix": "takes/one", "format": file_format},
@@ -175,20 +169,7 @@ def export(host, images: torch.Tensor, labels: torch.Tensor, **extras) -> Path:
 
 def test_views_are_exported_below_the_output_folder(host, folders):
     prompt = {
-        "path": {
-            "class_type": "DP3D_CameraTrajectory",
-            "inputs": {
-                "kind": "arc",
-                "views": 3,
-                "yaw_min": -45.0,
-                "yaw_max": 45.0,
-                "pitch_min": 0.0,
-                "pitch_max": 0.0,
-                "roll": 0.0,
-                "radius": 2.7,
-                "fov": 13.37,
-            },
-        },
+        "path": trajectory_node("arc", 3, 0.0),
         "views": {
             "class_type": "DP3D_RenderCameraConditions",
             "inputs": {"cameras": ["path", 0], "resolution": 64, "subject": 1},
@@ -242,20 +223,7 @@ def test_prefixes_are_filled_in_as_by_save_image(host, folders, monkeypatch):
     prefix = "%year%/%month%-%day%_%hour%%minute%%second%/%width%x%height%_%batch_num%"
     prompt = {
         "images": {"class_type": "EmptyImage", "inputs": {"width": 24, "height": 16, "batch_size": 2, "color": 0}},
-        "path": {
-            "class_type": "DP3D_CameraTrajectory",
-            "inputs": {
-                "kind": "arc",
-                "views": 2,
-                "yaw_min": -45.0,
-                "yaw_max": 45.0,
-                "pitch_min": 0.0,
-                "pitch_max": 0.0,
-                "roll": 0.0,
-                "radius": 2.7,
-                "fov": 13.37,
-            },
-        },
+        "path": trajectory_node("arc", 2, 0.0),
         "host": {"class_type": "SaveImage", "inputs": {"images": ["images", 0], "filename_prefix": f"host/{prefix}"}},
         "views": {
             "class_type": "DP3D_ExportViews",

@@ -170,20 +170,8 @@ def test_two_positive_prompts(path, references):
     assert difference(views, run(path, path.model, positive=both)) > 0.01
 
 
-def test_encoder_runs_once_a_step_for_all_windows_of_the_host(host, path, references):
-    windows = host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
-    model = windows.execute(
-        apply(path, references[:1]),
-        context_length=2,
-        context_overlap=1,
-        context_schedule="standard_static",
-        context_stride=1,
-        closed_loop=False,
-        fuse_method="pyramid",
-        dim=0,
-        freenoise=False,
-        causal_window_fix=False,
-    ).args[0]
+def test_encoder_runs_once_a_step_for_all_windows_of_the_host(path, references, host_windows):
+    model = host_windows(apply(path, references[:1]), 2, 1)
     seen = lengthened(model)
     with Counter(path.encoder.patcher.model) as batches:
         run(path, model)

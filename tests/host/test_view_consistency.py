@@ -132,20 +132,8 @@ def test_any_number_of_views_from_two_up(path, prompts):
         run(path, model, prompts, 1)
 
 
-def test_windows_of_the_host(host, path, prompts):
-    windows = host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
-    model = windows.execute(
-        apply(path),
-        context_length=4,
-        context_overlap=2,
-        context_schedule="standard_static",
-        context_stride=1,
-        closed_loop=False,
-        fuse_method="pyramid",
-        dim=0,
-        freenoise=False,
-        causal_window_fix=False,
-    ).args[0]
+def test_windows_of_the_host(path, prompts, host_windows):
+    model = host_windows(apply(path), 4, 2)
     assert torch.isfinite(run(path, model, prompts, views=10)).all()
     model.model_options["context_handler"].context_length = 8
     with pytest.raises(ValueError, match="reaches 6 views at once .*, got 8; make the context windows smaller"):

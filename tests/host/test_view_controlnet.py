@@ -108,22 +108,10 @@ def test_images_of_another_size_are_resized(path, prompt, images):
     assert torch.allclose(hints[0], images.movedim(-1, 1) * 2 - 1, atol=1e-5)
 
 
-def test_hints_follow_the_windows_of_the_host(host, path, prompt, images):
+def test_hints_follow_the_windows_of_the_host(path, prompt, images, host_windows):
     """Six views in windows of four: the host's own class would give every window the first four hints."""
     six = torch.rand(6, 64, 64, 3, generator=torch.Generator().manual_seed(6))
-    windows = host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
-    model = windows.execute(
-        path.model,
-        context_length=4,
-        context_overlap=2,
-        context_schedule="standard_static",
-        context_stride=1,
-        closed_loop=False,
-        fuse_method="pyramid",
-        dim=0,
-        freenoise=False,
-        causal_window_fix=False,
-    ).args[0]
+    model = host_windows(path.model, 4, 2)
     hints = hints_seen(path.control_net, lambda: run(path, apply(path, prompt, six), prompt, model=model, views=6))
     expected = six.movedim(-1, 1) * 2 - 1
     assert len(hints) == 2 * STEPS

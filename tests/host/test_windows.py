@@ -281,24 +281,9 @@ def test_log_of_an_error_inside_a_window(path, prompts, caplog):
     assert logging.getLogger().filters == filters
 
 
-def test_windows_of_the_host_go_on_telling(path, prompts, host, caplog):
+def test_windows_of_the_host_go_on_telling(path, prompts, caplog, host_windows):
     """Context windows that a person has set up by the host's own node keep the host's lines."""
     caplog.set_level(logging.INFO)
-    model = (
-        host.nodes.NODE_CLASS_MAPPINGS["ContextWindowsManual"]
-        .execute(
-            apply(path),
-            context_length=4,
-            context_overlap=1,
-            context_schedule="standard_static",
-            context_stride=1,
-            closed_loop=False,
-            fuse_method="pyramid",
-            dim=0,
-            freenoise=False,
-            causal_window_fix=False,
-        )
-        .args[0]
-    )
+    model = host_windows(apply(path), 4, 1)
     run(path, model, prompts)
     assert sum(line.startswith("Context window 1/") for line in window_lines(caplog)) == STEPS
