@@ -42,7 +42,9 @@ class Sampling:
         solver: one of SOLVERS.
         eta: fresh noise per step, of DDIM alone.
         guidance: scale of classifier-free guidance over appearance and camera together; 1 runs no second pass.
-        guided: timesteps at which guidance acts, from the first to before the second.
+        guided: timesteps at which guidance acts, from the first to before the second; the others run no second pass
+            (Kynkaanniemi et al. 2024).
+        posed: timesteps at which F_cam acts, given likewise; the others do not run it.
         window: views that attend to each other; None: as many as the weights were trained with.
         overlap: views that neighbouring windows share.
         closed: the last view is the neighbour of the first.
@@ -53,6 +55,7 @@ class Sampling:
     eta: float = ETA
     guidance: float = GUIDANCE
     guided: tuple[int, int] = (0, 1000)
+    posed: tuple[int, int] = (0, 1000)
     window: int | None = None
     overlap: int = WINDOW_OVERLAP
     closed: bool = False
@@ -248,12 +251,13 @@ class Pipeline:
         steps = itertools.count()
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            bank = denoiser.bank(references, t, context)
-            scale = sampling.guidance if sampling.guided[0] <= t[0] < sampling.guided[1] else 1.0
+            bank, timestep = denoiser.bank(references, t, context), int(t[0])
+            scale = sampling.guidance if timestep in range(*sampling.guided) else 1.0
+            images = camera_images if timestep in range(*sampling.posed) else None
             x = x[order]
 
             def guided(views: list[int]) -> Tensor:
-                rows = x[views], t[views], context[views], bank, camera_images[views]
+                rows = x[views], t[views], context[views], bank, None if images is None else images[views]
                 return denoiser.guided(*rows, num_views=len(views), scale=scale)
 
             if count <= window:

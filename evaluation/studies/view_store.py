@@ -138,13 +138,12 @@ class SubjectViews:
 
 
 def sampling_facts(sampling: Sampling) -> dict:
-    """What the views depend on: without an eta that the solver lacks, or `guided` where that is all timesteps."""
+    """What the views depend on: without an eta that the solver lacks, or an interval of all timesteps."""
     facts = {name: getattr(sampling, name) for name in ("solver", "steps", "guidance")}
     if sampling.solver == "ddim":
         facts["eta"] = sampling.eta
-    if sampling.guided != Sampling.guided:
-        facts["guided"] = sampling.guided
-    return facts
+    intervals = ("guided", "posed")
+    return facts | {name: getattr(sampling, name) for name in intervals if getattr(sampling, name) != (0, 1000)}
 
 
 def variant_inputs(variant: Variant, subject: Subject, seed: int) -> dict:

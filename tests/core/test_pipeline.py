@@ -139,6 +139,20 @@ def test_guidance_acts_at_its_timesteps_only(pipeline, portrait):
     assert not torch.equal(pipeline(portrait, cameras, sampling=late), pipeline(portrait, cameras, sampling=none))
 
 
+def test_f_cam_acts_at_its_timesteps_only(pipeline, portrait):
+    cameras, calls = trajectory("arc", 2), []
+    without = pipeline.with_networks(view_controlnet=None)
+    never, none = Sampling(steps=2, posed=(0, 0)), Sampling(steps=2)
+    assert torch.equal(pipeline(portrait, cameras, sampling=never), without(portrait, cameras, sampling=none))
+    handle = pipeline.denoiser.view_controlnet.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[2]))
+    try:
+        early = pipeline(portrait, cameras, sampling=Sampling(steps=2, posed=(500, 1000)))
+    finally:
+        handle.remove()
+    assert [int(t[0]) for t in calls] == [999]  # of 999 and 499
+    assert not torch.equal(early, pipeline(portrait, cameras, sampling=none))
+
+
 def test_networks_see_the_views_in_the_given_order(pipeline, portrait):
     cameras, seen = trajectory("arc", 3), []
     order, sampling = torch.tensor([2, 0, 1]), Sampling(steps=1)
