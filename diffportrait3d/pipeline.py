@@ -45,6 +45,7 @@ class Sampling:
         guided: timesteps at which guidance acts, from the first to before the second; the others run no second pass
             (Kynkaanniemi et al. 2024).
         posed: timesteps at which F_cam acts, given likewise; the others do not run it.
+        reference_timestep: F_ref is read once, as of this timestep; None: anew at every step.
         window: views that attend to each other; None: as many as the weights were trained with.
         overlap: views that neighbouring windows share.
         closed: the last view is the neighbour of the first.
@@ -56,6 +57,7 @@ class Sampling:
     guidance: float = GUIDANCE
     guided: tuple[int, int] = (0, 1000)
     posed: tuple[int, int] = (0, 1000)
+    reference_timestep: int | None = None
     window: int | None = None
     overlap: int = WINDOW_OVERLAP
     closed: bool = False
@@ -249,9 +251,12 @@ class Pipeline:
         context = start.new_zeros(count, 1, denoiser.unet.config.context_dim)  # the empty prompt of these networks
         window = count if denoiser.view_consistency is None else sampling.window or self.window
         steps = itertools.count()
+        once = None
+        if sampling.reference_timestep is not None:
+            once = denoiser.bank(references, torch.tensor([sampling.reference_timestep], device=start.device), context)
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            bank, timestep = denoiser.bank(references, t, context), int(t[0])
+            bank, timestep = once or denoiser.bank(references, t, context), int(t[0])
             scale = sampling.guidance if timestep in range(*sampling.guided) else 1.0
             images = camera_images if timestep in range(*sampling.posed) else None
             x = x[order]

@@ -118,10 +118,10 @@ def parse_study(parser: argparse.ArgumentParser, arguments: list[str] | None) ->
 
 
 def parse_options(parser: argparse.ArgumentParser, arguments: list[str] | None, **least: int) -> argparse.Namespace:
-    """The options; ends the command if one of them, or an entry of a list, is below its least value."""
+    """The options; ends the command if one that it has, or an entry of a list, is below its least value."""
     options = parser.parse_args(arguments)
     for name, limit in least.items():
-        value = getattr(options, name)
+        value = getattr(options, name, None)
         value = min(value) if isinstance(value, list) else value
         if value is not None and value < limit:
             parser.error(f"--{name} must be at least {limit}, got {value}")

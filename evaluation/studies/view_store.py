@@ -138,12 +138,12 @@ class SubjectViews:
 
 
 def sampling_facts(sampling: Sampling) -> dict:
-    """What the views depend on: without an eta that the solver lacks, or an interval of all timesteps."""
+    """What the views depend on: without an eta that the solver lacks, and without shortcuts that are not taken."""
     facts = {name: getattr(sampling, name) for name in ("solver", "steps", "guidance")}
     if sampling.solver == "ddim":
         facts["eta"] = sampling.eta
-    intervals = ("guided", "posed")
-    return facts | {name: getattr(sampling, name) for name in intervals if getattr(sampling, name) != (0, 1000)}
+    taken = {name: getattr(sampling, name) for name in ("guided", "posed", "reference_timestep")}
+    return facts | {name: value for name, value in taken.items() if value != getattr(Sampling, name)}
 
 
 def variant_inputs(variant: Variant, subject: Subject, seed: int) -> dict:

@@ -153,6 +153,20 @@ def test_f_cam_acts_at_its_timesteps_only(pipeline, portrait):
     assert not torch.equal(early, pipeline(portrait, cameras, sampling=none))
 
 
+def test_the_reference_is_read_once_at_its_timestep(pipeline, portrait):
+    cameras, seen = trajectory("arc", 2), []
+    hook = lambda _, inputs: seen.append(inputs[1].tolist())  # noqa: E731
+    handle = pipeline.denoiser.reference_encoder.register_forward_pre_hook(hook)
+    try:
+        pipeline(portrait, cameras, sampling=Sampling(steps=2, reference_timestep=261))
+        assert seen == [[261]]
+        every = pipeline(portrait, cameras, sampling=Sampling(steps=1))
+        once = pipeline(portrait, cameras, sampling=Sampling(steps=1, reference_timestep=seen[1][0]))
+    finally:
+        handle.remove()
+    assert len(seen) == 3 and torch.equal(every, once)  # the same timestep: the same views
+
+
 def test_networks_see_the_views_in_the_given_order(pipeline, portrait):
     cameras, seen = trajectory("arc", 3), []
     order, sampling = torch.tensor([2, 0, 1]), Sampling(steps=1)

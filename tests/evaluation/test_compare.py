@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
 from diffportrait3d.weights.files import save_network
-from evaluation import compare, solvers
+from evaluation import compare, shortcuts, solvers
 from evaluation.metrics.views import QUALITY_METRICS
 from evaluation.subjects.dataset import at_size, held_out_lines, load_subject, resize
 from evaluation.tables.report import publish
@@ -100,6 +100,17 @@ def test_solvers_and_steps(weights, ball_dataset, tmp_path, capsys):
         solvers.main([*arguments, "--steps", "2"])
 
 
+def test_shortcuts_and_what_they_save(weights, ball_dataset, tmp_path, capsys):
+    arguments = ["--weights", str(weights), *command(ball_dataset, tmp_path / "s.json"), "--identities", "1"]
+    assert shortcuts.main([*arguments, "--rows", "eight", "guided", "eight_all", "four"]) == 0
+    printed = capsys.readouterr().out
+    assert "| DPM++ 2M, 8 steps - 8 steps, all three" in printed
+    table = printed.partition("times fewer")[2].splitlines()[2:6]
+    fewer = [float(line.split("|")[3]) for line in table]
+    assert fewer[0] == 1 and fewer[3] == pytest.approx(2, abs=0.15)
+    assert 1.05 < fewer[1] < 1.5 and fewer[1] * 1.1 < fewer[2]  # half of the second passes; half of F_cam, F_ref once
+
+
 @pytest.mark.parametrize(("steps", "message"), [(["0"], "--steps"), (["4", "-1"], "--steps")])
 def test_options_are_checked(steps, message, capsys):
     with pytest.raises(SystemExit):
@@ -109,7 +120,7 @@ def test_options_are_checked(steps, message, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["miniature", "compare", "solvers", "ablations --group main", "ablations --group faces"],
+    ["miniature", "compare", "solvers", "shortcuts", "ablations --group main", "ablations --group faces"],
 )
 def test_the_miniature_s_page_has_a_place_for_every_command(repository, tmp_path, command):
     page = tmp_path / "miniature.md"

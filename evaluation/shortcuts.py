@@ -1,0 +1,86 @@
+"""Shortcuts of sampling, alone and together: what does each save, and what does it cost?
+
+    python -m evaluation.shortcuts --weights weights/miniature [--data DIR] [--identities 40] [--views 6]
+        [--rows release eight ...] [--out runs/evaluation/shortcuts.json] [--doc PAGE]
+
+Rows are samplings of the full system, the same people from the same start noise; the first is the authors' 50 steps of
+DDIM. Printed: pose, mini-LPIPS, reprojection, faces, the paired difference of the first row to the others, and the
+floating-point operations of one person's views, counted in a run of each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffportrait3d.command import run_main
+from diffportrait3d.pipeline import Sampling
+
+from .studies.command import add_weights, parse_study, run_command, study_parser
+from .studies.samplings import SamplingStudy
+from .subjects.variants import FULL
+from .tables.report import markdown_table
+
+NOISY = (500, 1000)  # timesteps
+ALL = {"guided": NOISY, "posed": NOISY, "reference_timestep": 0}
+ROWS = {
+    "release": ("DDIM, 50 steps (release)", Sampling(50, "ddim", eta=0.5)),
+    "eight": ("DPM++ 2M, 8 steps", Sampling(8)),
+    "guided": ("8 steps, guidance in the noisy half", Sampling(8, guided=NOISY)),
+    "posed": ("8 steps, F_cam in the noisy half", Sampling(8, posed=NOISY)),
+    "once": ("8 steps, F_ref once, at 0", Sampling(8, reference_timestep=0)),
+    "once_middle": ("8 steps, F_ref once, at 500", Sampling(8, reference_timestep=500)),
+    "eight_all": ("8 steps, all three", Sampling(8, **ALL)),
+    "four": ("DPM++ 2M, 4 steps", Sampling(4)),
+    "four_guided": ("4 steps, guidance in the noisy half", Sampling(4, guided=NOISY)),
+    "four_all": ("4 steps, all three", Sampling(4, **ALL)),
+    "three": ("DPM++ 2M, 3 steps", Sampling(3)),
+}
+
+
+class ShortcutStudy(SamplingStudy):
+    """Shortcuts, with the operations of each."""
+
+    command = "shortcuts"
+    compared = ("pose", "mini_lpips", "psnr", "reprojection", "dlib_found_near", "dlib_distance_truth")
+
+    def __init__(self, options: argparse.Namespace):
+        rows = {name: ROWS[name] for name in options.rows}
+        titles = {name: title for name, (title, _) in rows.items()}
+        super().__init__(options, {name: sampling for name, (_, sampling) in rows.items()}, titles)
+
+    def setting(self) -> str:
+        return f"guidance {Sampling.guidance}"
+
+    def cost_table(self, records: list[dict]) -> str:
+        """Operations of one person's views: everything but S."""
+        teraflops = {name: self.teraflops(sampling) for name, sampling in self.samplings.items()}
+        most = teraflops[self.baseline]
+        rows = [[self.titles[name], f"{count:.2f}", f"{most / count:.2f}"] for name, count in teraflops.items()]
+        return markdown_table(["", "TFLOP per person", "times fewer"], rows)
+
+    def teraflops(self, sampling: Sampling) -> float:
+        """10^12 floating-point operations (a multiplication and an addition are two) of the first person's views."""
+        subject = self.subject(0)
+        proxies = self.generator.proxies(subject)
+        # torch counts the attention of its plain implementation alone on every device
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.generator.generate(FULL, subject, proxies, self.options.seed, sampling)
+        return counter.get_total_flops() / 1e12
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = study_parser("shortcuts", __doc__, "runs/evaluation/shortcuts.json")
+    add_weights(parser)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    return parse_study(parser, arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return run_command(lambda options: ShortcutStudy(options).run(), parse(arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main))
