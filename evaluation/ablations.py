@@ -1,7 +1,7 @@
 """The paper's ablations on held-out identities: which of its orders hold for these weights?
 
     python -m evaluation.ablations --weights weights/miniature [--data DIR] [--identities 100] [--workers 2]
-        [--group all|main|faces|speed] [--arms full untrained_reference ...] [--out runs/ablations.json]
+        [--group all|main|faces] [--arms full untrained_reference ...] [--out runs/ablations.json]
         [--doc docs/ablations.md]
 
 Tables, results and images go to --out and files beside it; only --doc also puts them into a page.
@@ -129,8 +129,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--group",
         choices=GROUPS,
         default="all",
-        help="variants: all of the paper's, those of its main orders, those that may spoil faces, or those that save "
-        "passes (default all)",
+        help="variants: all of the paper's, those of its main orders, or those that may spoil faces (default all)",
     )
     parser.add_argument(
         "--arms", nargs="+", choices=ALL_VARIANTS, metavar="ARM", help=f"instead of a group: {', '.join(ALL_VARIANTS)}"

@@ -29,6 +29,7 @@ ROWS = {
     "release": ("DDIM, 50 steps (release)", Sampling(50, "ddim", eta=0.5)),
     "eight": ("DPM++ 2M, 8 steps", Sampling(8)),
     "guided": ("8 steps, guidance in the noisy half", Sampling(8, guided=NOISY)),
+    "middle": ("8 steps, guidance in the middle half", Sampling(8, guided=(250, 750))),
     "posed": ("8 steps, F_cam in the noisy half", Sampling(8, posed=NOISY)),
     "once": ("8 steps, F_ref once, at 0", Sampling(8, reference_timestep=0)),
     "once_middle": ("8 steps, F_ref once, at 500", Sampling(8, reference_timestep=500)),

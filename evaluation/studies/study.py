@@ -95,7 +95,7 @@ class Study:
             "weights_sha256": self.generator.hashes,
             "pose_regressor_sha256": self.regressor_hash,
             "views": options.views,
-            **{name: getattr(sampling, name) for name in ("solver", "steps", "guidance", "eta", "guided", "posed")},
+            **{name: getattr(sampling, name) for name in ("solver", "steps", "guidance", "eta", "guided")},
             "seed": options.seed,
             "faces_sha256": self.faces and self.faces.sha256,
             "linear_end": self.generator.pipeline.schedule.linear_end,

@@ -8,7 +8,7 @@ from diffportrait3d.pipeline import Sampling
 
 from .misalignment import MISALIGNMENTS, SCALE, SHIFT, TURN
 
-SAMPLING_FIELDS = ("guidance", "eta", "guided", "posed", "solver")  # of a variant that a sampling has, too
+SAMPLING_FIELDS = ("guidance", "eta", "guided", "solver")  # of a variant that a sampling has, too
 NOT_INPUTS = ("title", "steps_factor", *SAMPLING_FIELDS)
 
 
@@ -35,7 +35,7 @@ class Variant:
             view or the "shared" one.
         strength: factor of S's views before they are diffused.
         steps_factor: of the command's number of steps.
-        guidance, eta, guided, posed, solver: None takes the command's.
+        guidance, eta, guided, solver: None takes the command's.
     """
 
     title: str
@@ -52,7 +52,6 @@ class Variant:
     guidance: float | None = None
     eta: float | None = None
     guided: tuple[int, int] | None = None
-    posed: tuple[int, int] | None = None
     solver: str | None = None
 
     def sampling(self, command: Sampling) -> Sampling:
@@ -127,22 +126,10 @@ THEMES = {
         "half_strength": Variant("S's views at half strength", strength=0.5),
         "double_strength": Variant("S's views at double strength", strength=2.0),
     },
-    # What saves passes; not run by default. Half of the steps and guidance 1 are among "sampling".
-    "speed": {
-        "guided_but_first": Variant("guidance after the first eighth", guided=(0, 900)),
-        "guided_but_last": Variant("guidance before the last quarter", guided=(250, 1000)),
-        "guided_middle": Variant("guidance in the middle half", guided=(250, 750)),
-        "posed_early": Variant("F_cam at the noisy half only", posed=(500, 1000)),
-        "posed_but_last": Variant("F_cam before the last quarter", posed=(250, 1000)),
-        "guided_middle_posed_early": Variant(
-            "guidance in the middle half, F_cam at the noisy half", guided=(250, 750), posed=(500, 1000)
-        ),
-    },
 }
 FULL = Variant("full system")
 ALL_VARIANTS = {"full": FULL} | {name: variant for theme in THEMES.values() for name, variant in theme.items()}
-OPTIONAL = {**THEMES["faces"], **THEMES["speed"]}
-ABLATION_VARIANTS = {name: variant for name, variant in ALL_VARIANTS.items() if name not in OPTIONAL}
+ABLATION_VARIANTS = {name: variant for name, variant in ALL_VARIANTS.items() if name not in THEMES["faces"]}
 PARTS = ("full", "no_reference", "no_camera", "no_view_consistency", "random_noise")
 PART_VARIANTS = {name: ALL_VARIANTS[name] for name in PARTS}
 
@@ -157,7 +144,6 @@ GROUPS = {
         "two_references", "four_references", "no_view_consistency", "truth_noise", "guidance_1", "guidance_2",
         "guidance_5", "half_steps", "double_steps", *THEMES["faces"],
     ),
-    "speed": ("guidance_1", "half_steps", "guided_early", "guided_late", *THEMES["speed"]),
 }  # fmt: skip
 
 # View consistency whose weights the user names, in the order of the option, and the variants that need them.

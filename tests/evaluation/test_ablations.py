@@ -97,7 +97,7 @@ def test_processes_give_the_same_numbers(finished, weights, ball_dataset, tmp_pa
 def test_every_arm_changes_something(weights, ball_dataset, tmp_path):
     names = [n for n in ALL_VARIANTS if ALL_VARIANTS[n].steps_factor == 1 and ALL_VARIANTS[n].references < 3]
     ordered = ["--order-weights", *[str(weights / "view_consistency.safetensors")] * 2]
-    steps = ["--steps", "4"]  # one of them in each quarter
+    steps = ["--steps", "2"]  # one of them in each half
     options = ablations.parse([*command(weights, ball_dataset, tmp_path / "r.json", *names), *ordered, *steps])
     study = ablations.AblationStudy(options)
     subject = study.subject(0)

@@ -115,6 +115,7 @@ CHANGES = {
     "variant": (Sampling(steps=1), PART_VARIANTS["no_camera"], 0),
     "guided": (Sampling(steps=1, guided=(0, 500)), PART_VARIANTS["full"], 0),
     "posed": (Sampling(steps=1, posed=(0, 500)), PART_VARIANTS["full"], 0),
+    "F_ref read once": (Sampling(steps=1, reference_timestep=0), PART_VARIANTS["full"], 0),
     "strength": (Sampling(steps=1), replace(PART_VARIANTS["full"], strength=0.5), 0),
     "an variant's own solver": (Sampling(steps=1), replace(PART_VARIANTS["full"], solver="ddim"), 0),
 }
@@ -147,9 +148,7 @@ def test_what_the_networks_do_not_see_is_shared(system, subject, tmp_path, gener
     subject.images = 1 - subject.images  # the truth: only judged by
     subject.reference[1] = 0  # the second portrait of an variant that reads one
     SubjectViews(store, subject, 0).variant(replace(PART_VARIANTS["full"], title="another name"))
-    SubjectViews(store, subject, 0).variant(
-        replace(PART_VARIANTS["full"], guided=(0, 1000), posed=(0, 1000), solver="dpmpp_2m")
-    )
+    SubjectViews(store, subject, 0).variant(replace(PART_VARIANTS["full"], guided=(0, 1000), solver="dpmpp_2m"))
     assert len(generated) == 1
 
 
@@ -165,8 +164,7 @@ def test_the_folder_says_what_made_its_views(system, subject, tmp_path):
 
 
 def test_guidance_in_part_of_the_steps(system, subject):
-    """Outside of the timesteps of `guided` a view is made as with guidance 1, outside of those of `posed` without
-    F_cam; S's strength changes the start."""
+    """Outside of the timesteps of `guided` a view is made as with guidance 1; S's strength changes the start."""
     proxies = system.proxies(subject)
 
     def views(**changes):
