@@ -109,6 +109,13 @@ class HostPath:
             model, positive, inputs, GivenNoise(inputs["x_noisy"]), latent, self._probe(), sigmas, scale
         )
 
+    def stock_control_net(self):
+        """The same network as one of the host's loaders gives it: no range of ours. The host takes a second patcher
+        around one module, left behind by a test, for a memory leak; so both share theirs."""
+        control_net = self.comfy.controlnet.ControlNet.copy(self.control_net)
+        control_net.preprocess_image = self.comfy.controlnet.ControlBase().preprocess_image
+        return control_net
+
     def residuals(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """What the ControlNet adds at the golden timestep: 12 skip residuals and the middle one, each [8, C, h, w]."""
         outputs: list[dict[str, list[Tensor]]] = []

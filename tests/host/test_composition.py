@@ -239,7 +239,7 @@ def test_other_controlnets_before_and_after(host, path):
     """Two in one chain, in both orders, with the host's own Apply node for the other one."""
     images = torch.rand(VIEWS, 64, 64, 3, generator=torch.Generator().manual_seed(8))
     others = torch.rand(VIEWS, 64, 64, 3, generator=torch.Generator().manual_seed(9))
-    other = path.comfy.controlnet.ControlNet(path.control_net.control_model, load_device=torch.device("cpu"))
+    other = path.stock_control_net()
     text, negative = [[draw(4, 1, 7, 32), {}]], [[draw(5, 1, 7, 32), {}]]
     cameras = path.patches.view_controlnet.apply_view_controlnet
 

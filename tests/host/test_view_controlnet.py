@@ -132,7 +132,7 @@ def test_strength_and_percent_range(path, prompt, images):
 
 
 def test_control_net_of_the_host_s_loader_gets_our_range(path, prompt, images):
-    stock = path.comfy.controlnet.ControlNet(path.control_net.control_model, load_device=path.control_net.load_device)
+    stock = path.stock_control_net()
     views = run(path, apply(path, prompt, images, control_net=stock), prompt)
     assert torch.equal(views, run(path, apply(path, prompt, images), prompt))
     with pytest.raises(ValueError, match="not T2IAdapter"):

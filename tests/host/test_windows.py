@@ -88,7 +88,7 @@ def test_each_window_is_as_a_batch_of_its_views(path, prompts, closed):
     """Windows with reference, cameras and another ControlNet equal the weighted mean of separate runs."""
     positive, negative = prompts
     control, x, hints, others = path.patches.view_controlnet, draw(9, 8, 4, 8, 8) * 14, images(8), images(9)[1:]
-    stock = path.comfy.controlnet.ControlNet(path.control_net.control_model, load_device=torch.device("cpu"))
+    stock = path.stock_control_net()
 
     def conditions(views):
         chain = [[positive[0][0], {"control": stock.copy().set_cond_hint(others[views].movedim(-1, 1), 0.5)}]]
