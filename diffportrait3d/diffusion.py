@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -27,6 +28,12 @@ class Schedule:
         betas = torch.linspace(linear_start**0.5, linear_end**0.5, num_timesteps, dtype=torch.float64) ** 2
         self.betas = betas.float()
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0).float()
+
+    def to(self, device: torch.device | str) -> Schedule:
+        """A copy whose tensors are on another device."""
+        moved = copy.copy(self)
+        moved.betas, moved.alphas_cumprod = self.betas.to(device), self.alphas_cumprod.to(device)
+        return moved
 
     def q_sample(self, x0: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
         """Diffuses clean latents [N, C, h, w] to timestep t (a number or [N]) in one shot."""

@@ -56,7 +56,6 @@ class AutoencoderStage(Stage):
     name = "autoencoder"
     kind = "autoencoder"
     config_class = AutoencoderStageConfig
-    whole = False  # whether whole images are seen by now
 
     def build_networks(self, networks: NetworkSource) -> None:
         config = self.config
@@ -84,13 +83,16 @@ class AutoencoderStage(Stage):
         samples, side = max(cropped, whole, key=lambda phase: phase[0] * phase[1] ** 2)  # the larger phase's
         return self.losses(torch.zeros(samples, 3, side, side, device=self.device))
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        self.whole = progress >= self.config.whole_from or self.config.crop == self.resolution
-        count = self.samples(batch)
-        images = pick(self.data.images, batch.targets[:count], batch.flips[:count], self.device)  # [N, 3, H, W]
-        if not self.whole:
-            images = random_crops(images, self.config.crop)
-        return self.losses(images)
+    def variant(self, progress: float) -> str:
+        return "whole" if progress >= self.config.whole_from or self.config.crop == self.resolution else "crop"
+
+    def inputs(self, batch: Batch, variant: str) -> dict[str, Tensor]:
+        count = self.samples(batch, variant)
+        return {"images": pick(self.data.images, batch.targets[:count], batch.flips[:count], self.device)}
+
+    def loss(self, inputs: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
+        images = inputs["images"]  # [N, 3, H, W]
+        return self.losses(random_crops(images, self.config.crop) if variant == "crop" else images)
 
     def losses(self, images: Tensor) -> dict[str, Tensor]:
         """Losses of reconstructing images [N, 3, H, W] in [-1, 1]."""
@@ -113,8 +115,8 @@ class AutoencoderStage(Stage):
         total = l1 + self.config.gradient_weight * gradient + self.config.colour_weight * colour
         return {"loss": total, "l1": l1, "gradient": gradient, "colour": colour}
 
-    def samples(self, batch: Batch) -> int:
-        return min(self.config.whole_batch_size, len(batch)) if self.whole else len(batch)
+    def samples(self, batch: Batch, variant: str) -> int:
+        return min(self.config.whole_batch_size, len(batch)) if variant == "whole" else len(batch)
 
     def validate(self, image: Path) -> dict[str, float]:
         images = self.validation.images[_spread(len(self.validation), self.config.validation_images)]
@@ -162,9 +164,12 @@ def _spread(length: int, count: int) -> Tensor:
 def random_crops(images: Tensor, size: int) -> Tensor:
     """A random window of every image, [N, 3, size, size], at positions from torch's global RNG."""
     count, _, height, width = images.shape
-    top = torch.randint(0, height - size + 1, (count,)).tolist()
-    left = torch.randint(0, width - size + 1, (count,)).tolist()
-    return torch.stack([image[:, y : y + size, x : x + size] for image, y, x in zip(images, top, left, strict=True)])
+    y, x = (
+        torch.randint(0, side - size + 1, (count, 1), device=images.device) + torch.arange(size, device=images.device)
+        for side in (height, width)
+    )  # [N, size]
+    image = torch.arange(count, device=images.device)[:, None, None]
+    return images[image, :, y[:, :, None], x[:, None, :]].movedim(-1, 1).contiguous()
 
 
 def part_of(module: nn.Module, *names: str) -> nn.ModuleDict:

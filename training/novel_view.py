@@ -67,8 +67,12 @@ class NovelViewStage(Stage):
         target_label = pick_labels(data.labels, batch.targets, batch.flips, self.device)
         return source, source_label, target_label, target
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        *inputs, target = self.views(batch, self.data)
+    def inputs(self, batch: Batch, variant: str) -> dict[str, Tensor]:
+        names = ("source", "source_label", "target_label", "target")
+        return dict(zip(names, self.views(batch, self.data), strict=True))
+
+    def loss(self, inputs: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
+        *inputs, target = inputs.values()
         return self.errors(self.trainable(*inputs).float(), target)
 
     def errors(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import CrossViewAttention
 
-from .dataset.images import Batch, LatentCache, MultiViewDataset, Sampler, ViewGroups, fixed_groups
+from .dataset.images import Batch, Sampler, ViewGroups, fixed_groups
 from .dataset.sheets import save_sheet
 from .engine.command import stage_command
 from .engine.config import Number
@@ -68,12 +69,14 @@ class ViewConsistencyStage(DenoisingStage):
             self.data, loop.batch_size, config.views, loop.seed, config.data.flip, ordered=not config.shuffle
         )
 
-    def denoiser_inputs(self, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> DenoiserInputs:
-        """None at all in the configured share of training batches."""
-        share = self.config.unconditional
-        if self.trainable.training and share > 0 and float(torch.rand(())) < share:
-            return DenoiserInputs()
-        return super().denoiser_inputs(batch, data, latents)
+    def variant(self, progress: float) -> str:
+        """ "unconditional" for the configured share of batches, by their numbers: the same ones in every process."""
+        draw = np.random.default_rng((self.config.loop.seed, 2, self.sampler.position))
+        return "unconditional" if draw.random() < self.config.unconditional else ""
+
+    def inputs(self, batch: Batch, variant: str) -> dict[str, Tensor]:
+        inputs = super().inputs(batch, variant)
+        return {"z": inputs["z"]} if variant == "unconditional" else inputs
 
     def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
         views = self.config.views

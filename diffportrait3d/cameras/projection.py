@@ -70,7 +70,8 @@ def pixel_centres(height: int, width: int, like: Tensor) -> Tensor:
 def camera_rays(image: Tensor, label: Tensor) -> Tensor:
     """Rays in the camera's axes, of depth 1, through x, y [P, 2] in [0, 1]: [..., P, 3] for labels [..., 25]."""
     _, intrinsics = split_label(label)
-    return torch.cat([image, torch.ones_like(image[:, :1])], dim=1) @ torch.linalg.inv(intrinsics).mT
+    inverse = torch.linalg.inv_ex(intrinsics).inverse  # `inv` would wait for a GPU to say that it is regular
+    return torch.cat([image, torch.ones_like(image[:, :1])], dim=1) @ inverse.mT
 
 
 def world_rays(image: Tensor, label: Tensor) -> Tensor:

@@ -231,6 +231,7 @@ class NovelViewModel(nn.Module):
     """S: portrait, its camera and a target camera -> the portrait as that camera would roughly see it."""
 
     voxels: Tensor
+    center: Tensor
 
     def __init__(self, cfg: NovelViewConfig):
         super().__init__()
@@ -252,6 +253,7 @@ class NovelViewModel(nn.Module):
             nn.init.normal_(zero_init(layer).weight, std=0.02)
         list(self.volume_out.parameters())[1].data[1] = 2.0  # training starts from the source's texture on a ball
         self.register_buffer("voxels", self._voxel_centres(), persistent=False)
+        self.register_buffer("center", torch.tensor(cfg.box_center), persistent=False)  # of the volume, [3]
         self.density_prior = nn.Parameter(self._initial_density())
 
     def _voxel_centres(self) -> Tensor:
@@ -264,11 +266,8 @@ class NovelViewModel(nn.Module):
     def _initial_density(self) -> Tensor:
         """A soft ball the size of a head: training starts from a solid, not from fog or a flat board."""
         size = self.config.volume_size
-        distance = (self.voxels - self.center()).norm(dim=-1)
+        distance = (self.voxels - self.center).norm(dim=-1)
         return (20 * (0.2 - distance)).clamp(-4, 4).reshape(1, 1, size, size, size)
-
-    def center(self) -> Tensor:
-        return self.voxels.new_tensor(self.config.box_center)
 
     def rays(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """Through the centres of the feature map's pixels: origins [N, 1, 3], unit directions [N, r*r, 3]."""
@@ -281,7 +280,7 @@ class NovelViewModel(nn.Module):
         image, depth = project_to_unit(self.voxels.expand(n, -1, -1), source_label)  # [N, D^3, 2], [N, D^3]
         seen = ((image > 0) & (image < 1)).all(-1).to(features.dtype)  # [N, D^3]
         lifted = sample_map(self.lift(features), image) * seen[:, None]  # [N, v, D^3]
-        distance = depth - (source_label[:, None, 3:12:4] - self.center()).norm(dim=-1)
+        distance = depth - (source_label[:, None, 3:12:4] - self.center).norm(dim=-1)
         extra = torch.stack([seen, distance / self.config.box_half_size], dim=1)  # [N, 2, D^3]
         lifted = torch.cat([lifted, extra], dim=1).reshape(n, -1, d, d, d)
         lifted = torch.cat([lifted, self.prior.expand(n, -1, -1, -1, -1)], dim=1)
@@ -318,12 +317,12 @@ class NovelViewModel(nn.Module):
         """
         size, samples = self.config.render_size, self.config.samples_per_ray
         origins, directions = self.rays(target_label)
-        enter, leave = ray_box(origins, directions, self.center(), self.config.box_half_size)
+        enter, leave = ray_box(origins, directions, self.center, self.config.box_half_size)
         step = (leave - enter) / samples  # [N, R]
         centres = torch.arange(samples, device=step.device, dtype=step.dtype) + 0.5
         distance = enter[..., None] + step[..., None] * centres  # [N, R, S]
         points = origins[:, :, None] + directions[:, :, None] * distance[..., None]  # [N, R, S, 3]
-        read = sample_volume(volume, points, self.center(), self.config.box_half_size)  # [N, 2 + F, R, S]
+        read = sample_volume(volume, points, self.center, self.config.box_half_size)  # [N, 2 + F, R, S]
         logits, gates, features = read.split([1, 1, read.shape[1] - 2], dim=1)
         weights, through = composite_weights(logits[:, 0].float(), step)
         image, _ = project_to_unit(points.flatten(1, 2), source_label)

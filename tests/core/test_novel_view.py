@@ -96,7 +96,7 @@ def test_volume_is_read_at_voxel_centres():
     slope = torch.tensor([1.0, -2.0, 3.0])
     volume = (model.voxels @ slope).reshape(1, 1, 16, 16, 16)
     points = torch.rand(1, 20, 4, 3, generator=torch.Generator().manual_seed(0)) * 0.8 - 0.4
-    torch.testing.assert_close(sample_volume(volume, points, model.center(), 0.45)[:, 0], points @ slope)
+    torch.testing.assert_close(sample_volume(volume, points, model.center, 0.45)[:, 0], points @ slope)
 
 
 @pytest.mark.parametrize("pose", [(0, 0), (40, 0), (-70, 0), (0, 25), (30, -20)])

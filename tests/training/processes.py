@@ -16,7 +16,7 @@ from training.engine.loop import Trainer
 from training.miniature import STAGES
 
 
-def seeded_noise(stage, batch, _progress):
+def seeded_noise(stage, batch):
     """The stage's loss with noise that depends on the targets alone, however a batch is cut."""
     rows = batch.targets.reshape(len(batch.flips), -1)
     shape = stage.latents.values.shape[2:]
@@ -36,13 +36,14 @@ def one_step(stage_name: str, settings: list[str]) -> dict[str, torch.Tensor]:
     accelerator = init(device)
     with accelerator.main_process_first():
         stage = stage_class.build(config, device)
-    stage.loss = lambda batch, progress: seeded_noise(stage, batch, progress)
+    stage.inputs = lambda batch, variant: {"batch": batch}
+    stage.loss = lambda inputs, variant: seeded_noise(stage, inputs["batch"])
     trainer = Trainer(stage, config, accelerator)
-    values = trainer.one_step(0.0)
+    trainer.one_step(0.0)
     parameters = dict(stage.trainable.named_parameters())
     out = {f"grad.{k}": p.grad.clone() for k, p in parameters.items() if p.grad is not None}
     out |= {f"weight.{k}": p.detach().clone() for k, p in parameters.items()}
-    out["loss"] = torch.tensor(values["loss"])
+    out["loss"] = torch.tensor(trainer.read()["loss"])
     trainer.save()
     assert trainer.resume()
     if accelerator.is_main_process:

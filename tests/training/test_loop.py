@@ -34,10 +34,13 @@ class Toy(Stage):
         self.frozen = {"teacher": nn.Linear(3, 1)}
         self.sampler, self.kill_at, self.validated = Counting(), kill_at, 0
 
-    def loss(self, batch, progress):
-        x = torch.randn(4, 3) + batch[0] % 3
+    def inputs(self, batch, variant):
         if self.kill_at == batch[0]:
             os.kill(os.getpid(), signal.SIGTERM)
+        return {"numbers": torch.tensor(batch)}
+
+    def loss(self, inputs, variant):
+        x = torch.randn(4, 3) + inputs["numbers"][0] % 3
         return {"loss": (self.trainable(x) - self.frozen["teacher"](x)).square().mean()}
 
     def validate(self, image):
@@ -81,14 +84,14 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path, kill_at, accumulate)
 
 def test_a_crash_continues_from_the_last_checkpoint_to_the_same_bits(tmp_path, monkeypatch):
     run(tmp_path / "whole")
-    original = Toy.loss
+    original = Toy.inputs
 
-    def crash(self, batch, progress):
+    def crash(self, batch, variant):
         if batch[0] == 11:
             raise RuntimeError("power cut")
-        return original(self, batch, progress)
+        return original(self, batch, variant)
 
-    monkeypatch.setattr(Toy, "loss", crash)
+    monkeypatch.setattr(Toy, "inputs", crash)
     with pytest.raises(RuntimeError, match="power cut"):
         run(tmp_path / "crashed")
     monkeypatch.undo()
@@ -146,7 +149,7 @@ def test_average_follows_the_formula():
 
 def test_a_diverged_run_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        Toy, "loss", lambda self, batch, progress: {"loss": self.trainable[0].weight.sum() * float("inf")}
+        Toy, "loss", lambda self, inputs, variant: {"loss": self.trainable[0].weight.sum() * float("inf")}
     )
     with pytest.raises(FloatingPointError, match="step 0"):
         run(tmp_path)
@@ -172,8 +175,8 @@ def test_settings_that_are_newer_than_a_run_have_their_defaults(tmp_path):
 def test_accumulated_passes_are_one_larger_batch(tmp_path, monkeypatch):
     rows = torch.randn(4, 6, 3)
 
-    def loss(self, batch, progress):
-        x = rows[[(i - 1) % 4 for i in batch]].flatten(0, 1)
+    def loss(self, inputs, variant):
+        x = rows[(inputs["numbers"] - 1) % 4].flatten(0, 1)
         return {"loss": (self.trainable[0](x) - 1).square().mean()}
 
     monkeypatch.setattr(Toy, "loss", loss)
@@ -194,7 +197,7 @@ def test_float16_scales_its_loss_and_skips_steps_until_it_fits(tmp_path):
     before = trainer.scaler.get_scale()
     weight = trainer.stage.trainable[0].weight
     kept = weight.detach().clone()
-    trainer.stage.loss = lambda batch, progress: {"loss": weight.sum() * float("inf")}
+    trainer.stage.loss = lambda inputs, variant: {"loss": weight.sum() * float("inf")}
     trainer.one_step(0.0)
     assert trainer.scaler.get_scale() < before and torch.equal(weight, kept)
     del trainer.stage.loss

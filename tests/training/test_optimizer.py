@@ -76,8 +76,11 @@ class Fit(Stage):
     def __init__(self):
         self.trainable, self.frozen, self.sampler = network(), {}, Counting()
 
-    def loss(self, batch, progress):
-        x = torch.randn(16, 64, generator=torch.Generator().manual_seed(batch[0]))
+    def inputs(self, batch, variant):
+        return {"x": torch.randn(16, 64, generator=torch.Generator().manual_seed(batch[0]))}
+
+    def loss(self, inputs, variant):
+        x = inputs["x"]
         return {"loss": (self.trainable(x) - x.flip(1)).square().mean()}
 
 

@@ -12,6 +12,7 @@ from training.dataset.images import ImageFiles, MultiViewDataset, pick, to_netwo
 from training.engine.config import ConfigError, load_config
 from training.engine.loop import finished, run_stage
 from training.latent_colours import fit_latent_colours, shown_colours
+from training.objectives.denoising import DenoiserInputs
 
 from .conftest import DENOISING, STAGES, stage_config, trainer_of
 
@@ -44,8 +45,8 @@ def test_images_read_when_needed_make_the_same_step(stage, dataset, networks, tm
         settings = f"data.in_memory={in_memory}", "loop.seed=5"
         trainer = trainer_of(stage, dataset, networks, tmp_path / in_memory, *settings)
         assert isinstance(trainer.stage.data.images, ImageFiles) == (in_memory == "false")
-        losses = trainer.one_step(0.0)
-        return losses, values_of(trainer.stage.trainable)
+        trainer.one_step(0.0)
+        return trainer.read(), values_of(trainer.stage.trainable)
 
     (losses, weights), (wanted_losses, wanted) = step("false"), step("true")
     assert losses == wanted_losses
@@ -58,7 +59,7 @@ def test_reference_loss_is_the_formula(dataset, networks, tmp_path, targets):
     stage = trainer_of("reference", dataset, networks, tmp_path, f"targets_per_reference={targets}").stage
     batch = next(stage.sampler)
     torch.manual_seed(3)
-    loss = float(stage.loss(batch, 0.0)["loss"].detach())
+    loss = float(stage.loss(stage.inputs(batch, ""), "")["loss"].detach())
 
     unet, _ = load_network(networks["unet"])
     autoencoder, _ = load_network(networks["autoencoder"])
@@ -241,16 +242,31 @@ def test_decoder_only_training_keeps_every_latent(dataset, networks, tmp_path):
 
 
 def test_unconditional_batches_see_neither_reference_nor_camera(dataset, networks, tmp_path):
-    stage = trainer_of("view_consistency", dataset, networks, tmp_path, "unconditional=1.0").stage
+    stage = trainer_of("view_consistency", dataset, networks, tmp_path, "unconditional=0.5").stage
     batch, t, x = next(stage.sampler), stage.draw_timesteps(8), torch.randn(8, 4, 8, 8)
+    assert set(stage.inputs(batch, "unconditional")) == {"z"}
+    assert set(stage.inputs(batch, "")) == {"z", "references", "camera_images"}
     with torch.no_grad():
-        got = stage.predict(x, t, stage.denoiser_inputs(batch, stage.data, stage.latents))
+        got = stage.predict(x, t, DenoiserInputs())
         want = stage.denoiser.unet(x, t, torch.zeros(8, 1, 32))  # the modules' output layers still are zero
-        stage.trainable.eval()
         # Validation always shows the condition.
         conditional = stage.predict(x, t, stage.denoiser_inputs(batch, stage.data, stage.latents))
     assert torch.allclose(got, want, atol=1e-5)
     assert not torch.allclose(conditional, want, atol=1e-3)
+
+
+def test_unconditional_batches_are_the_same_after_resuming(dataset, networks, tmp_path):
+    stage = trainer_of("view_consistency", dataset, networks, tmp_path, "unconditional=0.3").stage
+
+    def variants(first: int) -> list[str]:
+        found = []
+        for stage.sampler.position in range(first, 400):
+            found.append(stage.variant(0.0))
+        return found
+
+    whole = variants(0)
+    assert variants(100) == whole[100:]
+    assert whole.count("unconditional") == pytest.approx(120, abs=30)
 
 
 @pytest.mark.parametrize("kept", ["device", "host"])
@@ -266,7 +282,7 @@ def test_no_tensor_of_a_step_stays_behind_on_the_cpu(stage, kept, dataset, netwo
         built.data.images, built.data.conditions = built.data.images.to(meta), built.data.conditions.to(meta)
         if stage in DENOISING:
             built.latents = built.latents.to(meta)
-    losses = built.loss(next(built.sampler), 0.0)
+    losses = built.loss(built.inputs(next(built.sampler), ""), "")
     losses["loss"].backward()
     assert {loss.device for loss in losses.values()} == {meta}
     assert {p.grad.device for p in built.trainable.parameters() if p.grad is not None} == {meta}

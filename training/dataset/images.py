@@ -184,17 +184,24 @@ def to_network(pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
     return pixels.to(device).float().div_(127.5).sub_(1.0)
 
 
+def send(values: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on `device`; the host goes on while it is copied there."""
+    tensor = torch.as_tensor(values)
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def pick(pixels: Tensor, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Rows of a uint8 image store [M, 3, H, W], mirrored where `flips` says, as float32 [N, 3, H, W] in [-1, 1]."""
-    images = to_network(pixels[torch.from_numpy(rows).to(pixels.device)], device)
-    mirrored = torch.from_numpy(flips.astype(bool)).to(device)
-    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    images = to_network(send(pixels[send(rows, pixels.device)], device), device)
+    return torch.where(send(flips, device)[:, None, None, None], images.flip(-1), images)
 
 
 def pick_labels(labels: Tensor, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Rows of labels [M, 25], mirrored where `flips` says: [N, 25]."""
     chosen = labels[torch.from_numpy(rows)]
-    return torch.where(torch.from_numpy(flips.astype(bool))[:, None], mirror_label(chosen), chosen).to(device)
+    return send(torch.where(torch.from_numpy(flips)[:, None], mirror_label(chosen), chosen), device)
 
 
 @dataclass
@@ -371,8 +378,8 @@ class LatentCache:
 
     def pick(self, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """[N, 4, h, w] for flat `rows` and `flips`."""
-        sides, rows = (torch.from_numpy(index).to(self.values.device) for index in (flips.astype(np.int64), rows))
-        return self.values[sides, rows].to(device)
+        sides, rows = (send(index, self.values.device) for index in (flips.astype(np.int64), rows))
+        return send(self.values[sides, rows], device)
 
     @classmethod
     def build(

@@ -89,6 +89,7 @@ class LoopConfig(Settings):
     frozen_precision: Literal["float32", "training"] = Field(
         "float32", description="of frozen weights in memory; training: that of precision"
     )
+    graphs: bool = Field(True, description="on CUDA steps are recorded as graphs; off: their kernels come one by one")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, description="torch intra-op threads")
 

@@ -30,7 +30,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffportrait3d.files import file_hash, write_text, writing
@@ -39,7 +39,7 @@ from .config import StageConfig, to_dict
 from .device import pick_precision, prepare
 from .distributed import Call, init, shard
 from .log import RunLog
-from .optimizer import build_optimizer, learning_rate
+from .optimizer import build_optimizer, learning_rate, restore_optimizer, set_rate
 from .stage import Stage
 from .state import (
     CONFIG,
@@ -51,11 +51,13 @@ from .state import (
     rng_state,
     write_checkpoint,
 )
+from .steps import DeviceClock, Pass, Steps, recorder_for
 
 SUMMARY = "summary.json"
 SUMMARY_ENTRIES = {"stage", "steps", "samples", "minutes", "samples_per_second", "losses"}
 # Below this the loss overflows whatever its scale: the run has diverged.
 SMALLEST_SCALE = 1.0
+RECENT = 200  # steps whose losses the summary averages
 
 
 class Interrupted(Exception):
@@ -93,10 +95,15 @@ class Trainer:
         self.parameters = list(stage.trainable.parameters())
         self._assert_separate()
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
+        recorder = recorder_for(config, self.device, accelerator.num_processes, self.dtype)
+        self.steps, self.clock = Steps(stage.name, self.descend, recorder), DeviceClock(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.ema = EMA(stage.trainable, config.optimizer.ema) if config.optimizer.ema else None
         self.step, self.seen, self.elapsed_before, self.started = 0, 0, 0.0, time.monotonic()
         self.recent: dict[str, list[float]] = {}
+        self.names: list[str] = []  # of a step's values
+        self.rate = 0.0
+        self.unread: list[Tensor] = []  # values of the latest steps, still on the device
         if accelerator.num_processes > 1:
             torch.manual_seed(config.loop.seed + accelerator.process_index)  # every process has noise of its own
 
@@ -117,6 +124,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write everything needed to resume."""
+        self.read()
         rngs = gather_object([rng_state()])
         if self.main:
             state = {
@@ -157,7 +165,7 @@ class Trainer:
         state = found[1] if found else read_checkpoint(path)
         check_settings(self.run_dir, state["config"], self.config)
         self.stage.trainable.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["average"])
         if state.get("scaler"):
@@ -183,47 +191,67 @@ class Trainer:
     def autocast(self, on: bool = True) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=on and self.dtype != torch.float32)
 
-    def one_step(self, progress: float) -> dict[str, float]:
-        """Draw `accumulate` batches, descend once. Returns the losses.
-
-        Raises:
-            FloatingPointError: the gradient is not finite (float16 skips steps while it searches for its scale).
-        """
-        rate = learning_rate(self.config.optimizer, self.step, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def one_step(self, progress: float) -> None:
+        """Draw `accumulate` batches, descend once; nothing waits for the device. `read` gives the losses."""
+        if len(self.unread) == RECENT:
+            self.read()
+        self.rate = learning_rate(self.config.optimizer, self.step, progress)
+        set_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
-        passes = [self.one_pass(progress, index) for index in range(self.config.loop.accumulate)]
-        self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.grad_clip))
-        if not math.isfinite(norm) and self.scaler.get_scale() <= SMALLEST_SCALE:
-            raise FloatingPointError(
-                f"{self.stage.name}: the gradient is not finite at step {self.step}; lower optimizer.lr "
-                f"(the newest checkpoint in '{self.run_dir}' is from before)."
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        passes = [self.draw(progress) for _ in range(self.config.loop.accumulate)]
+        with self.clock:
+            values = self.steps(passes)
         if self.ema:
             self.ema.update(self.stage.trainable)
         self.step += 1
-        sums = [sum(losses[name] for losses in passes) / len(passes) for name in passes[0]]
-        means = self.accelerator.reduce(torch.tensor(sums, dtype=torch.float64, device=self.device), "mean").tolist()
-        values = dict(zip(passes[0], means, strict=True))
-        for name, value in values.items():
-            self.recent[name] = (self.recent.get(name, []) + [value])[-200:]
-        return {**values, "lr": rate, "grad_norm": norm}
+        self.unread.append(values.clone())
 
-    def one_pass(self, progress: float, index: int) -> dict[str, float]:
-        """Forward and backward pass number `index` of a step; returns this process's losses."""
-        last = self.config.loop.accumulate - 1
+    def draw(self, progress: float) -> Pass:
+        """The next batch, as far as it is this process's."""
+        variant = self.stage.variant(progress)
         batch = next(self.stage.sampler)
+        self.seen += self.stage.samples(batch, variant)
         part, weight = shard(batch, self.accelerator)
-        with contextlib.nullcontext() if index == last else self.accelerator.no_sync(self.call):
-            with self.autocast():
-                losses = self.call(self.stage.loss, part, progress)
-            self.scaler.scale(losses["loss"] * (weight / (last + 1))).backward()
-        self.seen += self.stage.samples(batch)
-        return {name: weight * float(value.detach()) for name, value in losses.items()}
+        return Pass(self.stage.inputs(part, variant), variant, weight)
+
+    def descend(self, passes: list[Pass]) -> Tensor:
+        """One step, all of it on the device: its losses and the gradient's norm, float64, in the order of `names`."""
+        values = []
+        for index, (inputs, variant, weight) in enumerate(passes):
+            last = index == len(passes) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.call):
+                with self.autocast():
+                    losses = self.call(self.stage.loss, inputs, variant)
+                self.scaler.scale(losses["loss"] * (weight / len(passes))).backward()
+            values.append(torch.stack([loss.detach().double() for loss in losses.values()]) * weight)
+            self.names = [*losses, "grad_norm"]
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        means = self.accelerator.reduce(sum(values) / len(passes), "mean")
+        return torch.cat([means, norm.double()[None]])
+
+    def read(self) -> dict[str, float]:
+        """Losses, rate and gradient's norm of the latest step; waits for the device.
+
+        Raises:
+            FloatingPointError: a gradient was not finite (float16 skips steps while it searches for its scale).
+        """
+        if not self.unread:
+            return {}
+        rows = torch.stack(self.unread).tolist()
+        self.unread.clear()
+        broken = next((number for number, row in enumerate(rows) if not math.isfinite(row[-1])), None)
+        if broken is not None and self.scaler.get_scale() <= SMALLEST_SCALE:
+            raise FloatingPointError(
+                f"{self.stage.name}: the gradient is not finite at step {self.step - len(rows) + broken}; lower "
+                f"optimizer.lr (the newest checkpoint in '{self.run_dir}' is from before)."
+            )
+        for name, column in zip(self.names[:-1], zip(*rows, strict=True), strict=False):
+            self.recent[name] = [*self.recent.get(name, []), *column][-RECENT:]
+        values = dict(zip(self.names, rows[-1], strict=True))
+        return {**values, "lr": self.rate}
 
     def validate(self) -> dict[str, float]:
         """The stage's validation on averaged weights, without touching the training's random numbers."""
@@ -268,9 +296,10 @@ class Trainer:
                 progress = everyone[0][0]
                 if progress >= 1:
                     break
-                values = self.one_step(progress)
+                self.one_step(progress)
                 bar.update()
                 if self.step % loop.log_every == 0:
+                    values = self.read()
                     recent, speed = np.mean(self.recent["loss"][-50:]), self.seen / max(1e-9, self.elapsed())
                     bar.set_postfix_str(f"loss {recent:.4f}, {speed:.1f} img/s", refresh=False)
                     log.write(self.step, {**values, "samples": self.seen, "minutes": self.elapsed() / 60})

@@ -33,9 +33,11 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
     """
     settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "weight_decay": config.weight_decay}
     if config.name == "adamw":
-        # On GPUs the default one makes a temporary copy of all weights.
-        fused = {"fused": True} if parameters[0].device.type == "cuda" else {}
-        return torch.optim.AdamW(parameters, **settings, **fused)
+        if parameters[0].device.type == "cuda":
+            # The default one makes a temporary copy of all weights; a recorded step reads its rate on the device.
+            rate = torch.tensor(config.lr, device=parameters[0].device)
+            settings |= {"lr": rate, "fused": True, "capturable": True}
+        return torch.optim.AdamW(parameters, **settings)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
@@ -43,6 +45,22 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
             "optimizer.name=adamw8bit needs bitsandbytes: pip install bitsandbytes, or use optimizer.name=adamw."
         ) from error
     return AdamW8bit(parameters, **settings)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load states that may be of another device: how the optimizer works is this one's own."""
+    saved = state["param_groups"]
+    own = [{**group, "params": old["params"]} for group, old in zip(optimizer.param_groups, saved, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": own})
 
 
 def state_bytes(config: OptimizerConfig, parameters: list[nn.Parameter]) -> int:

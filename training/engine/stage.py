@@ -97,15 +97,27 @@ class Stage:
         """The training batches."""
         raise NotImplementedError
 
-    def loss(self, batch: Any, progress: float) -> dict[str, Tensor]:
-        """Losses of one batch; the entry "loss" is minimised, all are logged. May draw from torch's global RNG."""
+    def variant(self, progress: float) -> str:
+        """Which form the next batch's step takes, where a stage has several; asked before the batch is drawn."""
+        return ""
+
+    def inputs(self, batch: Any, variant: str) -> dict[str, Tensor]:
+        """What `loss` reads of a batch, on the device; the host does not wait for it."""
+        raise NotImplementedError
+
+    def loss(self, inputs: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
+        """Losses of a batch's `inputs`; the entry "loss" is minimised, all are logged.
+
+        Everything happens on the device, its random numbers are those of torch's global generator there, and nothing
+        is read back: the work may be recorded once, and then runs again on other inputs.
+        """
         raise NotImplementedError
 
     def dummy_loss(self, samples: int) -> dict[str, Tensor]:
         """Losses of a made-up batch: the same work as a real one of so many samples, without its values."""
         raise NotImplementedError
 
-    def samples(self, batch: Any) -> int:
+    def samples(self, batch: Any, variant: str) -> int:
         """Number of training images in a batch."""
         return len(batch)
 

@@ -101,6 +101,7 @@ class DenoisingStage(Stage):
 
     def open_data(self, data: MultiViewDataset, validation: MultiViewDataset) -> None:
         super().open_data(data, validation)
+        self.schedule, self.prompt = self.schedule.to(self.device), self.prompt.to(self.device)
         folder = Path(self.config.latents_dir or self.config.run_dir)
         self.autoencoder.to(self.device)
         self.latents, self.validation_latents = (
@@ -113,9 +114,17 @@ class DenoisingStage(Stage):
 
     # ---- training
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        t = self.draw_timesteps(batch.targets.size).to(self.device)
-        return self.losses(self.noise_error(batch, self.data, self.latents, t), t)
+    def inputs(self, batch: Batch, variant: str) -> dict[str, Tensor]:
+        known = vars(self.denoiser_inputs(batch, self.data, self.latents))
+        z = self.latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
+        return {"z": z, **{name: tensor for name, tensor in known.items() if tensor is not None}}
+
+    def loss(self, inputs: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
+        known = dict(inputs)
+        z = known.pop("z")
+        t = self.draw_timesteps(len(z))
+        noise = torch.randn(z.shape, device=self.device)
+        return self.losses(self.error(z, t, noise, DenoiserInputs(**known)), t)
 
     def losses(self, error: Tensor, t: Tensor) -> dict[str, Tensor]:
         """What is minimised, and the mean square if that is not it, of an error in noise [N, 4, h, w] at t [N].
@@ -129,26 +138,15 @@ class DenoisingStage(Stage):
         abar = self.schedule.alphas_cumprod.to(error.device)[t]  # [N]
         return {"loss": (error.square() / abar[:, None, None, None]).mean(), "square": square}
 
-    def noise_loss(self, *arguments: Any) -> Tensor:
-        """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1), of what `noise_error` takes."""
-        return self.noise_error(*arguments).square().mean()
-
-    def noise_error(
-        self,
-        batch: Batch,
-        data: MultiViewDataset,
-        latents: LatentCache,
-        t: Tensor,
-        noise: Tensor | None = None,
+    def noise_loss(
+        self, batch: Batch, data: MultiViewDataset, latents: LatentCache, t: Tensor, noise: Tensor
     ) -> Tensor:
-        """eps_theta(x_t, t, ...) - eps of a batch [N, 4, h, w] at t [N]; `noise` is drawn if None."""
+        """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1) of a batch at t [N]."""
         z = latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
-        if noise is None:
-            noise = torch.randn(z.shape).to(self.device)
-        return self.error(z, t, noise, self.denoiser_inputs(batch, data, latents))
+        return self.error(z, t, noise, self.denoiser_inputs(batch, data, latents)).square().mean()
 
     def error(self, z: Tensor, t: Tensor, noise: Tensor, inputs: DenoiserInputs) -> Tensor:
-        """The same, of clean latents z [N, 4, h, w]."""
+        """eps_theta(x_t, t, ...) - eps of clean latents z at t [N]: [N, 4, h, w]."""
         x = self.schedule.q_sample(z, t, noise)
         return self.predict(x, t, inputs).float() - noise
 
@@ -172,9 +170,9 @@ class DenoisingStage(Stage):
         """
         steps, groups = self.schedule.num_timesteps, count // self.views_per_timestep
         if self.config.timesteps == "uniform":
-            t = torch.randint(0, steps, (groups,))
+            t = torch.randint(0, steps, (groups,), device=self.device)
         else:
-            t = ((1 - torch.rand(groups) ** 3) * steps).long().clamp(max=steps - 1)
+            t = ((1 - torch.rand(groups, device=self.device) ** 3) * steps).long().clamp(max=steps - 1)
         return t.repeat_interleave(self.views_per_timestep)
 
     def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
