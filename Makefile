@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 PRESET ?= cpu
 WORKERS ?= 2
 
-.PHONY: help setup check test test-core demo miniature golden evaluate ablations clean
+.PHONY: help setup check test test-core demo bench miniature golden evaluate ablations clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST) | sed 's/ - /\t/' | expand -t 20
@@ -28,6 +28,9 @@ demo: setup ## a turntable from a portrait through real ComfyUI; PORTRAIT=file P
 
 miniature: setup ## train the miniature of the whole system; PRESET=cpu|gpu
 	@$(RUN) -m training.miniature --preset $(PRESET) $(ARGS)
+
+bench: setup ## what a guided step costs: seconds, kernels, bytes, FLOPs, memory
+	@$(RUN) -m evaluation.bench $(ARGS)
 
 golden: setup ## every golden number, by the core and through ComfyUI
 	@$(RUN) -m evaluation.golden $(ARGS)

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,12 +135,13 @@ def pack_nodes(pack: ModuleType) -> dict[str, dict]:
     return {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in nodes}
 
 
-def boot(base_directory: Path, cpu: bool = True) -> EmbeddedHost:
+def boot(base_directory: Path, cpu: bool = True, options: Sequence[str] = ()) -> EmbeddedHost:
     """Import ComfyUI with all its stock nodes and no custom ones. No port is opened.
 
     Args:
         base_directory: an empty folder for the host's models, input, output, user and custom_nodes
         cpu: run on the CPU even where there is a GPU
+        options: more of ComfyUI's own command line
 
     Raises:
         HostError: no host (see tools/host.py), or another module hides one of its modules.
@@ -159,6 +160,7 @@ def boot(base_directory: Path, cpu: bool = True) -> EmbeddedHost:
             "sqlite:///:memory:",
         ]
         + ["--cpu"] * cpu
+        + [*options]
     )
 
     import comfy.model_management

@@ -52,12 +52,20 @@ class HostPath:
         pack: this pack as the host has loaded it.
         comfy: the host's `comfy` package.
         config: width of the networks.
+        weights: a state dict per network; None: the known ones.
         metadata: facts as a network file has them, e.g. reference_timestep.
     """
 
-    def __init__(self, pack: ModuleType, comfy: ModuleType, config: UNetConfig = GOLDEN_CONFIG, **metadata):
+    def __init__(
+        self,
+        pack: ModuleType,
+        comfy: ModuleType,
+        config: UNetConfig = GOLDEN_CONFIG,
+        weights: Mapping[str, dict[str, Tensor]] | None = None,
+        **metadata,
+    ):
         self.comfy, self.pack, self.patches = comfy, pack, pack.patches
-        weights, loading = known_weights(config), pack.host.loading
+        weights, loading = weights or known_weights(config), pack.host.loading
         config = pack.diffportrait3d.networks.UNetConfig.from_dict(config.to_dict())
         self.model = loading.build_model(weights["unet"], config, metadata)
         self.encoder = loading.build_reference_encoder(weights["reference_encoder"], config, metadata)

@@ -1,0 +1,245 @@
+"""What a guided step costs in the real ComfyUI with our patches: seconds, kernels, bytes, FLOPs, memory, waits.
+
+    python -m evaluation.bench [--width tiny|miniature|sd15] [--views 8 16 32 64] [--side PIXELS] [--parts NAME ...]
+        [--steps 5] [--against DIR] [--count] [--out runs/bench.json]
+
+Networks of random weights. Seconds are the median of the steps of one run; with tiny networks on a CPU they are
+nearly all the host's Python, which a GPU would wait for. --against DIR measures the patches of another checkout in the
+same process, run by run in turns. --count computes nothing, so that a step at SD1.5's width in half precision is
+counted on any machine; the memory is then that of an 8 GB card's question: all networks' weights and the most that
+tensors take at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import cProfile
+import json
+import pstats
+import statistics
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from diffportrait3d.command import run_main
+from diffportrait3d.files import write_text
+
+from .many_views import peak_bytes
+from .speed.counting import StepCounts
+from .speed.guided_step import PARTS, WIDTHS, BenchPath, Part, random_weights, weight_bytes
+from .studies.command import parse_options, run_command
+from .tables.report import markdown_table
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SIDES = {"tiny": 64, "miniature": 128, "sd15": 512}  # pixels
+GIB = 2**30
+SMALL = 4096  # elements of what is computed also where networks are only counted, as noise levels are
+
+
+class Bench:
+    """One or two checkouts of the pack in one host, with the same weights.
+
+    Args:
+        host: booted. options: of the command.
+    """
+
+    def __init__(self, host, options: argparse.Namespace):
+        self.options, self.cuda = options, torch.cuda.is_available()
+        self.side = options.side or SIDES[options.width]
+        config, half = WIDTHS[options.width], options.count or self.cuda
+        dtype = torch.float16 if half else torch.float32
+        weights = random_weights(config, dtype, filled=not options.count)
+        self.weight_bytes = weight_bytes(weights)
+        self.paths: dict[str, BenchPath] = {}
+        for name, folder in [("this", REPOSITORY)] + [("other", options.against)] * (options.against is not None):
+            pack = host.load_pack(folder, f"bench-{name}")
+            with StepCounts(SMALL) if options.count else contextlib.nullcontext():
+                self.paths[name] = BenchPath(pack, host.comfy, weights, config, half)
+
+    def measure(self, part_name: str, views: int) -> dict:
+        """Record of one part with one number of views, for every checkout."""
+        part = PARTS[part_name]
+        record: dict = {"part": part_name, "views": views, "side": self.side}
+        seconds = {name: [] for name in self.paths}
+        if not self.options.count:
+            for _ in range(self.options.rounds):
+                for name, path in self.paths.items():
+                    seconds[name] += path.step_seconds(part, views, self.side, self.options.steps)
+        for name, path in self.paths.items():
+            record[name] = self.count(path, part, views)
+            if seconds[name]:
+                record[name]["seconds"] = statistics.median(seconds[name])
+        if seconds["this"] and "other" in seconds:
+            pairs = zip(seconds["other"], seconds["this"], strict=True)
+            record["other_by_this"] = statistics.median(other / own for other, own in pairs)
+        return record
+
+    def count(self, path: BenchPath, part: Part, views: int) -> dict:
+        """Kernels, bytes and FLOPs of the second step by group, waits, and the peak of a run of two steps."""
+        counts = StepCounts(None if self.cuda else SMALL, path.networks())
+        steps = 0
+
+        def second_step_only() -> None:
+            nonlocal steps
+            steps += 1
+            counts.counting = steps == 1
+
+        def run() -> None:
+            with counts:
+                path.run(part, views, self.side, 3, second_step_only)
+
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            run()
+            peak = torch.cuda.max_memory_allocated() - before
+        else:
+            peak = peak_bytes(run)
+        found = {"kernels": counts.kernels, "bytes": counts.bytes, "flops": counts.flops}
+        totals = {name: sum(values.values()) for name, values in found.items()}
+        groups = {name: dict(values) for name, values in found.items()}
+        return {**totals, "groups": groups, "waits": dict(counts.waits), "activation_bytes": peak}
+
+    def shares(self, views: int) -> dict[str, dict[str, float]]:
+        """Of the seconds of a step with all parts: this pack's, the host's, torch's; by the profiler of Python."""
+        return {name: self._shares(path, views) for name, path in self.paths.items()}
+
+    def _shares(self, path: BenchPath, views: int) -> dict[str, float]:
+        profiler, steps = cProfile.Profile(), self.options.steps
+        started = False
+
+        def on_step() -> None:
+            nonlocal started
+            if not started:
+                profiler.enable()
+            started = True
+
+        path.run(PARTS["all"], views, self.side, steps + 1, on_step)
+        profiler.disable()
+        return {owner: seconds / steps for owner, seconds in owners(profiler).items()}
+
+
+def owners(profiler: cProfile.Profile) -> dict[str, float]:
+    """Seconds by who owns the code; what is built in counts for its callers."""
+    seconds: Counter[str] = Counter()
+    for (file, _, _), (_, _, own, _, callers) in pstats.Stats(profiler).stats.items():
+        if file == "~":
+            for (calling, _, _), (_, _, part, _) in callers.items():
+                seconds[owner(calling)] += part
+        else:
+            seconds[owner(file)] += own
+    return dict(seconds)
+
+
+def owner(file: str) -> str:
+    """Whose code a file is."""
+    if "site-packages" in file or file.startswith(("~", "<")):
+        return "torch and Python"
+    return "host" if "/comfy/" in file or "/comfy_" in file else "pack" if "/bench-" in file else "torch and Python"
+
+
+def part_table(records: list[dict], name: str) -> str:
+    """A row per part and number of views."""
+    rows = []
+    for record in records:
+        found = record[name]
+        seconds = f"{found['seconds']:.4f}" if "seconds" in found else "-"
+        rows.append(
+            [
+                *(str(record["views"]), record["part"], seconds, str(found["kernels"]), f"{found['bytes'] / GIB:.3f}"),
+                *(f"{found['flops'] / 1e12:.4f}", f"{found['activation_bytes'] / GIB:.3f}", str(sum_of_waits(found))),
+            ]
+        )
+    header = ["views", "part", "s/step", "kernels", "GiB moved", "TFLOP", "peak of activations (GiB)", "waits"]
+    return markdown_table(header, rows)
+
+
+def sum_of_waits(found: dict) -> int:
+    return sum(found["waits"].values())
+
+
+def group_table(found: dict) -> str:
+    """A row per group of operators."""
+    groups = found["groups"]
+    rows = [
+        [group, str(count), f"{groups['bytes'][group] / GIB:.3f}", f"{groups['flops'][group] / 1e12:.4f}"]
+        for group, count in sorted(groups["kernels"].items(), key=lambda item: -item[1])
+    ]
+    return markdown_table(["all parts", "kernels", "GiB moved", "TFLOP"], rows)
+
+
+def report(results: dict) -> str:
+    """The tables of all checkouts."""
+    records, texts = results["records"], []
+    for name in results["checkouts"]:
+        texts.append(f"{name} ({results['checkouts'][name]}):\n\n{part_table(records, name)}")
+        first = records[0][name]
+        texts.append(group_table(first))
+        waits = [[place, str(count)] for place, count in sorted(first["waits"].items())]
+        texts.append(markdown_table(["the host waits at", "times a step"], waits))
+        if name in results["shares"]:
+            parts = results["shares"][name].items()
+            texts.append(markdown_table(["owner", "s/step"], [[who, f"{value:.4f}"] for who, value in parts]))
+    paired = [f"{record['views']} views, {record['part']}: {record['other_by_this']:.2f}" for record in records[:99]
+              if "other_by_this" in record]  # fmt: skip
+    if paired:
+        texts.append("Seconds of the other by this one's, median of pairs: " + "; ".join(paired))
+    weights = {kind: value / GIB for kind, value in results["weight_bytes"].items()}
+    peak, total = records[0]["this"]["activation_bytes"] / GIB, sum(weights.values())
+    listed = ", ".join(f"{kind} {value:.2f}" for kind, value in weights.items())
+    texts.append(
+        f"Memory, {records[0]['views']} views, {records[0]['part']}: weights {total:.2f} GiB ({listed}), activations "
+        f"{peak:.2f} GiB, together {(total + peak) * GIB / 1e9:.2f} GB"
+    )
+    return "\n\n".join(texts)
+
+
+def bench(options: argparse.Namespace) -> dict:
+    """Measures, prints the tables and writes the JSON."""
+    from tools.embedded import boot
+
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        cpu = not torch.cuda.is_available()
+        measured = Bench(boot(Path(folder), cpu, ["--fp16-unet"] if options.count and cpu else []), options)
+        results: dict = {
+            "width": options.width,
+            "steps": options.steps,
+            "rounds": options.rounds,
+            "device": "cpu" if cpu else torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+            "checkouts": {"this": str(REPOSITORY)} | ({"other": str(options.against)} if options.against else {}),
+            "weight_bytes": measured.weight_bytes,
+            "records": [measured.measure(part, views) for views in options.views for part in options.parts],
+            "shares": {} if options.count else measured.shares(options.views[0]),
+        }
+    print(report(results), flush=True)
+    write_text(options.out, json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--width", choices=WIDTHS, default="tiny", help="of the networks (default %(default)s)")
+    parser.add_argument("--views", type=int, nargs="+", default=[8], help="default 8")
+    parser.add_argument("--side", type=int, help=f"of the views in pixels; default by width: {SIDES}")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all of them")
+    parser.add_argument("--steps", type=int, default=5, help="that are timed in a run (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each part (default %(default)s)")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout of this repository")
+    parser.add_argument("--count", action="store_true", help="compute nothing and count in half precision")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench.json"), help="default %(default)s")
+    options = parse_options(parser, arguments, views=2, steps=1, rounds=1)
+    if options.width == "sd15" and not torch.cuda.is_available() and not options.count:
+        parser.error("--width sd15 takes hours on a CPU: add --count, which computes nothing")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return run_command(bench, parse(arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main))

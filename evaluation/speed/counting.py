@@ -1,0 +1,160 @@
+"""Counts of what a device is asked to do, taken where torch hands each operator to its kernel.
+
+A kernel of a GPU takes microseconds, so that Python and the number of kernels often decide how long a step takes; both
+can be counted without one. With `compute_below` networks do not even compute: operators on more elements give empty
+tensors of the right shape, so that a step at SD1.5's width is counted in seconds and little memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+GROUPS = {
+    "attention": ("scaled_dot_product",),
+    "convolutions": ("convolution",),
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
+    "norms": ("native_group_norm", "native_layer_norm"),
+    "copies": ("clone", "copy_", "_to_copy", "cat", "stack", "repeat", "index", "index_select", "fill_", "zero_"),
+}
+OTHER = "elementwise"
+NO_KERNEL = ("empty", "new_empty", "_unsafe_view", "_reshape_alias", "resize_", "detach", "lift_fresh", "set_")
+READ_BACK = ("_local_scalar_dense", "nonzero", "equal")  # the host needs the values: it waits for the device
+TO_HOST = ("cpu", "numpy", "tolist")
+TORCH = str(Path(torch.__file__).parent)
+
+
+class StepCounts(TorchDispatchMode):
+    """Operators, bytes that they read and write, FLOPs, and places where the host waits, while `counting`.
+
+    Under `torch.no_grad`: in inference mode composite operators would arrive whole.
+
+    Args:
+        compute_below: elements above which operators are not computed; None computes everything.
+        networks: whose forward passes that holds for; none means everywhere.
+
+    Attributes:
+        kernels, bytes, flops: of each group of operators; views of a tensor are no kernels.
+        waits: "file:line" -> how often a value was read from the device there.
+    """
+
+    def __init__(self, compute_below: int | None = None, networks: Sequence[nn.Module] = ()):
+        super().__init__()
+        self.compute_below, self.counting = compute_below, False
+        self._networks, self._depth, self._hooks = networks, int(not networks), []
+        self.kernels, self.bytes, self.flops = Counter[str](), Counter[str](), Counter[str]()
+        self.waits = Counter[str]()
+        self._reads = _ReadsOnTheHost(self)
+
+    def __enter__(self):
+        for network in self._networks:
+            self._hooks.append(network.register_forward_pre_hook(lambda *_: self._deeper(1)))
+            self._hooks.append(network.register_forward_hook(lambda *_: self._deeper(-1), always_call=True))
+        self._reads.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+        return self._reads.__exit__(*error)
+
+    def _deeper(self, by: int) -> None:
+        self._depth += by
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self._computed(func, args, kwargs):
+            out = func(*args, **kwargs)
+        else:
+            out = _without_computing(func, args, kwargs)
+        if self.counting:
+            self._count(func, args, kwargs, out)
+        return out
+
+    def _computed(self, func, args, kwargs) -> bool:
+        name = _name(func)
+        if self.compute_below is None or self._depth == 0 or func.is_view or name in NO_KERNEL:
+            return True
+        sizes = [leaf.numel() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        return max(sizes, default=0) <= self.compute_below
+
+    def _count(self, func, args, kwargs, out) -> None:
+        name = _name(func)
+        if name in READ_BACK:
+            self.waits[caller()] += 1
+        if func.is_view or name in NO_KERNEL:
+            return
+        group = next((group for group, names in GROUPS.items() if _belongs(name, names)), OTHER)
+        tensors = {id(t): t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)}
+        self.kernels[group] += 1
+        self.bytes[group] += sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in tensors.values())
+        self.flops[group] += _flops(func, args, kwargs, out)
+
+
+class _ReadsOnTheHost(TorchFunctionMode):
+    """Tensors taken to the host: on a CPU these calls reach no operator."""
+
+    def __init__(self, counts: StepCounts):
+        super().__init__()
+        self.counts = counts
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        to_host = name == "to" and any(str(value) == "cpu" for value in (*args[1:], kwargs.get("device")))
+        if self.counts.counting and (name in TO_HOST or to_host):
+            self.counts.waits[caller()] += 1
+        return func(*args, **kwargs)
+
+
+def caller() -> str:
+    """The innermost line of Python outside of torch and of this file: "folder/file.py:line"."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((TORCH, __file__)):
+        frame = frame.f_back
+    if frame is None:
+        return "unknown"
+    path = Path(frame.f_code.co_filename)
+    return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
+
+
+def _name(func) -> str:
+    return func._schema.name.removeprefix("aten::")
+
+
+def _belongs(name: str, names: tuple[str, ...]) -> bool:
+    return name in names or (names == GROUPS["attention"] and "scaled_dot_product" in name)
+
+
+def _flops(func, args, kwargs, out) -> int:
+    if func.overloadpacket in flop_registry:
+        return flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+    if "scaled_dot_product" in _name(func):  # the CPU's is not in torch's list
+        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+    return 0
+
+
+def _without_computing(func, args, kwargs) -> Any:
+    """Empty tensors as the operator would give them; what it would change in place stays as it is."""
+    on_meta = tree_map_only(Tensor, _to_meta, (args, kwargs))
+    if "device" in on_meta[1]:
+        on_meta[1]["device"] = torch.device("meta")
+    made = func(*on_meta[0], **on_meta[1])
+    if func._schema.is_mutable:
+        return next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    return tree_map_only(Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), made)
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

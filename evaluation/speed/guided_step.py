@@ -1,0 +1,115 @@
+"""Guided steps of the real ComfyUI with networks of any width and random weights: what a bench runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffportrait3d.networks import UNetConfig
+
+from ..goldens.core import NETWORKS
+from ..goldens.host import GivenNoise, HostPath
+
+WIDTHS = {
+    "tiny": UNetConfig(model_channels=32, context_dim=32, max_views=64),
+    "miniature": UNetConfig(model_channels=64, context_dim=64, max_views=64),
+    "sd15": UNetConfig(max_views=64),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What takes part in a step: F_ref, F_cam, view consistency, and the unconditional pass."""
+
+    reference: bool = True
+    camera: bool = True
+    views: bool = True
+    guidance: float = 3.0
+
+
+PARTS = {
+    "all": Part(),
+    "without reference": Part(reference=False),
+    "without F_cam": Part(camera=False),
+    "without view consistency": Part(views=False),
+    "F alone": Part(reference=False, camera=False, views=False),
+    "all, no guidance": Part(guidance=1.0),
+}
+
+
+def random_weights(config: UNetConfig, dtype: torch.dtype, filled: bool) -> dict[str, dict[str, Tensor]]:
+    """A state dict per network; `filled` with small numbers, or as they come from memory."""
+    weights = {}
+    for kind, network in NETWORKS.items():
+        with torch.device("meta"):
+            shapes = {name: tensor.shape for name, tensor in network(config).state_dict().items()}
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+        if filled:
+            for tensor in tensors.values():
+                tensor.normal_(0.0, (tensor.numel() // len(tensor)) ** -0.5)
+        weights[kind] = tensors
+    return weights
+
+
+class BenchPath(HostPath):
+    """The host with networks of one width, in half precision if `half`: as a GPU has them, whatever the device."""
+
+    def __init__(self, pack, comfy, weights: dict[str, dict[str, Tensor]], config: UNetConfig, half: bool):
+        super().__init__(pack, comfy, config, weights)
+        self.config = config
+        if half:  # a CPU of the host would compute in float32
+            self.model.model.manual_cast_dtype = self.control_net.manual_cast_dtype = None
+
+    def run(self, part: Part, views: int, side: int, steps: int, on_step: Callable[[], None]) -> Tensor:
+        """Samples `views` views of side x side pixels with the release's sampler; `on_step` is called after each step.
+
+        Returns:
+            latents [views, 4, side/8, side/8]
+        """
+        generator, latent_side = torch.Generator().manual_seed(0), side // 8
+        inputs = {
+            "context": torch.zeros(1, 77, self.config.context_dim),
+            "ref_latent": torch.randn(1, 4, latent_side, latent_side, generator=generator),
+            "ref_latent2": torch.zeros(0, 4, latent_side, latent_side),
+            "hint": torch.rand(views, 3, side, side, generator=generator) * 2 - 1,
+        }
+        model, positive = self.prepare(inputs, int(part.reference), part.camera, part.views)
+        sampling = self.patches.sampling
+        latents = torch.randn(views, 4, latent_side, latent_side, generator=generator)
+        return sampling.sample_views(
+            model,
+            positive,
+            [[inputs["context"], {}]],
+            GivenNoise(torch.randn(latents.shape, generator=generator)),
+            {"samples": latents},
+            sampling.DDIMSampler(0.5),
+            sampling.ddim_sigmas(model.get_model_object("model_sampling"), steps),
+            part.guidance,
+            lambda *_: on_step(),
+        )["samples"]
+
+    def networks(self) -> list[nn.Module]:
+        """Those that a step calls; view consistency runs inside of the first."""
+        return [self.model.model.diffusion_model, self.encoder.patcher.model, self.control_net.control_model]
+
+    def step_seconds(self, part: Part, views: int, side: int, steps: int) -> list[float]:
+        """Seconds of every step but the first, which loads and warms up."""
+        times: list[float] = []
+
+        def on_step() -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+
+        with torch.inference_mode():  # as the host runs a workflow
+            self.run(part, views, side, steps + 1, on_step)
+        return [end - start for start, end in zip(times, times[1:], strict=False)]
+
+
+def weight_bytes(weights: dict[str, dict[str, Tensor]]) -> dict[str, int]:
+    """Of each network."""
+    return {kind: sum(tensor.nbytes for tensor in tensors.values()) for kind, tensors in weights.items()}
