@@ -19,7 +19,7 @@ _EMPTY = torch.iinfo(torch.int64).max
 
 class Fragments(NamedTuple):
     """What each pixel sees: `triangle` [H, W] int64 (-1 = nothing), `barycentric` [H, W, 3], `depth` [H, W]
-    (0 = nothing)."""
+    (0 = nothing). Of several images each has a leading dimension B."""
 
     triangle: Tensor
     barycentric: Tensor
@@ -38,40 +38,46 @@ def rasterise(
 
     Args:
         points: [V, 3] float32, x and y in pixels (the first pixel's centre is at 0.5, 0.5; y down), z = depth > 0.
+            [B, V, 3] draws B images of the same triangles at once: few large operations, as GPUs want them.
         triangles: [T, 3] int64. Triangles with a corner nearer than 1e-3 are left out, not clipped.
         two_sided: None draws all triangles from both sides; a [T] bool mask drops the others where they face away
             (corners that are counter-clockwise in the world, seen from outside, appear clockwise in these coordinates
             when seen from behind).
         max_candidates: (triangle, pixel) pairs that are tested at once; bounds the memory, never changes the result.
     """
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(f"points must be [V, 3] (x, y, depth), got {tuple(points.shape)}")
-    x, y, z = points.index_select(0, triangles.flatten()).view(-1, 3, 3).permute(2, 0, 1).contiguous()  # [T, 3] each
+    if points.ndim not in (2, 3) or points.shape[-1] != 3:
+        raise ValueError(f"points must be [V, 3] (x, y, depth) or [B, V, 3], got {tuple(points.shape)}")
+    shape, points = (*points.shape[:-2], height, width), points.reshape(-1, *points.shape[-2:])
+    images = len(points)
+    corners = points.index_select(1, triangles.flatten()).view(-1, 3, 3)  # [B * T, 3, 3]
+    x, y, z = corners.permute(2, 0, 1).contiguous()  # [B * T, 3] each
     area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
     drawn = (z.amin(1) > NEAR) & (area != 0)
     if two_sided is not None:
-        drawn &= (area < 0) | two_sided
+        drawn &= (area < 0) | two_sided.repeat(images)
     x0, x1 = _pixel_range(x, width)
     y0, y1 = _pixel_range(y, height)
     wide, high = (x1 - x0 + 1).clamp(min=0), (y1 - y0 + 1).clamp(min=0)
     used = torch.nonzero(drawn & (wide * high > 0)).squeeze(1)  # [U] the triangles that propose any pixel
     x, y, z, area = (value.index_select(0, used) for value in (x, y, z, area))
-    box = torch.stack([x0, y0, wide, wide * high], 1).index_select(0, used)  # [U, 4]
-    plane, count = _planes(x, y, z, area), box[:, 3]
-    nearest = torch.full((height * width,), _EMPTY, dtype=torch.int64, device=points.device)
+    left, top, wide, high = (value.int().index_select(0, used) for value in (x0, y0, wide, high))
+    plane, count = _planes(x, y, z, area), (wide * high).long()
+    image = torch.div(used, len(triangles), rounding_mode="floor")  # [U] the number of a triangle's image
+    nearest = torch.full((images * height * width,), _EMPTY, dtype=torch.int64, device=points.device)
     for part in _parts(count, max_candidates):
         rep = torch.repeat_interleave(part, count[part])  # [C] into used
-        first = torch.cumsum(count[part], 0) - count[part]
-        left, top, across, start = _gather(torch.cat([box[part, :3], first[:, None]], 1), rep - part[0])
-        local = torch.arange(rep.numel(), device=rep.device) - start
+        first = (torch.cumsum(count[part], 0) - count[part]).int()
+        local = torch.arange(rep.numel(), dtype=torch.int32, device=rep.device) - first[rep - part[0]]
+        across = wide.index_select(0, rep)
         row = torch.div(local, across, rounding_mode="floor")
-        px, py = left + local - row * across, top + row
+        px, py = left.index_select(0, rep) + local - row * across, top.index_select(0, rep) + row
         w1, w2, inverse = _evaluate(plane, rep, px, py)
         inside = torch.nonzero((w1 >= 0) & (w2 >= 0) & (w1 + w2 <= 1)).squeeze(1)
-        depth = 1 / inverse.index_select(0, inside)
-        key = (depth.view(torch.int32).long() << 32) | rep.index_select(0, inside)
-        nearest.scatter_reduce_(0, (py * width + px).index_select(0, inside), key, "amin")
-    return _resolve(nearest, plane, z, used, height, width)
+        depth, rep = 1 / inverse.index_select(0, inside), rep.index_select(0, inside)
+        key = (depth.view(torch.int32).long() << 32) | rep
+        place = (py * width + px).index_select(0, inside).long() + image.index_select(0, rep) * (height * width)
+        nearest.scatter_reduce_(0, place, key, "amin")
+    return _resolve(nearest, plane, z, used % max(1, len(triangles)), shape)
 
 
 def interpolate(attributes: Tensor, triangles: Tensor, fragments: Fragments) -> Tensor:
@@ -81,11 +87,6 @@ def interpolate(attributes: Tensor, triangles: Tensor, fragments: Fragments) -> 
     weight = fragments.barycentric.view(-1, 3).index_select(0, hit)  # [N, 3]
     parts = (attributes.index_select(0, corner[:, k]) * weight[:, k : k + 1] for k in range(3))
     return sum(parts, attributes.new_zeros(()))
-
-
-def _gather(table: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-    """The columns of table[rows], each contiguous (much faster to compute with than strided ones)."""
-    return table.index_select(0, rows).T.contiguous().unbind(0)
 
 
 def _pixel_range(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -115,23 +116,26 @@ def _planes(x: Tensor, y: Tensor, z: Tensor, area: Tensor) -> Tensor:
 
 def _evaluate(plane: Tensor, which: Tensor, px: Tensor, py: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Second and third screen-space weight and 1/z at pixel centres; plane [U, 9], the rest [C]."""
-    cx, cy, g1x, g1y, g2x, g2y, z0, z1, z2 = _gather(plane, which)
+    # Column by column: each is contiguous, and small enough for the cache while it is read.
+    cx, cy, g1x, g1y, g2x, g2y, z0, z1, z2 = (column.index_select(0, which) for column in plane.T.contiguous())
     dx, dy = px + (0.5 - cx), py + (0.5 - cy)
     w1, w2 = g1x * dx + g1y * dy, g2x * dx + g2y * dy
     return w1, w2, z0 + w1 * z1 + w2 * z2
 
 
-def _resolve(nearest: Tensor, plane: Tensor, z: Tensor, used: Tensor, height: int, width: int) -> Fragments:
+def _resolve(nearest: Tensor, plane: Tensor, z: Tensor, triangles: Tensor, shape: tuple[int, ...]) -> Fragments:
+    """`triangles` [U] are the numbers of those in `plane`, `shape` is that of the result."""
+    height, width = shape[-2:]
     pixel = torch.nonzero(nearest != _EMPTY).squeeze(1)
     winner = nearest[pixel] & 0xFFFFFFFF
     row = torch.div(pixel, width, rounding_mode="floor")
-    w1, w2, inverse = _evaluate(plane, winner, pixel - row * width, row)
+    w1, w2, inverse = _evaluate(plane, winner, pixel - row * width, row % height)
     depth_here = 1 / inverse
     weight = torch.stack([1 - w1 - w2, w1, w2], 1) / z[winner] * depth_here[:, None]  # perspective-correct
     triangle = torch.full_like(nearest, -1)
-    triangle[pixel] = used[winner]
-    barycentric = z.new_zeros(height * width, 3)
+    triangle[pixel] = triangles[winner]
+    barycentric = z.new_zeros(len(nearest), 3)
     barycentric[pixel] = weight
-    depth = z.new_zeros(height * width)
+    depth = z.new_zeros(len(nearest))
     depth[pixel] = depth_here
-    return Fragments(triangle.view(height, width), barycentric.view(height, width, 3), depth.view(height, width))
+    return Fragments(triangle.view(shape), barycentric.view(*shape, 3), depth.view(shape))

@@ -22,6 +22,7 @@ from .mesh import Noise, Surface, to_world, vertex_normals
 from .rasterise import interpolate, rasterise
 
 GAMMA = 2.2
+DRAWN_TOGETHER = 16  # views, on a GPU
 
 
 class View(NamedTuple):
@@ -104,20 +105,24 @@ def build_scene(
 
 def bake_light(vertices: Tensor, normals: Tensor, triangles: Tensor, light: Light, directions: int = 32) -> Tensor:
     """Diffuse irradiance [V, 3]: the sky over `directions` directions and the key light, both with visibility."""
-    sky = fibonacci_sphere(directions).to(vertices)
+    sky, key_ways = fibonacci_sphere(directions), _around(light.direction.cpu(), spread=0.16)
+    # All that a GPU is sent, at once: it would be waited for at every direction.
+    frames = torch.stack([_frame(way) for way in (*sky, *key_ways)]).to(vertices)  # [D, 3, 3]
+    origin = vertices.new_tensor([0.0, 0.0, 0.1])
     corners = vertices[triangles]
     long = (corners - corners.roll(1, 1)).square().sum(-1).amax(1) > 0.008**2  # fill the gaps between sparse vertices
     occluders = torch.cat([vertices, corners[long].mean(1)])
     total = torch.zeros_like(vertices)
-    for way in sky:
+    for frame in frames[:directions]:
+        way = frame[:, 2]
         up = way[1] * 0.5 + 0.5
         facing = (normals @ way).clamp(min=0)
         # a quarter of the sky reaches even hidden places: light bounced between surfaces
-        lit = facing * (0.25 + 0.75 * _visibility(occluders, vertices, normals, way, grid=72))
+        lit = facing * (0.25 + 0.75 * _visibility(occluders, vertices, normals, frame, origin, grid=72))
         total += lit[:, None] * (light.sky * up + light.ground * (1 - up)) * (4.0 / directions)
     key = vertices.new_zeros(len(vertices))
-    for way in _around(light.direction, spread=0.16):
-        key += _visibility(occluders, vertices, normals, way, grid=110) / 5
+    for frame in frames[directions:]:
+        key += _visibility(occluders, vertices, normals, frame, origin, grid=110) / 5
     wrapped = ((normals @ light.direction + 0.2) / 1.2).clamp(min=0)
     # a little light leaks red through skin at the shadow's edge; harmless on other materials
     tint = torch.stack([key**0.75, key, key**1.1], 1)
@@ -130,31 +135,37 @@ def render(scene: Scene, label: Tensor, resolution: int, supersample: int = 2) -
     labels = validate_labels(label)
     if len(labels) != 1:
         raise ValueError(f"render takes one label [25], got {tuple(label.shape)}; use render_views")
-    return _draw(scene, labels[0], resolution, supersample)
+    return View(*(field[0] for field in _draw(scene, labels, resolution, supersample)))
 
 
-def _draw(scene: Scene, label: Tensor, resolution: int, supersample: int) -> View:
-    side, own = resolution * supersample, label.to(scene.vertices)
-    points = project(scene.vertices, label, side)
+def _draw(scene: Scene, labels: Tensor, resolution: int, supersample: int) -> View:
+    side, own = resolution * supersample, labels.to(scene.vertices)
+    points = torch.stack([project(scene.vertices, label, side) for label in own])  # [V, P, 3]
     fragments = rasterise(points, scene.triangles, side, side, scene.two_sided)
     hit = torch.nonzero(fragments.triangle.flatten() >= 0).squeeze(1)  # [N]
     attributes = torch.cat([scene.radiance, scene.normals, scene.specular[:, None]], 1)
     colour = interpolate(attributes, scene.triangles, fragments)  # [N, 7]
-    view = -world_rays(pixel_centres(side, side, own)[hit], own)
+    view = -_rays(side, own).index_select(0, hit)
     shaded = colour[:, :3] + _highlight(scene, colour[:, 3:6], colour[:, 6], view)
-    rays = world_rays(pixel_centres(resolution, resolution, own), own)
-    image = _tone(scene.background(rays)).view(resolution, resolution, 3)
-    image = image.repeat_interleave(supersample, 0).repeat_interleave(supersample, 1)
-    image = image.reshape(-1, 3).index_copy(0, hit, _tone(shaded)).view(side, side, 3).permute(2, 0, 1)
-    image = F.avg_pool2d(image[None], supersample)[0]
+    image = _tone(scene.background(_rays(resolution, own))).view(-1, resolution, resolution, 3)
+    image = image.repeat_interleave(supersample, 1).repeat_interleave(supersample, 2)
+    image = image.reshape(-1, 3).index_copy(0, hit, _tone(shaded)).view(-1, side, side, 3).permute(0, 3, 1, 2)
+    image = F.avg_pool2d(image, supersample)
     depth, mask = _reduce_depth(fragments.depth, resolution, supersample)
     return View(image, depth, mask)
 
 
+def _rays(side: int, labels: Tensor) -> Tensor:
+    """World rays [V * side * side, 3] through all pixels of V cameras."""
+    centres = pixel_centres(side, side, labels)
+    return torch.cat([world_rays(centres, label) for label in labels])
+
+
 def render_views(scene: Scene, labels: Tensor, resolution: int, supersample: int = 2) -> View:
     """The scene from V camera labels [V, 25]: image [V, 3, H, W], depth [V, H, W], mask [V, H, W]."""
-    views = [_draw(scene, label, resolution, supersample) for label in validate_labels(labels)]
-    return View(*(torch.stack(field) for field in zip(*views, strict=True)))
+    together = 1 if scene.vertices.device.type == "cpu" else DRAWN_TOGETHER  # one view at a time stays in a CPU's cache
+    views = [_draw(scene, part, resolution, supersample) for part in validate_labels(labels).split(together)]
+    return View(*(torch.cat(field) for field in zip(*views, strict=True)))
 
 
 def fibonacci_sphere(count: int) -> Tensor:
@@ -180,14 +191,19 @@ def _across(way: Tensor) -> Tensor:
     return normalize(torch.linalg.cross(way, way.new_tensor(helper)), dim=0)
 
 
-def _visibility(occluders: Tensor, vertices: Tensor, normals: Tensor, way: Tensor, grid: int) -> Tensor:
-    """Soft visibility [V] towards `way`: the occluders' height splatted into a grid across `way`, compared at
-    3 places."""
+def _frame(way: Tensor) -> Tensor:
+    """Axes [3, 3] as columns, of which `way` is the last."""
     u = _across(way)
-    frame = torch.stack([u, torch.linalg.cross(way, u), way], 1)  # [3, 3]
+    return torch.stack([u, torch.linalg.cross(way, u), way], 1)
+
+
+def _visibility(
+    occluders: Tensor, vertices: Tensor, normals: Tensor, frame: Tensor, origin: Tensor, grid: int
+) -> Tensor:
+    """Soft visibility [V] along the last axis of `frame`: the occluders' height splatted into a grid across it,
+    compared at 3 places."""
     extent = 0.5  # world units around the pivot; what lies outside is clamped to the border and hardly seen
     cell = 2 * extent / grid
-    origin = vertices.new_tensor([0.0, 0.0, 0.1])
     flat = (occluders - origin) @ frame
     index = ((flat[:, :2] + extent) / cell).long().clamp(0, grid - 1)
     height = vertices.new_full((grid * grid,), -10.0)
@@ -218,8 +234,8 @@ def _tone(linear: Tensor) -> Tensor:
 
 
 def _reduce_depth(depth: Tensor, resolution: int, supersample: int) -> tuple[Tensor, Tensor]:
-    """Nearest sample's depth per pixel, and the mask of pixels at least half covered."""
-    blocks = depth.view(resolution, supersample, resolution, supersample).permute(0, 2, 1, 3).flatten(2)
+    """Nearest sample's depth per pixel [V, H, W], and the mask of pixels at least half covered."""
+    blocks = depth.view(-1, resolution, supersample, resolution, supersample).transpose(2, 3).flatten(3)
     covered = blocks > 0
     mask = covered.float().mean(-1) >= 0.5
     nearest = torch.where(covered, blocks, torch.full_like(blocks, torch.inf)).amin(-1)

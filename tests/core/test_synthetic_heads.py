@@ -217,6 +217,15 @@ def test_baking_and_drawing_make_no_tensor_on_the_default_device(scenes):
     expected = heads.render(scene, label, 24)
     with torch.device("meta"):
         light = bake_light(scene.vertices, scene.normals, scene.triangles, scene.light)
-        drawn = _draw(scene, label, 24, 2)
+        drawn = _draw(scene, label[None], 24, 2)
     assert torch.equal(light, bake_light(scene.vertices, scene.normals, scene.triangles, scene.light))
-    assert all(torch.equal(a, b) for a, b in zip(drawn, expected, strict=True))
+    assert all(torch.equal(a[0], b) for a, b in zip(drawn, expected, strict=True))
+
+
+def test_views_drawn_together_are_those_drawn_alone(scenes):
+    """As on a GPU: several cameras in one pass of the rasteriser."""
+    labels = orbit_camera([-60.0, 0.0, 45.0], [20.0, 0.0, -10.0])
+    for scene in scenes.values():
+        alone, together = heads.render_views(scene, labels, 48), _draw(scene, labels, 48, 2)
+        assert torch.equal(alone.depth, together.depth) and torch.equal(alone.mask, together.mask)
+        assert (alone.image - together.image).abs().max() < 1e-6
