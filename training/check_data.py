@@ -32,7 +32,7 @@ from diffportrait3d.command import run_main
 from diffportrait3d.files import file_hash
 from diffportrait3d.images import ImageError, read_image
 
-from .dataset.images import SPLITS, DataError, read_manifest
+from .dataset.images import SHARDED, SPLITS, DataError, read_manifest
 from .dataset.records import note_lines, notes_of
 from .sources.reader import read_json
 
@@ -46,6 +46,8 @@ def problems(root: Path, images: bool = True, progress: bool = False, notes: lis
     """One sentence for everything that is wrong with what is there. Without `images` no image is opened, only looked
     for. `notes` gets lines that are worth knowing, but no problems."""
     header, subjects = read_manifest(root)
+    if header["version"] == SHARDED:
+        raise DataError(f"'{root}' holds shards; only data sets of image files are checked here.")
     resolution = header.get("resolution")
     if not isinstance(resolution, int) or resolution < 1:
         raise DataError(f"'{root / 'manifest.jsonl'}' must give a 'resolution' in its header, not {resolution!r}.")

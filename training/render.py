@@ -11,6 +11,10 @@ An interrupted run continues where it stopped: people whose `subject.json` and f
 Layout: DIR/manifest.jsonl (a header line, then one line per subject), DIR/SPLIT/SUBJECT/NN.png,
 NN_condition.png and, for the test split, NN_depth.npz with `depth` float16 [H, W] (camera z, 0 = background)
 and `mask` bool [H, W].
+
+`--shard PEOPLE` is for many training people: so many of them are one file, they stand before a fixed set of cameras
+(`--cameras`), and their conditions are rendered once, into a bank (`--conditions`). The manifest then always describes
+what is finished, so that training can begin before the end.
 """
 
 from __future__ import annotations
@@ -29,15 +33,18 @@ from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_atomically, write_text
 from diffportrait3d.images import save_image
-from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render_views
+from diffportrait3d.synthetic_heads import IctHeads, Scene, portrait_scene, render_views
+from diffportrait3d.weights.safetensors_writer import write_tensors
 
-from .dataset.images import FIRST_CONDITION, FIRST_SEED, FORMAT, SPLITS, VERSION, DataError, read_manifest
+from .dataset.images import FIRST_CONDITION, FIRST_SEED, FORMAT, SHARDED, SPLITS, VERSION, DataError, read_manifest
 from .dataset.records import is_finished
+from .dataset.shards import read_records, write_shard
 from .engine.workers import run_each
 
 SEED_STRIDE = 10_000_000  # one data-set seed's worth of person seeds
 LARGEST_SPLIT = 1_000_000
 EASY_YAW, EASY_PITCH = 15.0, 8.0  # the first view of every person, a natural reference
+Job = tuple[str, int]  # (split, number of the person), ("shard", first person) or ("conditions", number of the person)
 
 
 def render_dataset(
@@ -47,13 +54,32 @@ def render_dataset(
     `dataset_settings`."""
     _check_folder(out, settings)
     write_text(out / "settings.json", json.dumps(settings, indent=1))
-    jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
-    todo = [job for job in jobs if not is_finished(out, _record_path(out, settings, *job))]
-    if len(todo) < len(jobs):
-        print(f"{len(jobs) - len(todo)} of {len(jobs)} people are there already", file=sys.stderr)
-    for _ in run_each(_render_person, todo, _start_worker, (out, settings, ict, device), workers, unit="person"):
-        pass
+    jobs, sharded = _jobs(settings, counts), settings["version"] == SHARDED
+    unit = "file" if sharded else "person"
+    done = {job for job in jobs if _is_there(out, settings, job)}
+    if done:
+        print(f"{len(done)} of {len(jobs)} {'files' if sharded else 'people'} are there already", file=sys.stderr)
+    todo = [job for job in jobs if job not in done]
+    for job in run_each(_render, todo, _start_worker, (out, settings, counts, ict, device), workers, unit=unit):
+        done.add(job)
+        if sharded:
+            write_manifest(out, settings, [job for job in jobs if job in done])
     return write_manifest(out, settings, jobs)
+
+
+def _jobs(settings: dict, counts: dict[str, int]) -> list[Job]:
+    """What is made, in order: of shards first what validation and the first stages need."""
+    if settings["version"] != SHARDED:
+        return [(split, index) for split in SPLITS for index in range(counts[split])]
+    shards = [("shard", first) for first in range(0, counts["train"], settings["people_per_shard"])]
+    conditions = [("conditions", index) for index in range(settings["condition_subjects"])]
+    return [*(("val", index) for index in range(counts["val"])), *conditions, *shards,
+            *(("test", index) for index in range(counts["test"]))]  # fmt: skip
+
+
+def _is_there(out: Path, settings: dict, job: Job) -> bool:
+    path = _path(out, settings, job)
+    return read_records(path) is not None if path.suffix == ".safetensors" else is_finished(out, path)
 
 
 def dataset_settings(
@@ -64,11 +90,15 @@ def dataset_settings(
     ict_fraction: float,
     condition_subjects: int,
     seed: int,
+    shards: dict[str, int] | None = None,
 ) -> dict:
-    """Everything that decides what an image looks like; two runs into one folder must agree on it."""
+    """Everything that decides what an image looks like; two runs into one folder must agree on it.
+
+    shards: people_per_shard, cameras and conditions of a data set in shards.
+    """
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": SHARDED if shards else VERSION,
         "resolution": resolution,
         "views": views,
         "yaw": yaw,
@@ -76,6 +106,7 @@ def dataset_settings(
         "ict_fraction": ict_fraction,
         "condition_subjects": condition_subjects,
         "seed": seed,
+        **(shards or {}),
     }
 
 
@@ -92,19 +123,59 @@ def person(settings: dict, split: str, index: int) -> dict:
     first = settings["seed"] * SEED_STRIDE + FIRST_CONDITION[split]
     chosen = torch.randint(settings["condition_subjects"], (settings["views"],), generator=generator)
     provider = "ict" if ict else "analytic"
-    return {
+    who = {
         "id": f"{provider}-{seed:07d}",
         "split": split,
         "provider": provider,
         "seed": seed,
-        "labels": orbit_camera(yaw, pitch),
-        "conditions": [first + int(k) for k in chosen],
     }
+    if settings["version"] == SHARDED and split == "train":
+        return who | _banked_views(settings, generator)
+    return who | {"labels": orbit_camera(yaw, pitch), "conditions": [first + int(k) for k in chosen]}
 
 
-def write_manifest(out: Path, settings: dict, jobs: list[tuple[str, int]]) -> Path:
+def camera_bank(settings: dict) -> Tensor:
+    """Yaw and pitch in degrees of the fixed cameras, evenly over their range: [2, cameras].
+
+    A sequence of low discrepancy: the fractions of multiples of two powers of the plastic number.
+    """
+    steps = torch.tensor([[0.7548776662466927], [0.5698402909980532]], dtype=torch.float64)
+    even = (0.5 + steps * torch.arange(1, settings["cameras"] + 1)) % 1  # [2, cameras]
+    limits = torch.tensor([[settings["yaw"]], [settings["pitch"]]], dtype=torch.float64)
+    return ((2 * even - 1) * limits).float()
+
+
+def bank_person(settings: dict, row: Tensor) -> Tensor:
+    """Which condition person a row of the bank shows; its camera is the row modulo their number."""
+    cameras = settings["cameras"]
+    return (row % cameras + row // cameras) % settings["condition_subjects"]
+
+
+def _banked_views(settings: dict, generator: torch.Generator) -> dict:
+    """A training person's views by the bank: different cameras, the first one easy, a condition of each."""
+    bank, cameras = camera_bank(settings), settings["cameras"]
+    order = torch.randperm(cameras, generator=generator)
+    yaw, pitch = bank[:, order].abs()
+    easy = order[(yaw / EASY_YAW).maximum(pitch / EASY_PITCH).clamp(min=1).argmin()]
+    chosen = torch.cat([easy[None], order[order != easy]])[: settings["views"]]
+    shown = torch.randint(settings["conditions"] // cameras, (len(chosen),), generator=generator)
+    rows = chosen + cameras * shown
+    first = settings["seed"] * SEED_STRIDE + FIRST_CONDITION["train"]
+    conditions = [first + int(k) for k in bank_person(settings, rows)]
+    return {"labels": orbit_camera(*bank[:, chosen]), "conditions": conditions, "rows": rows.tolist()}
+
+
+def write_manifest(out: Path, settings: dict, jobs: list[Job]) -> Path:
     """Collect the subjects' records, in order, below the header line."""
-    records = [_record_path(out, settings, *job).read_text(encoding="utf-8") for job in jobs]
+    records = []
+    for job in jobs:
+        path = _path(out, settings, job)
+        lines = (
+            map(json.dumps, read_records(path) or [])
+            if job[0] in ("shard", "conditions")
+            else [path.read_text("utf-8")]
+        )
+        records += lines
     path = out / "manifest.jsonl"
     write_text(path, "\n".join([json.dumps(settings), *records, ""]))
     return path
@@ -144,28 +215,78 @@ def _settings_before(out: Path, path: Path, asked: dict) -> dict:
     return there
 
 
-def _record_path(out: Path, settings: dict, split: str, index: int) -> Path:
-    return out / split / person(settings, split, index)["id"] / "subject.json"
+def _path(out: Path, settings: dict, job: Job) -> Path:
+    """What is there when a job is done: a person's record, or its one file."""
+    kind, index = job
+    if kind == "conditions":
+        return out / "conditions" / f"{index:04d}.safetensors"
+    if kind == "shard":
+        return out / "train" / f"{index:07d}.safetensors"
+    return out / kind / person(settings, kind, index)["id"] / "subject.json"
 
 
 _worker: dict = {}
 
 
-def _start_worker(out: Path, settings: dict, ict: Path | None, device: str) -> None:
+def _start_worker(out: Path, settings: dict, counts: dict[str, int], ict: Path | None, device: str) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    _worker.update(out=out, settings=settings, ict=None if ict is None else IctHeads(ict))
+    _worker.update(out=out, settings=settings, counts=counts, ict=None if ict is None else IctHeads(ict))
     _worker["scene"] = functools.partial(portrait_scene, device=device)
     _worker["condition"] = functools.lru_cache(maxsize=settings["condition_subjects"])(_worker["scene"])
 
 
-def _render_person(job: tuple[str, int]) -> None:
+def _render(job: Job) -> Job:
+    kinds = {"shard": _render_shard, "conditions": _render_conditions}
+    kinds.get(job[0], lambda _: _render_person(job))(job[1])
+    return job
+
+
+def _scene_of(who: dict) -> Scene:
+    return _worker["scene"](who["seed"], _worker["ict"] if who["provider"] == "ict" else "analytic")
+
+
+def _bytes(images: Tensor) -> Tensor:
+    """uint8 of images in [0, 1]."""
+    return (images.clamp(0, 1) * 255).round().byte().cpu()
+
+
+def _render_shard(first: int) -> None:
+    """Training people from number `first` on."""
+    out, settings = _worker["out"], _worker["settings"]
+    path, images, records = _path(out, settings, ("shard", first)), [], []
+    for index in range(first, min(first + settings["people_per_shard"], _worker["counts"]["train"])):
+        who = person(settings, "train", index)
+        images.append(_bytes(render_views(_scene_of(who), who["labels"], settings["resolution"]).image))
+        views = [
+            {"condition_row": row, "condition_subject": f"analytic-{condition:07d}", "label": label.tolist()}
+            for row, condition, label in zip(who["rows"], who["conditions"], who["labels"], strict=True)
+        ]
+        record = {key: who[key] for key in ("id", "split", "provider", "seed")}
+        records.append({**record, "shard": str(path.relative_to(out)), "views": views})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_shard(path, torch.cat(images), records)
+
+
+def _render_conditions(index: int) -> None:
+    """One condition person of the bank at all of its cameras."""
+    out, settings = _worker["out"], _worker["settings"]
+    rows = torch.arange(settings["conditions"])
+    rows = rows[bank_person(settings, rows) == index]
+    labels = orbit_camera(*camera_bank(settings)[:, rows % settings["cameras"]])
+    seed = settings["seed"] * SEED_STRIDE + FIRST_CONDITION["train"] + index
+    images = _bytes(render_views(_worker["scene"](seed), labels, settings["resolution"]).image)
+    path = _path(out, settings, ("conditions", index))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, {"images": images, "rows": rows}, {"records": "[]"})
+
+
+def _render_person(job: Job) -> None:
     out, settings = _worker["out"], _worker["settings"]
     who = person(settings, *job)
     folder = out / who["split"] / who["id"]
     folder.mkdir(parents=True, exist_ok=True)
-    scene = _worker["scene"](who["seed"], _worker["ict"] if who["provider"] == "ict" else "analytic")
-    portrait = render_views(scene, who["labels"], settings["resolution"])
+    portrait = render_views(_scene_of(who), who["labels"], settings["resolution"])
     views = []
     for k, (label, condition) in enumerate(zip(who["labels"], who["conditions"], strict=True)):
         shown = render_views(_worker["condition"](condition), label[None], settings["resolution"])
@@ -209,6 +330,13 @@ def _parser() -> argparse.ArgumentParser:
         default=64,
         help="number of people in the condition images, per library",
     )
+    parser.add_argument(
+        "--shard", type=int, default=0, metavar="PEOPLE", help="training people per file (default: PNG)"
+    )
+    parser.add_argument("--cameras", type=int, default=512, help="with --shard: number of fixed cameras")
+    parser.add_argument(
+        "--conditions", type=int, default=2048, help="with --shard: images in the bank, a multiple of --cameras"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument(
         "--device", default="cpu", help="where the light is baked and the views are drawn: cpu (default) or cuda"
@@ -236,6 +364,13 @@ def _problem(args: argparse.Namespace) -> str | None:
         (not 0 <= args.ict_fraction <= 1, f"--ict-fraction {args.ict_fraction} must lie in 0..1"),
         (args.condition_subjects < 1, "--condition-subjects must be at least 1"),
         (args.seed < 0, "--seed must not be negative"),
+        (args.shard < 0, "--shard must not be negative"),
+        (
+            args.shard > 0
+            and (args.cameras < args.views or args.conditions < args.cameras or args.conditions % args.cameras > 0),
+            f"--cameras {args.cameras} must be at least --views {args.views}, and --conditions {args.conditions} a "
+            "multiple of it",
+        ),
         (
             args.device.startswith("cuda") and not torch.cuda.is_available(),
             f"--device {args.device}: torch sees no CUDA device here",
@@ -251,8 +386,16 @@ def main(arguments: list[str] | None = None) -> int:
     if problem := _problem(args):
         parser.error(problem)
     fraction = args.ict_fraction if args.ict else 0.0
+    shards = {"people_per_shard": args.shard, "cameras": args.cameras, "conditions": args.conditions}
     settings = dataset_settings(
-        args.resolution, args.views, args.yaw, args.pitch, fraction, args.condition_subjects, args.seed
+        args.resolution,
+        args.views,
+        args.yaw,
+        args.pitch,
+        fraction,
+        args.condition_subjects,
+        args.seed,
+        shards if args.shard else None,
     )
     try:
         manifest = render_dataset(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from diffportrait3d import synthetic_heads as heads
 from diffportrait3d.cameras.labels import camera_angles, validate_labels
 from diffportrait3d.files import WriteError
 from training import render
-from training.dataset.images import read_manifest
+from training.dataset.images import MultiViewDataset, read_manifest
 
 COUNTS = {"train": 1, "val": 0, "test": 1}
+SHARDED = {"train": 5, "val": 1, "test": 1}
+SHARDS = {"people_per_shard": 2, "cameras": 16, "conditions": 32}
 
 
 def _settings(**changes) -> dict:
@@ -102,12 +107,81 @@ def test_cameras_fill_their_range_and_the_first_is_easy():
     assert abs(float(yaw.mean())) < 5 and len(yaw.unique()) == yaw.numel()
 
 
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "shards"
+    render.render_dataset(out, _settings(views=3, condition_subjects=2, shards=SHARDS), SHARDED, None, workers=1)
+    return out
+
+
+def test_shards_hold_what_their_people_and_cameras_say(sharded):
+    header, subjects = read_manifest(sharded)
+    assert header["version"] == 2
+    assert [s["split"] for s in subjects].count("train") == 5 and len(list((sharded / "train").iterdir())) == 3
+    data, validation = MultiViewDataset(sharded, "train"), MultiViewDataset(sharded, "val")
+    assert data.images.shape == (15, 3, 32, 32) and validation.images.shape == (3, 3, 32, 32)
+    angles = camera_angles(data.labels)
+    assert all(angles.yaw[rows[0]].abs() <= 15 and angles.pitch[rows[0]].abs() <= 8 for rows in data.subjects)
+    assert len(data.labels.unique(dim=0)) <= 16
+    people = [subject for subject in subjects if subject["split"] == "train"]
+    for row in (0, 4, 14):
+        person, view = people[row // 3], people[row // 3]["views"][row % 3]
+        label = torch.tensor(view["label"])
+        for shown, seed in ((data.images, person["seed"]), (data.conditions, int(view["condition_subject"][-7:]))):
+            image = heads.render(heads.portrait_scene(seed), label, 32).image
+            assert (shown[torch.tensor([row])][0] / 255 - image).abs().max() < 0.51 / 255
+
+
+def test_shards_resume_where_they_were_stopped(sharded, tmp_path, monkeypatch):
+    """The manifest describes what is finished, at any moment; the end is the same, to the bit."""
+    settings = _settings(views=3, condition_subjects=2, shards=SHARDS)
+    write = render.write_shard
+
+    def stopped(path, images, records):
+        if path.stem == "0000002":
+            raise KeyboardInterrupt
+        write(path, images, records)
+
+    monkeypatch.setattr(render, "write_shard", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        render.render_dataset(tmp_path, settings, SHARDED, None, workers=1)
+    assert len(MultiViewDataset(tmp_path, "train")) == 6  # the first shard
+    monkeypatch.undo()
+    (tmp_path / "train/0000000.safetensors").write_bytes(b"half a file")
+    render.render_dataset(tmp_path, settings, SHARDED, None, workers=1)
+    files = {path.relative_to(sharded): path.read_bytes() for path in sharded.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_bank_is_named(sharded, tmp_path):
+    shutil.copytree(sharded, tmp_path / "set")
+    path = tmp_path / "set/conditions/0001.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="0001.safetensors' cannot be read"):
+        _ = MultiViewDataset(tmp_path / "set", "train").conditions
+    path.unlink()
+    with pytest.raises(ValueError, match="Camera condition .* run training.render again"):
+        _ = MultiViewDataset(tmp_path / "set", "train").conditions
+
+
+def test_the_bank_covers_the_range_evenly():
+    settings = _settings(yaw=70.0, pitch=20.0, shards={"people_per_shard": 1, "cameras": 512, "conditions": 2048})
+    yaw, pitch = render.camera_bank(settings)
+    cells = torch.histogramdd(torch.stack([yaw, pitch], 1), [8, 4], range=[-70.0, 70.0, -20.0, 20.0]).hist
+    assert cells.min() >= 12 and cells.max() <= 20 and cells.sum() == 512
+    shown = torch.bincount(
+        render.bank_person(_settings(**{"condition_subjects": 64, "shards": SHARDS}), torch.arange(12))
+    )
+    assert shown.max() <= 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--resolution", "130"], "multiple of 8"),
         (["--views", "0"], "--views"),
         (["--pitch", "90"], "--pitch"),
+        (["--shard", "5", "--cameras", "8"], "--cameras 8 must be at least --views 10"),
         (["--ict", "nowhere.npz"], "nowhere.npz: no such file"),
         (["--train", "0", "--val", "0", "--test", "0"], "nothing to render"),
     ],

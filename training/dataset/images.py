@@ -2,7 +2,8 @@
 
 A dataset is a folder with `manifest.jsonl`: a header line, then one line per subject with its views; every view has
 an image, a camera-condition image of another identity at the same camera, and a 25-number camera label (see
-`training.render`, which writes this format). Small sets live in memory as uint8.
+`training.render`, which writes this format). Small sets live in memory as uint8. In version 2 the training people are
+in shards, and share their conditions (`.shards`).
 
 Every sampler is a function of (seed, batch number): its position is one integer, so a run resumes at any batch.
 """
@@ -31,7 +32,9 @@ from diffportrait3d.cameras.labels import camera_angles
 from diffportrait3d.images import ImageError, NoteLog, read_image
 from diffportrait3d.weights.safetensors_writer import write_tensors
 
-FORMAT, VERSION = "diffportrait3d-multiview", 1
+from .shards import read_bank, read_images
+
+FORMAT, VERSION, SHARDED = "diffportrait3d-multiview", 1, 2
 SPLITS = ("train", "val", "test")
 # Rendered people by their first seed: no split shows those of another, and conditions show nobody's portrait.
 FIRST_SEED = {"train": 0, "val": 1_000_000, "test": 2_000_000}
@@ -53,10 +56,10 @@ def read_manifest(root: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]
         header, *subjects = [_entry(line) for line in lines]
     except ValueError as error:
         raise DataError(f"'{path}' is damaged ({error}); {MADE_AGAIN}.") from None
-    if header.get("format") != FORMAT or header.get("version") != VERSION:
+    if header.get("format") != FORMAT or header.get("version") not in (VERSION, SHARDED):
         raise DataError(
             f"'{path}' has format {header.get('format')!r} version {header.get('version')!r}, "
-            f"expected {FORMAT!r} version {VERSION}."
+            f"expected {FORMAT!r} version {VERSION} or {SHARDED}."
         )
     return header, subjects
 
@@ -105,8 +108,8 @@ class MultiViewDataset:
     are read whenever they are asked for, if not `in_memory`.
 
     Attributes:
-        images: uint8 [N, 3, H, W] (or `ImageFiles`, indexed in the same way), all views of all subjects, a
-            subject's views in a row.
+        images: uint8 [N, 3, H, W] (or `ImageFiles`, indexed in the same way, as is a `ConditionBank`), all views of all
+            subjects, a subject's views in a row.
         conditions: uint8 [N, 3, H, W], the camera conditions of these views.
         labels: float32 [N, 25] camera labels.
         subjects: list of int64 arrays, the rows of every subject.
@@ -133,23 +136,29 @@ class MultiViewDataset:
         if self.labels.shape[1:] != (25,):
             raise DataError(f"Labels in '{root}' must have 25 numbers, got {tuple(self.labels.shape[1:])}.")
         self._views = views
+        self._shards = list(dict.fromkeys(s["shard"] for s in chosen if "shard" in s))
+        if self._shards and not in_memory:
+            raise DataError(f"'{root}' holds shards, which are read at once: data.in_memory=false does not fit them.")
         self._check_files()
 
     def _check_files(self) -> None:
         """A file that is missing should be known now, not hours later when its stage begins."""
-        for view in self._views:
-            for kind in ("image", "condition"):
-                if not (self.root / view[kind]).is_file():
-                    raise DataError(
-                        f"'{self.root / view[kind]}' is named in the manifest but is not there; {MADE_AGAIN}."
-                    )
+        files = self._shards or [view[kind] for view in self._views for kind in ("image", "condition")]
+        for name in files:
+            if not (self.root / name).is_file():
+                raise DataError(f"'{self.root / name}' is named in the manifest but is not there; {MADE_AGAIN}.")
 
     @cached_property
     def images(self) -> Tensor:
+        if self._shards:
+            return read_images(self.root, self._shards, self.resolution).to(self.device)
         return self._load("image")
 
     @cached_property
     def conditions(self) -> Tensor:
+        if self._shards:
+            rows = torch.tensor([view["condition_row"] for view in self._views])
+            return read_bank(self.root, rows, self.resolution).to(self.device)
         return self._load("condition")
 
     def _load(self, kind: str) -> Tensor | ImageFiles:
