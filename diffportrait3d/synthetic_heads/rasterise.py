@@ -71,9 +71,10 @@ def rasterise(
         across = wide.index_select(0, rep)
         row = torch.div(local, across, rounding_mode="floor")
         px, py = left.index_select(0, rep) + local - row * across, top.index_select(0, rep) + row
-        w1, w2, inverse = _evaluate(plane, rep, px, py)
+        w1, w2 = _weights(plane, rep, px, py)
         inside = torch.nonzero((w1 >= 0) & (w2 >= 0) & (w1 + w2 <= 1)).squeeze(1)
-        depth, rep = 1 / inverse.index_select(0, inside), rep.index_select(0, inside)
+        rep, w1, w2 = (value.index_select(0, inside) for value in (rep, w1, w2))
+        depth = 1 / _inverse_depth(plane, rep, w1, w2)
         key = (depth.view(torch.int32).long() << 32) | rep
         place = (py * width + px).index_select(0, inside).long() + image.index_select(0, rep) * (height * width)
         nearest.scatter_reduce_(0, place, key, "amin")
@@ -104,23 +105,28 @@ def _parts(count: Tensor, limit: int) -> list[Tensor]:
 
 
 def _planes(x: Tensor, y: Tensor, z: Tensor, area: Tensor) -> Tensor:
-    """Per triangle [U, 9]: corner 0 (x, y), the image gradients of the second and third weight, and 1/z at the corners.
+    """Per triangle [9, U]: corner 0 (x, y), the image gradients of the second and third weight, and 1/z at the corners.
 
     The weights are affine in the image, so these numbers save the edge functions' divisions at every pixel."""
     ax, ay = x[:, 1] - x[:, 0], y[:, 1] - y[:, 0]
     bx, by = x[:, 2] - x[:, 0], y[:, 2] - y[:, 0]
-    gradients = torch.stack([by, -bx, -ay, ax], 1) / area[:, None]
-    inverse = 1 / z
-    return torch.cat([x[:, :1], y[:, :1], gradients, inverse[:, :1], inverse[:, 1:] - inverse[:, :1]], 1)
+    inverse = (1 / z).T  # [3, U]
+    rows = [x[:, 0], y[:, 0], by / area, -bx / area, -ay / area, ax / area]
+    return torch.stack([*rows, inverse[0], inverse[1] - inverse[0], inverse[2] - inverse[0]])
 
 
-def _evaluate(plane: Tensor, which: Tensor, px: Tensor, py: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Second and third screen-space weight and 1/z at pixel centres; plane [U, 9], the rest [C]."""
-    # Column by column: each is contiguous, and small enough for the cache while it is read.
-    cx, cy, g1x, g1y, g2x, g2y, z0, z1, z2 = (column.index_select(0, which) for column in plane.T.contiguous())
+def _weights(plane: Tensor, which: Tensor, px: Tensor, py: Tensor) -> tuple[Tensor, Tensor]:
+    """Second and third screen-space weight at pixel centres; plane [9, U], the rest [C]."""
+    # Column by column: each is small enough for the cache while it is read.
+    cx, cy, g1x, g1y, g2x, g2y = (column.index_select(0, which) for column in plane[:6])
     dx, dy = px + (0.5 - cx), py + (0.5 - cy)
-    w1, w2 = g1x * dx + g1y * dy, g2x * dx + g2y * dy
-    return w1, w2, z0 + w1 * z1 + w2 * z2
+    return g1x * dx + g1y * dy, g2x * dx + g2y * dy
+
+
+def _inverse_depth(plane: Tensor, which: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    """1/z where the weights are these [C]."""
+    z0, z1, z2 = (column.index_select(0, which) for column in plane[6:])
+    return z0 + w1 * z1 + w2 * z2
 
 
 def _resolve(nearest: Tensor, plane: Tensor, z: Tensor, triangles: Tensor, shape: tuple[int, ...]) -> Fragments:
@@ -129,8 +135,8 @@ def _resolve(nearest: Tensor, plane: Tensor, z: Tensor, triangles: Tensor, shape
     pixel = torch.nonzero(nearest != _EMPTY).squeeze(1)
     winner = nearest[pixel] & 0xFFFFFFFF
     row = torch.div(pixel, width, rounding_mode="floor")
-    w1, w2, inverse = _evaluate(plane, winner, pixel - row * width, row % height)
-    depth_here = 1 / inverse
+    w1, w2 = _weights(plane, winner, pixel - row * width, row % height)
+    depth_here = 1 / _inverse_depth(plane, winner, w1, w2)
     weight = torch.stack([1 - w1 - w2, w1, w2], 1) / z[winner] * depth_here[:, None]  # perspective-correct
     triangle = torch.full_like(nearest, -1)
     triangle[pixel] = triangles[winner]
