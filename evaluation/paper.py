@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
+from diffportrait3d.portraits.detector import INSTALL
 from training.dataset.images import DataError
 
-from .metrics.faces import FACE_METRICS, INSTALL, OTHERS, face_metrics, load_face_networks
+from .metrics.faces import FACE_METRICS, OTHERS, face_metrics, load_face_networks
 from .metrics.networks import SET_METRICS, MetricNetworks
 from .studies.command import WEIGHTS, add_faces, run_command
 from .subjects.dataset import resize

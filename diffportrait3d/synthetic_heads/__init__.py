@@ -10,7 +10,8 @@ from .analytic import AnalyticHeads
 from .clothes import dress
 from .hair import hair_surfaces
 from .ict import IctHeads
-from .materials import eyeballs, paint_head, sample_look
+from .materials import Look, eyeballs, paint_head, sample_look
+from .mesh import HeadMesh, to_world
 from .scene import Scene, View, build_scene, render, render_views
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "IctHeads",
     "Scene",
     "View",
+    "portrait_landmarks",
     "portrait_scene",
     "render",
     "render_camera_images",
@@ -34,15 +36,26 @@ def portrait_scene(seed: int, provider: str | IctHeads = "analytic", device: tor
             for different providers.
         device: where the scene is rendered.
     """
+    look, mesh, generator = _person(seed, provider)
+    surfaces = dress(mesh, paint_head(mesh, look, generator), look, generator)
+    surfaces += [eyeballs(mesh, look), *hair_surfaces(mesh, look, generator)]
+    return build_scene(surfaces, look.light, look.background, device)
+
+
+def portrait_landmarks(seed: int, provider: str | IctHeads = "analytic") -> Tensor:
+    """The 68 landmarks [68, 3] in the world of the person that `seed` stands for, with the expression. See
+    `portrait_scene`."""
+    return to_world(_person(seed, provider)[1].posed_landmarks)
+
+
+def _person(seed: int, provider: str | IctHeads) -> tuple[Look, HeadMesh, torch.Generator]:
+    """Look and head, and the generator that goes on from there."""
     if isinstance(provider, str) and provider != "analytic":
         raise ValueError(f"unknown head provider {provider!r}; use 'analytic' or an IctHeads")
     heads = AnalyticHeads() if isinstance(provider, str) else provider
     generator = torch.Generator().manual_seed(seed)
     look = sample_look(generator)
-    mesh = heads.head(generator)
-    surfaces = dress(mesh, paint_head(mesh, look, generator), look, generator)
-    surfaces += [eyeballs(mesh, look), *hair_surfaces(mesh, look, generator)]
-    return build_scene(surfaces, look.light, look.background, device)
+    return look, heads.head(generator), generator
 
 
 def render_camera_images(labels: Tensor, resolution: int, subject: int = 0, supersample: int = 2) -> Tensor:

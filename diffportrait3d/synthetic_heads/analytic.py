@@ -120,9 +120,8 @@ def build_head(shape: Shape) -> HeadMesh:
     part = torch.full((len(vertices),), SKIN)
     part[: len(skin)][_mouth_gap(skin, shape)] = SOCKET
     skull = torch.nonzero((skin[:, 1] > -9) & ((skin[:, 2] < 9.0) | (skin[:, 1] > 6))).squeeze(1)
-    return HeadMesh(
-        vertices, vertices, triangles, part, _landmarks(skin, eyes, eye_radius, shape), eyes, eye_radius, skull, ears
-    )
+    landmarks = _landmarks(skin, eyes, eye_radius, shape)
+    return HeadMesh(vertices, vertices, triangles, part, landmarks, landmarks, eyes, eye_radius, skull, ears)
 
 
 def _sections(shape: Shape) -> Tensor:

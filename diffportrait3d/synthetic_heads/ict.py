@@ -98,6 +98,7 @@ class IctHeads:
             triangles=renumber[self.triangles],
             part=self.part[used],
             landmarks=rest[list(LANDMARKS)],
+            posed_landmarks=posed[list(LANDMARKS)],
             eyes=eyes,
             eye_radius=eye_radius,
             skull=renumber[self.skull],

@@ -44,7 +44,7 @@ class HeadMesh:
         vertices, rest: [V, 3] with and without the expression (`rest` anchors the colours).
         triangles: [T, 3].
         part: [V], one of SKIN, TEETH, GUMS, SOCKET.
-        landmarks: [68, 3] of the rest shape (iBUG order).
+        landmarks, posed_landmarks: [68, 3] without and with the expression (iBUG order).
         eyes: [2, 3], eyeball centres (subject's right eye, at -x, first).
         skull: [S], vertices under the hair.
         ears: [2, 3], centres of the ears.
@@ -55,6 +55,7 @@ class HeadMesh:
     triangles: Tensor
     part: Tensor
     landmarks: Tensor
+    posed_landmarks: Tensor
     eyes: Tensor
     eye_radius: float
     skull: Tensor

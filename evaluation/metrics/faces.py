@@ -1,17 +1,15 @@
 """Is there a face, and whose is it? By dlib's networks, which never saw this project's images.
 
-The packages dlib-bin and face-recognition-models bring everything (the extra `faces`): a detector, 5 landmarks and a
-face embedding of 128 numbers. This is dlib, NOT ArcFace: its figures cannot be set beside those of papers. Cosines of
+The packages of `diffportrait3d.portraits.detector` bring everything: its detector and 5 landmarks, and a face embedding
+of 128 numbers. This is dlib, NOT ArcFace: its figures cannot be set beside those of papers. Cosines of
 different people are high (the embeddings share a large mean), so that they mean something only beside their baselines:
-true views of the same person, other people, and the rank of the right person among all. The package's 68 landmarks,
-which are not free for commercial use, are never opened.
+true views of the same person, other people, and the rank of the right person among all.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +18,12 @@ from torch import Tensor
 from diffportrait3d.cameras.labels import viewing_directions, yaw_pitch
 from diffportrait3d.files import file_hash, write_atomically
 from diffportrait3d.images import as_pixels
+from diffportrait3d.portraits.detector import FaceDetector, model_folder
 
 from ..subjects.dataset import resize
 from .metric import Metric
 
-INSTALL = "pip install dlib-bin face-recognition-models"
-FILES = {
-    "detector": "mmod_human_face_detector.dat",
-    "landmarks": "shape_predictor_5_face_landmarks.dat",
-    "embedding": "dlib_face_recognition_resnet_model_v1.dat",
-}
+EMBEDDING = "dlib_face_recognition_resnet_model_v1.dat"
 SIDE = 256  # pixels that every image is resized to: the detector wants faces of 80, and sizes stay comparable
 NUMBERS = 128  # of an embedding
 NEAR_YAW = 60.0  # degrees
@@ -47,21 +41,6 @@ FACE_METRICS = {
 OTHERS = "other_people"  # a row: the true views of everybody else
 
 
-class FacesMissing(ValueError):
-    """The packages are not installed; the message says how to get them."""
-
-
-def model_folder() -> Path | None:
-    """Where face-recognition-models keeps its files; None without it or without dlib.
-
-    The package is not imported: its code needs pkg_resources, which setuptools no longer has.
-    """
-    spec = importlib.util.find_spec("face_recognition_models")
-    if spec is None or importlib.util.find_spec("dlib") is None:
-        return None
-    return Path(spec.submodule_search_locations[0]) / "models"
-
-
 class FaceNetworks:
     """Detector, landmarks and embedding, on the CPU.
 
@@ -73,16 +52,12 @@ class FaceNetworks:
     """
 
     def __init__(self, cache: Path | None = None):
-        folder = model_folder()
-        if folder is None:
-            raise FacesMissing(f"The packages that measure faces are not installed: {INSTALL}.")
+        self.detector = FaceDetector()
         import dlib
 
-        paths = {name: str(folder / file) for name, file in FILES.items()}
-        self.sha256 = {name: file_hash(Path(path)) for name, path in paths.items()}
-        self.detector = dlib.cnn_face_detection_model_v1(paths["detector"])
-        self.landmarks = dlib.shape_predictor(paths["landmarks"])
-        self.network = dlib.face_recognition_model_v1(paths["embedding"])
+        files = self.detector.files | {"embedding": self.detector.files["detector"].with_name(EMBEDDING)}
+        self.sha256 = {name: file_hash(path) for name, path in files.items()}
+        self.network = dlib.face_recognition_model_v1(str(files["embedding"]))
         self.cache = cache
 
     def embeddings(self, images: Tensor) -> np.ndarray:
@@ -105,11 +80,10 @@ class FaceNetworks:
 
     def _embedding(self, image: np.ndarray) -> np.ndarray:
         """Of the face that the detector is surest of, [128]."""
-        faces = self.detector(image, 0)
-        if not faces:
+        shape = self.detector.shape(image)
+        if shape is None:
             return np.full(NUMBERS, np.nan, dtype=np.float32)
-        face = max(faces, key=lambda found: found.confidence)
-        numbers = self.network.compute_face_descriptor(image, self.landmarks(image, face.rect))
+        numbers = self.network.compute_face_descriptor(image, shape)
         return np.asarray(numbers, dtype=np.float32)
 
 

@@ -12,8 +12,8 @@ import torch
 
 from diffportrait3d.files import WriteError
 from diffportrait3d.pipeline import SOLVERS, Sampling
+from diffportrait3d.portraits.detector import INSTALL
 
-from ..metrics.faces import INSTALL
 from ..subjects.dataset import IDENTITIES
 
 WEIGHTS = Path("weights/miniature")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..metrics.faces import FACE_METRICS, INSTALL, OTHERS
+from diffportrait3d.portraits.detector import INSTALL
+
+from ..metrics.faces import FACE_METRICS, OTHERS
 from ..metrics.images import LARGEST_PSNR
 from ..metrics.metric import Metric
 from .bootstrap import Interval, bootstrap_difference, bootstrap_mean

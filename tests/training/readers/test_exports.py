@@ -13,11 +13,11 @@ from PIL import Image
 from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.cameras.projection import project
 from diffportrait3d.files import WriteError
+from diffportrait3d.portraits.face import FIVE_POINTS
 from training import import_data
 from training.check_data import problems
 from training.dataset.images import DataError, MultiViewDataset, read_manifest
 from training.sources import eg3d
-from training.sources.alignment import FIVE_POINTS
 from training.sources.reader import SkippedGroup, Splits
 
 from .conftest import CONDITIONS, POINTS, blobs, centre_of_blob, write_five, write_json

@@ -12,11 +12,11 @@ from PIL import Image
 
 from diffportrait3d.cameras.labels import FOCAL, orbit_camera, split_label, validate_labels
 from diffportrait3d.cameras.projection import project
+from diffportrait3d.portraits.face import FIVE_POINTS
 from training import import_data
 from training.check_data import problems
 from training.dataset.images import DataError, MultiViewDataset, ViewGroups, read_manifest
 from training.sources import nersemble
-from training.sources.alignment import FIVE_POINTS
 from training.sources.landmarks import sequence_points
 from training.sources.reader import SkippedGroup, Splits
 

@@ -10,11 +10,13 @@ import torch
 
 from diffportrait3d.cameras.labels import orbit_camera, split_label
 from diffportrait3d.cameras.projection import project, world_to_camera
+from diffportrait3d.portraits.alignment import SAME_WORLD, Camera, eg3d_crop, head_similarity
+from diffportrait3d.portraits.face import FIVE_POINTS
+from diffportrait3d.portraits.warping import warp
 from diffportrait3d.synthetic_heads import render
 from training import import_data
 from training.check_data import problems
 from training.dataset.images import FIRST_CONDITION, DataError, read_manifest
-from training.sources.alignment import FIVE_POINTS, Camera, Similarity, eg3d_crop, head_similarity, warp
 from training.sources.colour import apply_affine, apply_polynomial
 from training.sources.conditions import _scene
 from training.sources.landmarks import read_points
@@ -31,7 +33,7 @@ def test_a_crop_is_what_the_renderer_draws_at_the_label():
     label[:16] = (split_label(label)[0].double() @ _homogeneous(rotation(3, 2.0))).flatten().float()
     source = (render(scene, label, 256, 1).image.permute(1, 2, 0) * 255).round().byte().numpy()
     camera = Camera(world_to_camera(label).double(), split_label(label)[1].double())
-    crop = eg3d_crop(camera, Similarity(torch.tensor(1.0), torch.eye(3).double(), torch.zeros(3).double()))
+    crop = eg3d_crop(camera, SAME_WORLD)
     cropped, inside = warp(source, crop.homography, 96)
     drawn = (render(scene, crop.label, 96, 2).image.permute(1, 2, 0) * 255).numpy()
     error = ((cropped - drawn) / 255) ** 2
