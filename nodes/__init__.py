@@ -14,9 +14,9 @@ from ..host.model_files import register_folders  # noqa: E402
 register_folders()  # before the loaders ask for their lists
 register_routes()
 
-from . import cameras, conditioning, files, images, loaders, sampling, views  # noqa: E402
+from . import cameras, conditioning, files, images, loaders, portraits, sampling, views  # noqa: E402
 
-FAMILIES = (loaders, conditioning, cameras, sampling, views, images, files)
+FAMILIES = (loaders, portraits, conditioning, cameras, sampling, views, images, files)
 
 
 class DiffPortrait3DExtension(ComfyExtension):

@@ -34,6 +34,11 @@ LINKED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, dict) and "labels" in value,
         "cameras, from Camera Trajectory or Load Cameras",
     ),
+    "FACE_LANDMARKS,POSE_KEYPOINT": (
+        lambda value: isinstance(value, list) or (isinstance(value, dict) and bool({"frames", "people"} & set(value))),
+        "face landmarks, from Detect Face Landmarks (MediaPipe) or DWPose",
+    ),
+    "DP3D_PLACE": (lambda value: hasattr(value, "homography"), "the place that Align Portrait gives"),
     "DP3D_REFERENCE_ENCODER": (_is_network("reference_encoder"), "what Load Reference Encoder gives"),
     "DP3D_VIEW_CONSISTENCY": (_is_network("view_consistency"), "what Load View Consistency gives"),
     "DP3D_NOVEL_VIEW": (_is_network("novel_view"), "what Load Novel-View Model gives"),

@@ -11,6 +11,7 @@ from ..host.loading import trained_side
 # Where the nodes are in the editor's node library, in the order of a graph.
 CATEGORY = "DiffPortrait3D"
 LOAD = f"{CATEGORY}/load"
+PORTRAIT = f"{CATEGORY}/portrait"
 CAMERAS = f"{CATEGORY}/cameras"
 APPLY = f"{CATEGORY}/apply"
 SAMPLE = f"{CATEGORY}/sample"
@@ -21,6 +22,7 @@ ReferenceEncoder = io.Custom("DP3D_REFERENCE_ENCODER")  # host.loading.HostNetwo
 ViewConsistency = io.Custom("DP3D_VIEW_CONSISTENCY")  # HostNetwork of kind view_consistency
 NovelView = io.Custom("DP3D_NOVEL_VIEW")  # HostNetwork of kind novel_view
 Cameras = io.Custom("DP3D_CAMERAS")  # {"labels": float32 [V, 25], EG3D's camera labels}
+Place = io.Custom("DP3D_PLACE")  # host.photographs.Placement
 ViewSelection = io.Custom("DP3D_VIEW_SELECTION")  # patches.view_batches.Selection
 
 OPTIONAL = {"optional": True}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import contextmanager
 
 import pytest
 import torch
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.networks.novel_view import NovelViewConfig, NovelViewModel
@@ -77,6 +80,23 @@ def stock_autoencoder(host):
         return tensors
 
     return weights
+
+
+@pytest.fixture
+def ask_server(host):
+    """ask_server(path, values) -> (status, content type, body) of the host's own routes under a real HTTP server."""
+
+    def ask(path: str, values: dict) -> tuple[int, str, bytes]:
+        async def post():
+            app = web.Application()
+            app.add_routes([route for route in host.server.routes if route.path == path])
+            async with TestClient(TestServer(app)) as client:
+                response = await client.post(path, json=values)
+                return response.status, response.content_type, await response.read()
+
+        return asyncio.run(post())
+
+    return ask
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from evaluation.goldens.host import NARROW_CONFIG, HostPath, host_path
 
 VIEWS, SIDE = 3, 64
 NAN = float("nan")
+FACE = "26 26, 38 26, 32 33, 27 39, 37 39"  # in images of SIDE
 FLUX = {
     "image_model": "flux",
     "in_channels": 16,
@@ -141,6 +142,7 @@ def values(host, pack, path, files, stock_autoencoder):
         "two views": {"samples": latent[:2]},
         "with alpha": torch.cat([images, images[..., :1]], -1),
         "viewer": viewer,
+        "place": path.pack.host.photographs.Placement(image, torch.eye(3, dtype=torch.float64)),
         "nothing": None,
         "0": 0,
         "-1": -1,
@@ -184,6 +186,8 @@ GOOD = {
     "DP3D_RenderCameraConditions": {"cameras": "=camera", "resolution": SIDE},
     "DP3D_CameraFromViewer": {"camera_info": "=viewer"},
     "DP3D_ReferenceView": {"portrait": "=image", "resolution": SIDE},
+    "DP3D_AlignPortrait": {"image": "=image", "points": FACE, "resolution": SIDE},
+    "DP3D_PasteBack": {"place": "=place", "view": "=image"},
     "DP3D_ViewConsistencySampler": {
         "model": "=model",
         "positive": "=prompt",
@@ -281,6 +285,23 @@ BAD = [
     ("DP3D_ReferenceView", {"portrait": "=nan image"}, f"Reference View: portrait {BROKEN}"),
     ("DP3D_ReferenceView", {"portrait": "=images"}, "takes one portrait, got 3 images; choose one"),
     ("DP3D_ReferenceView", {"pitch": "=100"}, "Reference View: pitch must lie between -89.0 and 89.0, got 100"),
+    ("DP3D_AlignPortrait", {"image": "=none"}, f"Align Portrait: image {EMPTY}"),
+    ("DP3D_AlignPortrait", {"image": "=nan image"}, f"Align Portrait: image {BROKEN}"),
+    ("DP3D_AlignPortrait", {"image": "=images"}, "takes one photograph, got 3 images; choose one"),
+    ("DP3D_AlignPortrait", {"points": "1 2 3"}, "3 numbers are no points: write x and y of five .*drag the five"),
+    ("DP3D_AlignPortrait", {"points": "1 1, 2 2, 3 3, 4 4, 5 5"}, "do not form a face .*drag the five points"),
+    (
+        "DP3D_AlignPortrait",
+        {"landmarks": "=camera"},
+        "got an object of type dict; connect face landmarks, from",
+    ),
+    ("DP3D_AlignPortrait", {"face": 1}, "face 1 is none of the 1 found"),
+    ("DP3D_AlignPortrait", {"mask": "=nan mask"}, f"Align Portrait: mask {BROKEN}"),
+    ("DP3D_PasteBack", {"place": "=camera"}, "got an object of type dict; connect the place that Align Portrait gives"),
+    ("DP3D_PasteBack", {"view": "=none"}, f"Paste Back: view {EMPTY}"),
+    ("DP3D_PasteBack", {"view": "=images"}, "takes one view, got 3; choose one by Select Views"),
+    ("DP3D_PasteBack", {"mask": "=nan mask"}, f"Paste Back: mask {BROKEN}"),
+    ("DP3D_PasteBack", {"feather": "=NaN"}, "feather must lie between 0.0 and 0.5, got nan"),
     ("DP3D_ViewConsistencySampler", {"model": "=flux"}, OTHER_FAMILY),
     ("DP3D_ViewConsistencySampler", {"model": "=other width"}, OTHER_WIDTH),
     ("DP3D_ViewConsistencySampler", {"positive": "=no prompt"}, "positive holds no prompt; connect an encoded text"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from io import BytesIO
@@ -11,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
 from diffportrait3d.cameras import labels as camera_math
@@ -185,20 +182,12 @@ def test_reference_view_shows_its_picture_on_the_node(host, run_workflow, nodes)
     assert shown["type"] == "temp" and result.values["view"][1].shape == (1, 64, 128, 3)
 
 
-def ask_for_the_live_picture(host, values: dict) -> tuple[int, str, bytes]:
-    """(status, content type, body) of the host's own route table under a real HTTP server."""
-
-    async def ask():
-        app = web.Application()
-        app.add_routes([route for route in host.server.routes if route.path == "/diffportrait3d/reference_view"])
-        async with TestClient(TestServer(app)) as client:
-            response = await client.post("/diffportrait3d/reference_view", json=values)
-            return response.status, response.content_type, await response.read()
-
-    return asyncio.run(ask())
+@pytest.fixture
+def ask_for_the_live_picture(ask_server):
+    return lambda values: ask_server("/diffportrait3d/reference_view", values)
 
 
-def test_the_live_picture_is_the_node_s(host, nodes):
+def test_the_live_picture_is_the_node_s(host, nodes, ask_for_the_live_picture):
     pixels = np.random.default_rng(0).integers(0, 255, (80, 64, 3), dtype=np.uint8)
     path = Path(host.folder_paths.get_input_directory()) / "live.png"
     Image.fromarray(pixels).save(path)
@@ -213,7 +202,7 @@ def test_the_live_picture_is_the_node_s(host, nodes):
         "resolution": 64,
         "portrait": "live.png",
     }
-    status, kind, body = ask_for_the_live_picture(host, values)
+    status, kind, body = ask_for_the_live_picture(values)
     assert (status, kind) == (200, "image/png")
     portrait = torch.from_numpy(pixels / np.float32(255))[None]
     shown = reference_view(nodes, portrait, **{name: value for name, value in values.items() if name != "portrait"})[1]
@@ -228,9 +217,9 @@ def test_the_live_picture_is_the_node_s(host, nodes):
         ({"portrait": None, "picture": "upside down"}, "upside down"),
         ({"portrait": None, "yaw": "left"}, "'left'"),
     ):
-        status, _, body = ask_for_the_live_picture(host, {**values, **change})
+        status, _, body = ask_for_the_live_picture({**values, **change})
         assert status == 400 and message in json.loads(body)["error"]
-    assert ask_for_the_live_picture(host, {**values, "portrait": None})[0] == 200
+    assert ask_for_the_live_picture({**values, "portrait": None})[0] == 200
 
 
 def test_turntable_video(host, run_workflow, nodes):
@@ -264,7 +253,7 @@ def test_turntable_is_saved_by_the_host(host, run_workflow, nodes):
     assert video.get_components().images.shape == (6, 66, 64, 3)
 
 
-def test_the_live_picture_of_the_miniature_s_portrait(host, nodes):
+def test_the_live_picture_of_the_miniature_s_portrait(host, nodes, ask_for_the_live_picture):
     """Behind Load Miniature lies no file of the user's: the folder's own portrait, and a folder that there is."""
     values = {
         "yaw": 0.0,
@@ -277,9 +266,9 @@ def test_the_live_picture_of_the_miniature_s_portrait(host, nodes):
         "resolution": 64,
         "portrait": None,
     }
-    status, kind, body = ask_for_the_live_picture(host, values | {"miniature": "miniature"})
+    status, kind, body = ask_for_the_live_picture(values | {"miniature": "miniature"})
     assert (status, kind) == (200, "image/png")
-    assert body != ask_for_the_live_picture(host, values)[2], "not the grey picture"
+    assert body != ask_for_the_live_picture(values)[2], "not the grey picture"
     for absent in ("absent", "../weights/miniature"):
-        status, kind, body = ask_for_the_live_picture(host, values | {"miniature": absent})
+        status, kind, body = ask_for_the_live_picture(values | {"miniature": absent})
         assert status == 400 and absent in json.loads(body)["error"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import re
+import shutil
 import urllib.parse
 import urllib.request
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -333,3 +336,82 @@ def test_every_template_is_served_with_its_thumbnail(server):
         kind, thumbnail = fetch(server, f"{address}.jpg")
         assert kind == "image/jpeg" and len(thumbnail) < 100_000
     assert {path.stem for path in frontend.WORKFLOWS.glob("*.jpg")} == set(titles)
+
+
+ALIGN = {
+    "1": {"class_type": "LoadImage", "inputs": {"image": "portrait.png"}},
+    "2": {"class_type": "DP3D_AlignPortrait", "inputs": {"image": ["1", 0], "points": ""}},
+    "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
+}
+FACE = [(203.5, 102), (246.5, 103.5), (223.5, 125), (202, 139.5), (245, 141)]  # of the astronaut, pixels of 512
+
+
+def click_widget(editor, node_id: str, name: str) -> None:
+    """A click of the mouse in the middle of a widget that is drawn on the canvas."""
+    x, y = editor.page.evaluate(
+        """([id, name]) => {
+        const { graph, canvas } = window.app;
+        const node = graph.getNodeById(Number(id));
+        const widget = node.widgets.find((each) => each.name === name);
+        const { offset, scale } = canvas.ds;
+        const { left, top } = canvas.canvas.getBoundingClientRect();
+        const middle = [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10];
+        return [(middle[0] + offset[0]) * scale + left, (middle[1] + offset[1]) * scale + top];
+    }""",
+        [node_id, name],
+    )
+    editor.page.mouse.click(x, y)
+
+
+def test_a_photograph_is_aligned_by_the_mouse(editor, server, tmp_path):
+    """A file chosen in Load Image's list, five points dragged on the photograph, Run: the crop is in the preview."""
+    [skimage] = importlib.util.find_spec("skimage").submodule_search_locations
+    page, place = editor.page, server.base_directory / "input/astronaut.png"
+    shutil.copy(Path(skimage) / "data/astronaut.png", place)
+    page.set_viewport_size({"width": 1600, "height": 1000})
+    page.evaluate(
+        """async (graph) => {
+        const { app } = window;
+        await app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions');
+        app.clean();
+        await app.loadApiJson(graph, 'photograph');
+        const [load, align, preview] = [1, 2, 3].map((id) => app.graph.getNodeById(id));
+        load.pos = [0, 40];
+        align.pos = [340, 40];
+        align.setSize([420, align.size[1]]);
+        preview.pos = [820, 40];
+        preview.setSize([380, 420]);
+        Object.assign(app.canvas.ds, { scale: 0.9, offset: [120, 60] });
+        app.canvas.draw(true, true);
+    }""",
+        ALIGN,
+    )
+    editor.errors.clear()
+    points = page.locator("circle")
+    page.wait_for_function("() => document.querySelectorAll('polygon[points*=\",\"]').length === 1")
+    click_widget(editor, "1", "image")
+    page.get_by_role("menuitem", name="astronaut.png").or_(
+        page.locator(".litemenu-entry", has_text="astronaut")
+    ).click()
+    photograph = page.locator("img[src*='astronaut.png']").first
+    photograph.wait_for()
+    found = page.locator("text=/yaw -?[0-9.]+/").first
+    found.wait_for()
+    box = photograph.bounding_box()
+    for point, (x, y) in zip(points.all(), FACE, strict=True):
+        start = point.bounding_box()
+        page.mouse.move(start["x"] + start["width"] / 2, start["y"] + start["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * x / 512, box["y"] + box["height"] * y / 512, steps=4)
+        page.mouse.up()
+    typed = page.evaluate("() => window.app.graph.getNodeById(2).widgets.find(({ name }) => name === 'points').value")
+    numbers = [float(number) * 512 for number in re.findall(r"[\d.]+", typed)]
+    assert numbers == pytest.approx([part for point in FACE for part in point], abs=2)
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function("() => window.app.graph.getNodeById(3).imgs?.length === 1", timeout=60_000)
+    page.wait_for_timeout(500)
+    page.screenshot(path=tmp_path / "aligned.png")
+    yaw, pitch = (float(number) for number in re.findall(r"(?:yaw|pitch) (-?[\d.]+)", found.inner_text()))
+    assert abs(yaw) < 6 and abs(pitch) < 15 and editor.errors == []
+    saved = page.evaluate("() => window.app.graph.serialize().nodes.find(({ id }) => id === 2).widgets_values")
+    assert saved[-1] == typed, "the image is no part of the graph"

@@ -16,6 +16,7 @@ from diffportrait3d.cameras.labels import trajectory
 from evaluation.goldens.host import NARROW_CONFIG, host_path
 
 VIEWS, SIDE = 3, 64
+FACE = [[26.0, 26.0], [38.0, 26.0], [32.0, 33.0], [27.0, 39.0], [37.0, 39.0]]  # in images of SIDE
 SOCKETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
@@ -59,6 +60,8 @@ def values(host, pack, write_networks, stock_autoencoder):
         "masks": images[..., 0],
         "mask": images[:1, ..., 0],
         "camera": {"labels": trajectory("arc", 1)},
+        "landmarks": FACE,
+        "place": path.pack.host.photographs.Placement(images[:1], torch.eye(3, dtype=torch.float64)),
     }
     host.nodes.NODE_CLASS_MAPPINGS["Given"] = Given
     yield
@@ -108,6 +111,8 @@ LINKS = {
         "proxies": "images",
         "model": "model",
     },
+    "DP3D_AlignPortrait": {"image": "image", "landmarks": "landmarks", "mask": "mask"},
+    "DP3D_PasteBack": {"place": "place", "view": "image", "mask": "mask"},
     "DP3D_ViewGrid": {"images": "images", "cameras": "cameras"},
     "DP3D_Turntable": {"images": "images"},
     "DP3D_SaveCameras": {"cameras": "cameras", "images": "images"},
@@ -130,7 +135,7 @@ def graph(host, node_id: str, **inputs) -> dict:
         for each in schema(host, node_id).inputs
         if each.get_io_type() in SOCKETS and not each.optional
     }
-    small = {"resolution": SIDE, "width": SIDE, "height": SIDE, "start_points": 0}
+    small = {"resolution": SIDE, "width": SIDE, "height": SIDE, "start_points": 0, "points": str(FACE)}
     widgets |= {name: value for name, value in small.items() if name in widgets}
     prompt = {f"given {name}": {"class_type": "Given", "inputs": {"name": value}} for name, value in given.items()}
     links = {name: [f"given {name}", 0] for name in given}

@@ -38,6 +38,8 @@ NAMES = {  # ids are frozen: shared workflows refer to them
     "DP3D_ExportViews": "Export Views",
     "DP3D_SelectViews": "Select Views",
     "DP3D_JoinViews": "Join Views",
+    "DP3D_AlignPortrait": "Align Portrait",
+    "DP3D_PasteBack": "Paste Back",
 }
 
 
