@@ -90,7 +90,8 @@ class AblationStudy(Study):
         return page.with_name(f"{page.stem}_{theme}.png")
 
     def published(self) -> dict[str, Path]:
-        return {theme: self.theme_file(0, theme) for theme in THEMES}
+        themes = ("faces", "sampling") if self.options.group == "faces" else THEMES  # the others' pages have more rows
+        return {theme: self.theme_file(0, theme) for theme in themes}
 
     def report(self, records: list[dict], summary: Intervals, against: Intervals) -> str:
         found = verdicts(records, set(self.variants))
