@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffportrait3d.cameras.labels import camera_angles, validate_labels
+from diffportrait3d.cameras.labels import camera_angles, orbit_camera, validate_labels
 from diffportrait3d.cameras.projection import project
 from diffportrait3d.command import run_main
 from diffportrait3d.images import read_image
-from diffportrait3d.portraits.alignment import RENDERED, AlignmentError, photograph_crop
+from diffportrait3d.portraits.alignment import EG3D, RENDERED, AlignmentError, framed_labels, photograph_crop
 from diffportrait3d.portraits.detector import INSTALL, FaceDetector, model_folder
-from diffportrait3d.portraits.face import five_of
+from diffportrait3d.portraits.face import FIVE_POINTS, five_of
 from diffportrait3d.portraits.landmarks import ALL, MEDIAPIPE, Landmarks
 from diffportrait3d.portraits.warping import corners
 from diffportrait3d.synthetic_heads import IctHeads, portrait_landmarks
@@ -34,6 +34,7 @@ from .subjects.dataset import held_out_lines
 from .tables.report import markdown_table
 
 NEAR = 30.0  # degrees of yaw
+CONDITION_PEOPLE = 20
 ROWS = ("68 landmarks", "five points", "points of MediaPipe's mesh", "dlib's five, found", "nothing: from the front")
 HEADER = ["landmarks", "views", "found", "yaw", "90 %", "pitch", "90 %", "roll", "crop off"]
 
@@ -96,10 +97,25 @@ def table(records: list[dict]) -> str:
 
 def _row(name: str, errors: np.ndarray) -> list[str]:
     found = errors[~np.isnan(errors[:, 0])]
+    if not len(found):
+        return [name, str(len(errors)), "0%", *[""] * (len(HEADER) - 3)]
     mean, most = found.mean(0), np.quantile(found, 0.9, axis=0)
     numbers = [mean[0], most[0], mean[1], most[1], mean[2]]
     off = "" if np.isnan(mean[3]) else f"{mean[3]:.1%}"
     return [name, str(len(errors)), f"{len(found) / len(errors):.0%}", *(f"{value:.1f}" for value in numbers), off]
+
+
+def condition_offsets(people: int = CONDITION_PEOPLE) -> str:
+    """How far the five points of Render Camera Conditions are from where EG3D's crops have them, by framing."""
+    label = orbit_camera(0.0, 0.0)
+    wanted = project(FIVE_POINTS.float(), label, 1)[:, :2]
+    heads = [five_of(portrait_landmarks(seed)) for seed in range(people)]
+    found = []
+    for framing in (RENDERED, EG3D):
+        [seen] = framed_labels(label[None], framing)
+        off = [(project(five, seen, 1)[:, :2] - wanted).norm(dim=1).mean() for five in heads]
+        found.append(f"{framing} {float(torch.stack(off).mean()):.1%}")
+    return f"Camera conditions of {people} people, five points off EG3D's crops: {', '.join(found)} of the side."
 
 
 def run(args: argparse.Namespace) -> None:
@@ -110,6 +126,7 @@ def run(args: argparse.Namespace) -> None:
     for data, line in tqdm(people, unit="person"):
         records += measure(data, line, args.views, heads, detector)
     print(f"{len(people)} people, {len(records)} views; degrees\n\n{table(records)}")
+    print(f"\n{condition_offsets()}")
     if detector is None:
         print(f"\nFaces were not looked for in the images: {INSTALL}.")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..diffportrait3d.cameras.labels import FOCAL, focal_from_fov, fov_from_focal, orbit_camera
+from ..diffportrait3d.portraits.alignment import RENDERED, framed_labels
 from ..diffportrait3d.synthetic_heads import Scene, portrait_scene, render_views
 from .images import check_images, resize_images
 
@@ -18,11 +19,12 @@ LAYOUTS = (BLENDED, BESIDE, ALL)
 FOV = round(fov_from_focal(FOCAL), 2)  # 13.37 degrees in EG3D
 
 
-def render_conditions(labels: Tensor, resolution: int, subject: int) -> Tensor:
+def render_conditions(labels: Tensor, resolution: int, subject: int, framing: str = RENDERED) -> Tensor:
     """IMAGE [V, resolution, resolution, 3] of invented person `subject` from cameras [V, 25]: the images of
-    `synthetic_heads.render_camera_images`, with the host's progress bar and its chance to interrupt."""
+    `synthetic_heads.render_camera_images`, with the host's progress bar and its chance to interrupt. framing: how large
+    the head is, see `portraits.alignment`."""
     scene, progress, images = portrait_scene(subject), comfy.utils.ProgressBar(len(labels)), []
-    for label in labels:
+    for label in framed_labels(labels, framing):
         comfy.model_management.throw_exception_if_processing_interrupted()
         images.append(render_views(scene, label[None], resolution).image)  # [1, 3, H, W]
         progress.update(1)

@@ -77,7 +77,7 @@ def align_portrait(
         check_images(mask, ALIGN, "mask")
     pixels, size = photograph[0, ..., :3].movedim(-1, 0).cpu(), tuple(photograph.shape[1:3])  # [3, H, W]
     try:
-        faces = _faces(pixels, landmarks, points)
+        faces = _faces(photograph[0], landmarks, points)
         if face >= len(faces):
             raise AlignmentError(f"face {face} is none of the {len(faces)} found; the largest is face 0")
         crop = photograph_crop(faces[face], size, framing, upright)
@@ -88,7 +88,8 @@ def align_portrait(
     if mask is not None and mask.max() > 0:  # Load Image gives a black mask for a file without transparency
         person, _ = white_where_read(mask.cpu(), photograph, "auto")
         shown = shown * sample(person[:1], crop.homography, (resolution, resolution))[0][0]
-    return Aligned(portrait.movedim(0, -1)[None].clamp(0, 1), shown[None], crop, _five_points(crop, framing))
+    points = _five_points(faces[face], crop, framing, size)
+    return Aligned(portrait.movedim(0, -1)[None].clamp(0, 1), shown[None], crop, points)
 
 
 def paste_back(placement: Placement, view: Tensor, feather: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -138,27 +139,28 @@ def show_photograph(photograph: Tensor) -> dict[str, str]:
     return {"filename": name, "subfolder": "", "type": "temp"}
 
 
-def _faces(pixels: Tensor, landmarks: Any, points: str) -> list[Landmarks]:
-    """Of a photograph [3, H, W]: those given, else those found.
+def _faces(photograph: Tensor, landmarks: Any, points: str) -> list[Landmarks]:
+    """Of a photograph [H, W, 3 or 4]: those given, else those found.
 
     Raises:
         AlignmentError: nothing tells where a face is.
     """
-    size = tuple(pixels.shape[1:])
+    size = tuple(photograph.shape[:2])
     if landmarks is not None or points.strip():
         faces = read_landmarks(points if landmarks is None else landmarks, size)
         return faces or _none("the landmarks have no face in their first image")
     if model_folder() is None:
         _none(f"nothing says where the face is: {OTHERS}, install a detector ({INSTALL})")
-    return _found(as_pixels(pixels)) or _none(f"dlib finds no face: {OTHERS}")
+    return find_faces(photograph) or _none(f"dlib finds no face: {OTHERS}")
 
 
 def _none(reason: str) -> list[Landmarks]:
     raise AlignmentError(reason)
 
 
-def _found(image: np.ndarray) -> list[Landmarks]:
-    """By dlib; those of the last image are kept, because the editor asks for it again and again."""
+def find_faces(photograph: Tensor) -> list[Landmarks]:
+    """By dlib, in [H, W, 3 or 4]; those of the last image are kept, because the editor asks for it again and again."""
+    image = as_pixels(photograph[..., :3].movedim(-1, 0))
     key = (image.shape, hash(image.tobytes()))
     if key not in _last:
         found: list[Landmarks] = []
@@ -181,8 +183,10 @@ def _detector() -> FaceDetector:
     return FaceDetector()
 
 
-def _five_points(crop: Crop, framing: str) -> Tensor:
-    """Where the mean face's five points are in the photograph, [5, 2] divided by its size."""
+def _five_points(face: Landmarks, crop: Crop, framing: str, size: tuple[int, int]) -> Tensor:
+    """Five points of a face in the photograph, [5, 2] divided by its size: its own, or those of the mean face there."""
+    if face.numbers is None:
+        return face.points / torch.tensor(size[::-1])
     places = project(face_points(Landmarks(torch.empty(0), None), framing).float(), crop.label, 1)[:, :2]
     return transformed(places.double(), crop.homography)
 

@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..diffportrait3d.cameras.keyframes import LAYOUT, interpolate_keyframes, parse_keyframes
 from ..diffportrait3d.cameras.labels import CENTRES, TRAJECTORIES, focal_from_fov, orbit_camera, trajectory
+from ..diffportrait3d.portraits.alignment import EG3D, RENDERED
 from ..host.drawn_head import LAYOUTS, compare_with_head, exact_fov, reference_camera, render_conditions
 from ..host.viewer_camera import FRAMINGS, viewer_camera
 from .input_checks import check_inputs
@@ -116,14 +117,21 @@ class RenderCameraConditions(io.ComfyNode):
                     optional=True,
                     tooltip="From Load View ControlNet; only looked at: resolution 0 is what it was trained at.",
                 ),
+                io.Combo.Input(
+                    "framing",
+                    options=[RENDERED, EG3D],
+                    tooltip="How large the head is. rendered heads: as the miniature saw it in training. EG3D: as in "
+                    "EG3D's crops, for the released weights.",
+                    **ADDED,
+                ),
             ],
             outputs=[io.Image.Output(tooltip="One image per camera, for View ControlNet.")],
         )
 
     @classmethod
-    def execute(cls, cameras, resolution, subject, control_net=None) -> io.NodeOutput:
+    def execute(cls, cameras, resolution, subject, control_net=None, framing=RENDERED) -> io.NodeOutput:
         side = chosen_resolution(resolution, control_net, "Render Camera Conditions")
-        return io.NodeOutput(render_conditions(cameras["labels"], side, subject))
+        return io.NodeOutput(render_conditions(cameras["labels"], side, subject, framing))
 
 
 @check_inputs

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..host.masks import WHITE
+from ..host.portrait_checks import from_own_file, portrait_warnings, warn
 from ..patches.cross_view_attention import OVERLAP, apply_cross_view_attention
 from ..patches.reference import BLOCKS, apply_reference_attention
 from ..patches.reference_inputs import image_references
@@ -15,6 +13,10 @@ from ..patches.view_controlnet import apply_view_controlnet
 from .input_checks import check_inputs
 from .sockets import ADDED, APPLY, OPTIONAL, ReferenceEncoder, ViewConsistency, number, percent_range, switch, whole
 
+INVERTED = (
+    "Reference mask {} is white on the background, as in Load Image's MASK: it was inverted, so that the person is "
+    "read. If the background is meant, set mask_white to read."
+)
 BLOCK = "Whether the self-attentions in the UNet's {} part read the portrait; on is as trained."
 
 
@@ -42,17 +44,6 @@ def window_inputs() -> list[io.Input]:
             **OPTIONAL,
         ),
     ]
-
-
-def _report_inverted(node_id: str | None, masks: list[int]) -> None:
-    """In the log, and on the node where there is one."""
-    text = (
-        f"Reference mask {', '.join(map(str, masks))} is white on the background, as in Load Image's MASK: it was "
-        "inverted, so that the person is read. If the background is meant, set mask_white to read."
-    )
-    logging.warning("Apply Reference Attention: %s", text)
-    if node_id is not None:
-        PromptServer.instance.send_progress_text(text, node_id)
 
 
 @check_inputs
@@ -103,7 +94,7 @@ class ApplyReferenceAttention(io.ComfyNode):
                     **ADDED,
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             outputs=[io.Model.Output(tooltip="The model with the portrait; the one that came in is left as it was.")],
         )
 
@@ -124,8 +115,11 @@ class ApplyReferenceAttention(io.ComfyNode):
         mask_white="auto",
     ) -> io.NodeOutput:
         references, inverted = image_references(vae, image, mask, mask_white)
+        node_id, prompt = (cls.hidden.unique_id, cls.hidden.prompt) if cls.hidden else (None, None)
+        warnings = portrait_warnings(image, reference_encoder, from_own_file(prompt, node_id, "image"))
         if inverted:
-            _report_inverted(cls.hidden.unique_id if cls.hidden else None, inverted)
+            warnings.append(INVERTED.format(", ".join(map(str, inverted))))
+        warn("Apply Reference Attention", node_id, warnings)
         switches = zip(BLOCKS, (down_blocks, middle_block, up_blocks), strict=True)
         blocks = [part for part, on in switches if on]
         settings = (strength, start_percent, end_percent, blocks)

@@ -15,6 +15,7 @@ from ..patches.noise import (
     empty_views,
     proxy_images,
     proxy_latents,
+    repeated_portrait,
     warn_of_zero_terminal_snr,
 )
 from ..patches.previews import views_callback
@@ -256,7 +257,8 @@ class ThreeDAwareNoise(io.ComfyNode):
                     options=list(MODES),
                     tooltip="paper: proxies diffused to timestep 999. schedule-matched: to the sampler's first noise "
                     "level, also where View-Consistency Sampler says t=999. shared: one noise for all views. random: "
-                    "noise without proxies, one latent per camera.",
+                    "noise without proxies, one latent per camera. portrait: the portrait in place of every proxy, as "
+                    "the authors do where they have none.",
                     **ADDED,
                 ),
                 io.Model.Input(
@@ -288,6 +290,8 @@ class ThreeDAwareNoise(io.ComfyNode):
         model=None,
     ) -> io.NodeOutput:
         side, noise = chosen_resolution(resolution, vae, NODE), ViewNoise(seed, mode)
+        if mode == "portrait":
+            novel_view, proxies = None, repeated_portrait(cameras, image)
         if mode == "random":
             latent, images = empty_views(vae, cameras, proxies, side)
             return io.NodeOutput(latent, noise, images)

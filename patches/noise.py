@@ -17,7 +17,7 @@ from ..host.novel_view import render_proxies
 from .view_memory import View, note_noise
 
 NODE = "3D-Aware Noise"
-MODES = ("paper", "schedule-matched", "shared", "random")
+MODES = ("paper", "schedule-matched", "shared", "random", "portrait")
 GREY = 0.5
 MAX_START_SIGMA = 1000.0  # above it nothing is left of the proxies; SD1.5 ends at 14.6, zero terminal SNR at thousands
 
@@ -60,6 +60,20 @@ def proxy_latents(vae, images: Tensor, resolution: int) -> tuple[dict, Tensor]:
     check_vae(vae, NODE)
     images = resize_images(images, resolution, resolution)
     return {"samples": vae.encode(images)}, images
+
+
+def repeated_portrait(cameras, image) -> Tensor:
+    """The portrait in the place of every proxy, as the release does where it has none: IMAGE [V, H, W, 3].
+
+    Raises:
+        ValueError: no cameras to say how many views there are, or not one portrait.
+    """
+    missing = [name for name, value in (("cameras", cameras), ("image", image)) if value is None]
+    if missing:
+        raise ValueError(f"{NODE} lacks {' and '.join(missing)}, which mode portrait needs; connect them.")
+    if len(image) != 1:
+        raise ValueError(f"{NODE}: mode portrait takes one portrait; image has {len(image)}, choose one.")
+    return image[..., :3].expand(len(cameras["labels"]), -1, -1, -1)
 
 
 def empty_views(vae, cameras, proxies, resolution: int) -> tuple[dict, Tensor]:

@@ -30,10 +30,10 @@ class Overlay {
   constructor(node) {
     this.node = node;
     this.body = element(null, 'div', { overflow: 'hidden', font: '12px sans-serif', color: '#ddd' });
-    const frame = element(this.body, 'div', { position: 'relative', lineHeight: 0, touchAction: 'none' });
-    this.photograph = element(frame, 'img', { width: '100%' });
+    this.frame = element(this.body, 'div', { position: 'relative', margin: '0 auto', lineHeight: 0, touchAction: 'none' });
+    this.photograph = element(this.frame, 'img', { width: '100%' });
     this.photograph.draggable = false;
-    this.drawing = element(frame, 'svg', { position: 'absolute', inset: 0, width: '100%', height: '100%' }, SVG);
+    this.drawing = element(this.frame, 'svg', { position: 'absolute', inset: 0, width: '100%', height: '100%' }, SVG);
     this.square = element(this.drawing, 'polygon', { fill: 'none', stroke: '#7cf' }, SVG);
     this.points = NAMES.map((name, index) => this.makePoint(name, index));
     const below = element(this.body, 'div', { display: 'flex', gap: '8px', marginTop: '6px' });
@@ -49,6 +49,7 @@ class Overlay {
     point.onpointerdown = (event) => {
       event.stopPropagation();
       point.setPointerCapture(event.pointerId);
+      this.dragging = true;
     };
     point.onpointermove = (event) => {
       if (!point.hasPointerCapture(event.pointerId)) return;
@@ -56,7 +57,10 @@ class Overlay {
       this.found[index] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
       this.place();
     };
-    point.onlostpointercapture = () => this.write();
+    point.onlostpointercapture = () => {
+      this.dragging = false;
+      this.write();
+    };
     return point;
   }
 
@@ -73,6 +77,7 @@ class Overlay {
     const { naturalWidth: width, naturalHeight: height } = this.photograph;
     if (!width || !this.found) return;
     const size = Math.max(width, height);
+    this.frame.style.width = `${(100 * width) / size}%`; // tall ones, too, in a square as wide as the node
     this.drawing.setAttribute('viewBox', `0 0 ${width} ${height}`);
     this.square.setAttribute('points', (this.corners ?? []).map(([x, y]) => `${x * width},${y * height}`).join(' '));
     this.square.setAttribute('stroke-width', size / 250);
@@ -81,17 +86,6 @@ class Overlay {
       const shape = { cx: x * width, cy: y * height, r: size / 80, 'stroke-width': size / 500 };
       for (const key in shape) point.setAttribute(key, shape[key]);
     });
-    this.grow();
-  }
-
-  // Makes the node as high as what it shows.
-  grow() {
-    const { naturalWidth: width, naturalHeight: height } = this.photograph;
-    const wanted = Math.round(((this.node.size[0] - 30) * height) / width) + 150;
-    if (!width || wanted === this.height) return;
-    this.height = wanted;
-    this.node.setSize([this.node.size[0], this.node.computeSize()[1]]);
-    this.node.setDirtyCanvas(true, true);
   }
 
   write() {
@@ -102,10 +96,18 @@ class Overlay {
 
   // What a run or the server says: see host/photographs.py.
   show({ points, corners, angles: [yaw, pitch, roll], crop }) {
-    Object.assign(this, { found: points, corners });
+    this.corners = corners;
+    if (!this.dragging && !this.changed) this.found = points; // else the answer is older than what the hand did
     this.crop.src = crop;
     this.say(`yaw ${yaw}\u00b0\npitch ${pitch}\u00b0\nroll ${roll}\u00b0`);
     this.place();
+  }
+
+  // Another photograph was chosen: the points were those of the last one.
+  forget() {
+    this.found = undefined;
+    this.widget('points').value = '';
+    this.update();
   }
 
   open(file) {
@@ -131,6 +133,7 @@ class Overlay {
     if (!source) return;
     this.open(source.file);
     if (linked) return this.say('Landmarks are connected: run to see what they give.');
+    if (!this.widget('points').value) this.say('Looking for the face ...');
     const values = Object.fromEntries(this.node.widgets.map(({ name, value }) => [name, value]));
     const response = await api.fetchApi('/diffportrait3d/align_portrait', {
       method: 'POST',
@@ -159,7 +162,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     const overlay = new Overlay(node);
-    const getMinHeight = () => overlay.height ?? 200;
+    const getMinHeight = () => node.size[0] + 120; // a square and the crop
     const shown = node.addDOMWidget('shown', 'dp3d_photograph', overlay.body, { serialize: false, getMinHeight });
     shown.serialize = false; // not in saved graphs
     const after = (target, name, work) => {
@@ -172,7 +175,10 @@ app.registerExtension({
     };
     for (const name of ['onConfigure', 'onConnectionsChange']) after(node, name, () => setTimeout(() => watch(overlay, after)));
     after(node, 'onExecuted', (output) => output?.alignment && overlay.ran(output));
-    after(node, 'onResize', () => overlay.grow());
+    after(node, 'onResize', () => {
+      const [width, least] = [node.size[0], node.computeSize()[1]];
+      if (node.size[1] < least) node.setSize([width, least]);
+    });
     for (const widget of node.widgets) if (widget !== shown) after(widget, 'callback', () => overlay.update());
   },
 });
@@ -183,7 +189,7 @@ function watch(overlay, after) {
   const file = source?.widgets?.find(({ name }) => name === 'image');
   if (file && !file.watched?.has(overlay)) {
     (file.watched ??= new Set()).add(overlay);
-    after(file, 'callback', () => overlay.update());
+    after(file, 'callback', () => overlay.forget());
   }
   if (overlay.node.graph) overlay.update();
 }

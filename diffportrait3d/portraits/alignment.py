@@ -165,6 +165,16 @@ def framed(framing: str) -> Similarity:
     return head_similarity(five_of(MEAN_LANDMARKS)) if framing == EG3D else SAME_WORLD
 
 
+def framed_labels(labels: Tensor, framing: str) -> Tensor:
+    """The cameras [V, 25] that see rendered heads as `labels` see heads of this framing."""
+    similarity = framed(framing)
+    pose, intrinsics = split_label(labels)
+    moved = pose.double().clone()
+    moved[:, :3, :3] = similarity.rotation.T @ moved[:, :3, :3]
+    moved[:, :3, 3] = (moved[:, :3, 3] - similarity.shift) @ similarity.rotation / similarity.scale
+    return join_label(moved.to(labels), intrinsics)
+
+
 def _firmness(landmarks: Landmarks) -> Tensor:
     """How much each landmark counts, [N]: those that an expression moves count less."""
     numbers = torch.tensor(landmarks.numbers or FIVE_NUMBERS)

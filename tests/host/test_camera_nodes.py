@@ -13,6 +13,9 @@ import torch
 from PIL import Image
 
 from diffportrait3d.cameras import labels as camera_math
+from diffportrait3d.cameras.projection import project
+from diffportrait3d.portraits.alignment import EG3D, framed_labels
+from diffportrait3d.portraits.face import FIVE_POINTS, MEAN_LANDMARKS, five_of
 from diffportrait3d.synthetic_heads import render_camera_images
 
 
@@ -68,6 +71,21 @@ def test_condition_pictures_are_the_core_s_and_can_be_interrupted(host, nodes):
     with pytest.raises(host.comfy.model_management.InterruptProcessingException):
         render.execute({"labels": labels}, 64, 3)
     assert torch.equal(render.execute({"labels": labels}, 64, 3).args[0], wanted)
+
+
+def test_condition_images_in_the_framing_of_eg3d(nodes):
+    """The head is larger and higher, and seen from the same side; its five points are where EG3D's crops have them."""
+    labels = camera_math.trajectory("arc", 3)
+    moved = framed_labels(labels, EG3D)
+    for ours, wanted in zip(camera_math.camera_angles(moved), camera_math.camera_angles(labels), strict=True):
+        assert (ours - wanted).abs().max() < 6  # EG3D's standard face looks 4 degrees down
+    five = five_of(MEAN_LANDMARKS).float()
+    for label, before in zip(moved, labels, strict=True):
+        places = project(five, label, 1)[:, :2] - project(FIVE_POINTS.float(), before, 1)[:, :2]
+        assert places.norm(dim=1).max() < 0.012
+    render = nodes["DP3D_RenderCameraConditions"]
+    near = render.execute({"labels": labels}, 64, 3, framing=EG3D).args[0]
+    assert torch.equal(near, render.execute({"labels": moved}, 64, 3).args[0])
 
 
 def viewer_camera(host, mode: dict, **changes) -> dict:

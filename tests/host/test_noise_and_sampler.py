@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffportrait3d.cameras.labels import trajectory
 from diffportrait3d.diffusion import Schedule, ddim_sample, start_noise
 from evaluation.goldens.data import load_golden
 from evaluation.goldens.host import NARROW_CONFIG, GivenNoise, HostPath, host_path
@@ -195,6 +196,13 @@ def test_noise_modes(host, path, vae, prompt):
     assert not torch.equal(made, views) and shown.unique().tolist() == [0.5]
     with pytest.raises(ValueError, match="lacks cameras"):
         nodes["DP3D_3DAwareNoise"].execute(vae, 64, 5, mode="random")
+    cameras = {"labels": trajectory("arc", VIEWS)}
+    own = run(mode="portrait", image=proxies[:1], cameras=cameras)
+    assert torch.equal(own[0], latent[:1].expand_as(latent)) and torch.equal(own[1], noise)
+    with pytest.raises(ValueError, match="lacks cameras and image, which mode portrait needs; connect them"):
+        run(mode="portrait")
+    with pytest.raises(ValueError, match="mode portrait takes one portrait; image has 3, choose one"):
+        run(mode="portrait", image=proxies, cameras=cameras)
     with pytest.raises(ValueError, match="mode must be one of paper, .*, not 'best'"):
         path.patches.noise.ViewNoise(0, "best")
 

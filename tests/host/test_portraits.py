@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from diffportrait3d.cameras.labels import camera_angles
+from diffportrait3d.networks import UNetConfig
 
 DATA = Path(__file__).parents[1] / "data"
 FIVE = "203.5 102, 246.5 103.5, 223.5 125, 202 139.5, 245 141"  # of the astronaut, by hand
@@ -206,6 +207,8 @@ def test_the_live_alignment_is_the_node_s(host, photograph, image, align, ask_se
     status, kind, body = ask_server("/diffportrait3d/align_portrait", asked)
     assert (status, kind) == (200, "application/json")
     [shown] = align(image, **{**values, "resolution": 256})[1]["alignment"]
+    typed = np.array([float(number) for number in FIVE.replace(",", "").split()]).reshape(5, 2)
+    np.testing.assert_allclose(np.array(shown["points"]) * 512, typed, atol=1e-9)  # stay where they were put
     assert json.loads(body) == shown
     for change, message in (
         ({"photograph": "gone.png"}, "gone.png does not exist"),
@@ -214,3 +217,43 @@ def test_the_live_alignment_is_the_node_s(host, photograph, image, align, ask_se
     ):
         status, _, body = ask_server("/diffportrait3d/align_portrait", {**asked, **change})
         assert status == 400 and message in json.loads(body)["error"]
+
+
+@pytest.fixture
+def warned(pack):
+    """warned(image, own_file, channels) -> what Apply Reference Attention would say of a portrait."""
+
+    class Encoder:
+        config = UNetConfig()
+
+    def ask(image, own_file=False, channels=320):
+        Encoder.config = UNetConfig(model_channels=channels)
+        return pack.host.portrait_checks.portrait_warnings(image, Encoder(), own_file)
+
+    return ask
+
+
+def test_portraits_that_will_disappoint(image, warned):
+    """A wide image, a small head, a photograph for the miniature; nothing of an aligned portrait."""
+    assert warned(image[:, 20:220, 120:320]) == []
+    [wide] = warned(image[:, :300])
+    assert "512x300, not square" in wide and "Align Portrait" in wide
+    [small] = warned(image)
+    assert "The head is small" in small and "33%" in small
+    [miniature] = warned(image[:, 20:220, 120:320], own_file=True, channels=32)
+    assert "rendered heads only" in miniature and "released weights" in miniature
+    assert warned(image[:, 20:220, 120:320], own_file=False, channels=32) == []
+
+
+def test_whose_file_an_image_is(pack):
+    """Found through nodes between, also where links go in a circle."""
+    ask = pack.host.portrait_checks.from_own_file
+    prompt = {
+        "load": {"class_type": "LoadImage", "inputs": {"image": "face.png"}},
+        "scale": {"class_type": "ImageScale", "inputs": {"image": ["load", 0], "width": 3, "other": ["scale", 0]}},
+        "own": {"class_type": "DP3D_LoadMiniature", "inputs": {"name": "miniature"}},
+        "1": {"class_type": "DP3D_ApplyReferenceAttention", "inputs": {"image": ["scale", 0], "model": ["own", 0]}},
+        "2": {"class_type": "DP3D_ApplyReferenceAttention", "inputs": {"image": ["own", 3], "model": ["own", 0]}},
+    }
+    assert ask(prompt, "1", "image") and not ask(prompt, "2", "image")
+    assert not ask(None, None, "image") and not ask({}, "3", "image")
