@@ -1,13 +1,13 @@
 """What a guided step costs in the real ComfyUI with our patches: seconds, kernels, bytes, FLOPs, memory, waits.
 
     python -m evaluation.bench [--width tiny|miniature|sd15] [--views 8 16 32 64] [--side PIXELS] [--parts NAME ...]
-        [--steps 5] [--against DIR] [--count] [--out runs/bench.json]
+        [--steps 5] [--against DIR] [--count [--card GB]] [--out runs/bench.json]
 
-Networks of random weights. Seconds are the median of the steps of one run; with tiny networks on a CPU they are
-nearly all the host's Python, which a GPU would wait for. --against DIR measures the patches of another checkout in the
-same process, run by run in turns. --count computes nothing, so that a step at SD1.5's width in half precision is
-counted on any machine; the memory is then that of an 8 GB card's question: all networks' weights and the most that
-tensors take at once.
+Networks of random weights. Seconds are the median of the steps of a run; on a CPU they are those of the process, on one
+thread, and with tiny networks and few views nearly all the host's Python, which a GPU would wait for. --against DIR
+measures the patches of another checkout in the same process, run by run in turns. --count computes nothing, so that a
+step at SD1.5's width in half precision is counted on any machine; the memory is then that of an 8 GB card's question:
+all networks' weights and the most that tensors take at once.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ class Bench:
         dtype = torch.float16 if half else torch.float32
         weights = random_weights(config, dtype, filled=not options.count)
         self.weight_bytes = weight_bytes(weights)
+        free = None if options.card is None else options.card * 1e9 - sum(self.weight_bytes.values())
         self.paths: dict[str, BenchPath] = {}
         for name, folder in [("this", REPOSITORY)] + [("other", options.against)] * (options.against is not None):
             pack = host.load_pack(folder, f"bench-{name}")
             with StepCounts(SMALL) if options.count else contextlib.nullcontext():
-                self.paths[name] = BenchPath(pack, host.comfy, weights, config, half)
+                self.paths[name] = BenchPath(pack, host.comfy, weights, config, options.count, free)
 
     def measure(self, part_name: str, views: int) -> dict:
         """Record of one part with one number of views, for every checkout."""
@@ -103,11 +104,11 @@ class Bench:
         groups = {name: dict(values) for name, values in found.items()}
         return {**totals, "groups": groups, "waits": dict(counts.waits), "activation_bytes": peak}
 
-    def shares(self, views: int) -> dict[str, dict[str, float]]:
-        """Of the seconds of a step with all parts: this pack's, the host's, torch's; by the profiler of Python."""
+    def shares(self, views: int) -> dict[str, dict[str, list[float]]]:
+        """Seconds and function calls of a step with all parts by whose they are, by Python's profiler."""
         return {name: self._shares(path, views) for name, path in self.paths.items()}
 
-    def _shares(self, path: BenchPath, views: int) -> dict[str, float]:
+    def _shares(self, path: BenchPath, views: int) -> dict[str, list[float]]:
         profiler, steps = cProfile.Profile(), self.options.steps
         started = False
 
@@ -119,19 +120,20 @@ class Bench:
 
         path.run(PARTS["all"], views, self.side, steps + 1, on_step)
         profiler.disable()
-        return {owner: seconds / steps for owner, seconds in owners(profiler).items()}
+        return {owner: [value / steps for value in values] for owner, values in owners(profiler).items()}
 
 
-def owners(profiler: cProfile.Profile) -> dict[str, float]:
-    """Seconds by who owns the code; what is built in counts for its callers."""
-    seconds: Counter[str] = Counter()
-    for (file, _, _), (_, _, own, _, callers) in pstats.Stats(profiler).stats.items():
+def owners(profiler: cProfile.Profile) -> dict[str, tuple[float, int]]:
+    """Seconds and calls by who owns the code; what is built in counts for its callers."""
+    seconds, calls = Counter[str](), Counter[str]()
+    for (file, _, _), (_, count, own, _, callers) in pstats.Stats(profiler).stats.items():
+        parts = [(owner(file), count, own)]
         if file == "~":
-            for (calling, _, _), (_, _, part, _) in callers.items():
-                seconds[owner(calling)] += part
-        else:
-            seconds[owner(file)] += own
-    return dict(seconds)
+            parts = [(owner(calling), count, part) for (calling, _, _), (_, count, part, _) in callers.items()]
+        for name, count, part in parts:
+            seconds[name] += part
+            calls[name] += count
+    return {name: (seconds[name], calls[name]) for name in seconds}
 
 
 def owner(file: str) -> str:
@@ -182,7 +184,8 @@ def report(results: dict) -> str:
         texts.append(markdown_table(["the host waits at", "times a step"], waits))
         if name in results["shares"]:
             parts = results["shares"][name].items()
-            texts.append(markdown_table(["owner", "s/step"], [[who, f"{value:.4f}"] for who, value in parts]))
+            rows = [[who, f"{seconds:.4f}", f"{calls:.0f}"] for who, (seconds, calls) in parts]
+            texts.append(markdown_table(["whose Python", "s/step, profiled", "calls a step"], rows))
     paired = [f"{record['views']} views, {record['part']}: {record['other_by_this']:.2f}" for record in records[:99]
               if "other_by_this" in record]  # fmt: skip
     if paired:
@@ -203,6 +206,7 @@ def bench(options: argparse.Namespace) -> dict:
 
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         cpu = not torch.cuda.is_available()
+        torch.set_num_threads(1 if cpu else torch.get_num_threads())
         measured = Bench(boot(Path(folder), cpu, ["--fp16-unet"] if options.count and cpu else []), options)
         results: dict = {
             "width": options.width,
@@ -230,6 +234,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1, help="runs of each part (default %(default)s)")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout of this repository")
     parser.add_argument("--count", action="store_true", help="compute nothing and count in half precision")
+    parser.add_argument("--card", type=float, metavar="GB", help="with --count: the memory of the card (default: any)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench.json"), help="default %(default)s")
     options = parse_options(parser, arguments, views=2, steps=1, rounds=1)
     if options.width == "sd15" and not torch.cuda.is_available() and not options.count:

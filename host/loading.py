@@ -1,7 +1,7 @@
 """From our weight files to what the host works with: MODEL, VAE, CONTROL_NET and patchers of our own networks.
 
-Weights keep the dtype the host chooses for the device and are cast to the running model's dtype layer by layer
-(`comfy.ops.manual_cast`), so they follow fp16, bf16 and fp8 models and the host's offloading.
+Weights keep the dtype the host chooses for the device. Our networks compute in it, too, or in the one that the host
+casts such weights to layer by layer (fp8); what comes from a model of another dtype is cast where it enters them.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def build_cross_view_attention(
     tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], path: Path | str = ""
 ) -> HostNetwork:
     """The cross-view modules of the core, made of the host's layers."""
-    module = CrossViewAttention(config, operations=comfy.ops.manual_cast).to(_weight_dtype(tensors))
+    module = CrossViewAttention(config, operations=_operations(tensors)).to(_weight_dtype(tensors))
     return _host_network("view_consistency", module, tensors, config, metadata, path)
 
 
@@ -218,6 +218,7 @@ def load_novel_view(path: Path | str) -> HostNetwork:
 
 
 def _host_network(kind, module, tensors, config, metadata, path) -> HostNetwork:
+    module.compute_dtype = _compute_dtype(tensors)
     patcher = _patcher(module.eval().requires_grad_(False))
     _load_strictly(module, tensors, patcher)
     return HostNetwork(kind, patcher, config, metadata, Path(path))
@@ -225,7 +226,17 @@ def _host_network(kind, module, tensors, config, metadata, path) -> HostNetwork:
 
 def _layer_options(tensors: dict[str, Tensor]) -> dict[str, Any]:
     device = model_management.unet_offload_device()
-    return {"dtype": _weight_dtype(tensors), "device": device, "operations": comfy.ops.manual_cast}
+    return {"dtype": _weight_dtype(tensors), "device": device, "operations": _operations(tensors)}
+
+
+def _operations(tensors: dict[str, Tensor]):
+    """The host's layers for such weights: they look for a cast at every call only where there is one to do."""
+    return comfy.ops.pick_operations(_weight_dtype(tensors), _compute_dtype(tensors))
+
+
+def _compute_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
+    weights = _weight_dtype(tensors)
+    return model_management.unet_manual_cast(weights, model_management.get_torch_device()) or weights
 
 
 def _weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype:

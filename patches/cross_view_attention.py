@@ -13,6 +13,7 @@ brings context windows of the host, which are respected.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,10 +66,15 @@ class ViewCall:
     views: int
     middle_chunks: list[bool]
 
+    def attend(self, module: Callable[..., Tensor], *place_and_features) -> Tensor:
+        """Features h [chunks*V, C, H, W] after one of the network's modules, which may compute in another dtype."""
+        *place, h = place_and_features
+        return module(*place, h.to(self.network.compute_dtype), self.views).to(h.dtype)
+
     def mix_middle(self, h: Tensor) -> Tensor:
         """h [chunks*V, C, H, W], mixed in the chosen chunks."""
         chunks = [
-            self.network.after_middle_transformer(chunk, self.views) if chosen else chunk
+            self.attend(self.network.after_middle_transformer, chunk) if chosen else chunk
             for chunk, chosen in zip(h.split(self.views), self.middle_chunks, strict=True)
         ]
         return torch.cat(chunks)
@@ -76,7 +82,7 @@ class ViewCall:
 
 def after_output_block(site: OutputBlockEnd, h: Tensor, emb, context, transformer_options: dict, *args) -> Tensor:
     call: ViewCall | None = transformer_options.get(CALL)
-    return h if call is None else call.network.after_output(site.index, h, call.views)
+    return h if call is None else call.attend(call.network.after_output, site.index, h)
 
 
 def mix_before_last_middle_layer(layer: ResBlock, h: Tensor, emb: Tensor, context, transformer_options: dict, *args):
@@ -142,15 +148,14 @@ class CrossViewPatch(RunPatch):
     def begin_call(self, run: RunState, unet, x, timesteps, context, options: dict) -> ViewCall:
         views = chunk_size(x.shape[0], options)
         self.check_views(views)
-        positive = run.positive_chunks(options)
-        middle = [self.middle == "always" or (self.middle == "unconditional" and not p) for p in positive]
+        middle = [self.middle == "always" or (self.middle == "unconditional" and not p) for p in run.positive]
         return ViewCall(run.network, unet.middle_block[-1], views, middle)
 
     def __call__(self, h: Tensor, transformer_options: dict) -> Tensor:
         """input_block_patch of the host: after block `block`, before its skip connection is stored."""
         index = transformer_options["block"][1]
         call: ViewCall = transformer_options[CALL]
-        return h if index == 0 else call.network.after_input(index, h, call.views)
+        return h if index == 0 else call.attend(call.network.after_input, index, h)
 
 
 def refuse_animatediff(model) -> None:

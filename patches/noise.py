@@ -147,6 +147,6 @@ def step_noise_of(views: Sequence[View]) -> StepNoise:
 
     def draw(step: int, x: Tensor) -> Tensor:
         drawn = [view_noise(view.seed, [view.number], x.shape[1:], stream=step + 1) for view in views]
-        return torch.cat(drawn).to(x)
+        return torch.cat(drawn).to(x, non_blocking=True)  # else a GPU would have to end its work first
 
     return draw

@@ -3,9 +3,8 @@
 F_ref runs once per timestep, on the references alone, however the host batches, splits or windows the views. Where
 another patch resizes the features of the views in the middle of the UNet (Deep Shrink), F_ref runs under that patch,
 so that its tokens have the size, and are of the kind, that the attentions see there.
-Its tokens are appended, before to_k and to_v, to the tokens of the positive conditions. The host hands one
-batch to all conditions, so the others are padded with copies of their own first tokens: a softmax over every
-token repeated equally often is the softmax over the tokens once.
+Keys and values of its tokens are made once per step, by F's own to_k and to_v, and appended to those of the views of
+the positive conditions inside of the attention (`LongerAttention`); the other conditions of a batch keep their own.
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..host.compatibility import check_same_width
 from ..host.loading import HostNetwork
 from .feature_sizes import resize_features, resizing_patches
+from .longer_attention import LongerAttention, Reading, layer_key, longer_attention
 from .reference_inputs import References
-from .run_state import RunPatch, RunState, SigmaRange, chunk_size, unused_key, views_per_call
+from .run_state import RunPatch, RunState, SigmaRange, unused_key, views_per_call
 
 KEY = "diffportrait3d.reference"
 BLOCKS = ("input", "middle", "output")  # SD1.5 has 6, 1 and 9 self-attentions there
@@ -35,17 +35,36 @@ Bank = dict[tuple, Tensor]  # which self-attention -> its tokens [R, h, w, C]
 class ReferenceRun(RunState):
     """The banks of one run, and what F_ref needs to fill them."""
 
-    def __init__(self, guider, key: str, views: int, latents: Tensor, zero_timestep: bool):
+    def __init__(self, guider, key: str, views: int, latents: Tensor, timestep: int | None):
         super().__init__(guider, key, views)
         self.latents = guider.model_patcher.model.process_latent_in(latents.float())  # [R, 4, h, w], scaled
         self.context = _first_context(guider)
-        self.zero_timestep = zero_timestep
-        self.sigma_limits: tuple[float, float] = (math.inf, 0.0)
+        self.timestep = timestep
+        self.sigma_limits: tuple[float, float] | None = None  # None: acts at every noise level
+        self.acts = True  # at this step
         self.mask: Tensor | None = None  # [R, 1, h, w]
         self.warned = False
-        self._banks: dict[torch.device, tuple[float, Bank]] = {}
+        self._banks: dict[torch.device, Bank] = {}
         self._resizing = False  # whether a patch of this run resizes features
         self._visibility: dict[tuple, Tensor] = {}
+        self._patcher, self._hooks = guider.model_patcher, None
+        self._projected: dict[tuple, tuple[Tensor, Tensor]] = {}  # keys and values of this step
+
+    def begin_evaluation(self, sigma: Tensor) -> None:
+        self._projected.clear()
+        if self.timestep is None:
+            self._banks.clear()
+        if self.sigma_limits is not None:
+            highest, lowest = self.sigma_limits
+            self.acts = lowest <= float(sigma.flatten()[0]) <= highest
+
+    def begin_unet_call(self, transformer_options: dict) -> None:
+        """Also drops keys and values that were made with other hooks on the weights (LoRA of one condition)."""
+        super().begin_unet_call(transformer_options)
+        hooks = self._patcher.model.current_patcher.current_hooks
+        if hooks is not self._hooks:
+            self._hooks = hooks
+            self._projected.clear()
 
     def bank(
         self, x: Tensor, timesteps: Tensor, context: Tensor, options: dict, features_resized: bool = False
@@ -57,17 +76,23 @@ class ReferenceRun(RunState):
             options: transformer options of the call.
             features_resized: read again, from now on under those patches in `options` that resize features.
         """
-        step = timesteps[:1] * 0 if self.zero_timestep else timesteps[:1]  # [1]
-        known = self._banks.get(x.device)
         if features_resized:
             self._resizing = True
-        elif known is not None and known[0] == float(step):
-            return known[1]
+        elif x.device in self._banks:
+            return self._banks[x.device]
+        step = timesteps[:1] if self.timestep is None else torch.full_like(timesteps[:1], self.timestep)  # [1]
         own_options = _resizing_options(options) if self._resizing else {"patches": {}, "cond_or_uncond": [0]}
         text = (context if self.context is None else self.context.to(context))[:1]  # [1, L, C]
-        bank = self._read(x, step, text, own_options)
-        self._banks[x.device] = (float(step), bank)
-        return bank
+        self._banks[x.device] = self._read(x, step, text, own_options)
+        self._projected.clear()
+        return self._banks[x.device]
+
+    def project(self, attention: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, N, C] that a self-attention of F makes of tokens of the references [1, N, C]."""
+        key = (attention, tokens.shape[1], tokens.dtype, tokens.device)
+        if key not in self._projected:
+            self._projected[key] = attention.to_k(tokens), attention.to_v(tokens)
+        return self._projected[key]
 
     def visibility(self, height: int, width: int, like: Tensor) -> Tensor | None:
         """How much of each token may be read [1, R*height*width, 1]; None: all of all."""
@@ -89,8 +114,10 @@ class ReferenceRun(RunState):
 
         count = self.latents.shape[0]
         options["patches"]["attn1_patch"] = [write]
-        text = context.expand(count, -1, -1)
-        self.network(self.latents.to(x), step.expand(count), context=text, transformer_options=options)
+        dtype = self.network.compute_dtype
+        text = context.to(dtype).expand(count, -1, -1)
+        latents = self.latents.to(x.device, dtype)
+        self.network(latents, step.expand(count), context=text, transformer_options=options)
         return bank
 
 
@@ -106,7 +133,6 @@ class ReferenceCall:
 
     run: ReferenceRun
     bank: Bank
-    positive: list[bool]  # which conditions are
     skipped: set[tuple]  # self-attentions that another patch computes
     read_again: Callable[[], Bank]  # the bank under the patches that resize features in this call
     fitted: bool = False  # whether the bank has been read again
@@ -131,12 +157,12 @@ class ReferencePatch(RunPatch):
         strength: float,
         sigma_range: SigmaRange,
         blocks: frozenset[str],
-        zero_timestep: bool,
+        timestep: int | None,
     ):
         super().__init__(key)
         self.references, self.strength = references, strength
         self.sigma_range, self.blocks = sigma_range, blocks
-        self.zero_timestep = zero_timestep
+        self.timestep = timestep
 
     def attach(self, model, network_patcher) -> None:
         super().attach(model, network_patcher)
@@ -144,18 +170,11 @@ class ReferencePatch(RunPatch):
 
     def begin(self, guider, noise: Tensor) -> ReferenceRun:
         latents = self.references.encode(noise.shape[-2], noise.shape[-1])
-        run = ReferenceRun(guider, self.key, noise.shape[0], latents, self.zero_timestep)
+        run = ReferenceRun(guider, self.key, noise.shape[0], latents, self.timestep)
         run.mask = self.references.mask_at(noise.shape[-2], noise.shape[-1])
-        self._read_after_tiling(guider.model_options["transformer_options"]["patches"]["attn1_patch"])
-        run.sigma_limits = self.sigma_range.limits(guider.model_patcher.get_model_object("model_sampling"))
+        if not self.sigma_range.whole:
+            run.sigma_limits = self.sigma_range.limits(guider.model_patcher.get_model_object("model_sampling"))
         return run
-
-    def _read_after_tiling(self, patches: list) -> None:
-        """Moves this patch after HyperTile's in a run's list: what is appended must not be cut into tiles."""
-        tiling = [n for n, patch in enumerate(patches) if getattr(patch, "__qualname__", "").startswith("HyperTile.")]
-        if tiling and patches.index(self) < tiling[-1]:
-            patches.remove(self)
-            patches.insert(tiling[-1], self)
 
     def extra_rows(self, run: ReferenceRun, model_options: dict) -> int:
         """F_ref's own batch, and keys and values of each view that are 1 + R times as long."""
@@ -164,17 +183,12 @@ class ReferencePatch(RunPatch):
 
     def begin_call(self, run: ReferenceRun, unet, x, timesteps, context, options: dict) -> ReferenceCall | None:
         """Reads the tokens of this step."""
-        positive = run.positive_chunks(options)
-        if not any(positive) or not self._acts_at(run, options):
+        if not any(run.positive) or not run.acts:
             return None
         _check_whole_views(run.latents, x)
         read_bank = partial(run.bank, x, timesteps, context, options)
         skipped = self._replaced(run, options)
-        return ReferenceCall(run, read_bank(), positive, skipped, partial(read_bank, features_resized=True))
-
-    def _acts_at(self, run: ReferenceRun, transformer_options: dict) -> bool:
-        highest, lowest = run.sigma_limits
-        return lowest <= float(transformer_options["sigmas"].flatten()[0]) <= highest
+        return ReferenceCall(run, read_bank(), skipped, partial(read_bank, features_resized=True))
 
     def _replaced(self, run: ReferenceRun, transformer_options: dict) -> set[tuple]:
         """Self-attentions that another patch computes by itself; longer keys would break it (PAG, SAG)."""
@@ -188,54 +202,27 @@ class ReferencePatch(RunPatch):
             )
         return replaced
 
+    def _wrap_unet(
+        self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, *args, **kwargs
+    ):
+        arguments = x, timesteps, context, y, control, transformer_options, *args
+        with longer_attention(transformer_options, executor.class_obj):
+            return super()._wrap_unet(executor, *arguments, **kwargs)
+
     def __call__(self, tokens: Tensor, keys: Tensor, values: Tensor, options: dict):
-        """attn1_patch of the host: tokens [N, L, C] before to_q, to_k and to_v."""
+        """attn1_patch of the host: the attention that follows is to read the references, too."""
         call: ReferenceCall | None = options.get(self.call_key)
-        where = layer_key(options)
         if call is None:
             return tokens, keys, values
-        height, width = options["activations_shape"][-2:]
+        where, (height, width) = layer_key(options), options["activations_shape"][-2:]
         reference = call.tokens(where, height, width)  # also where nothing is read: what follows may depend on it
-        if where[0] not in self.blocks or where in call.skipped or where[:2] in call.skipped:
-            return tokens, keys, values
-        visibility = call.run.visibility(height, width, keys)
-        strength = self.strength if visibility is None else self.strength * visibility
-
-        def append(own: Tensor) -> Tensor:
-            own = own.reshape(tokens.shape[0], -1, own.shape[-1])  # HyperTile has cut the queries: so would the host
-            rows = chunk_size(own.shape[0], options)
-            return append_reference(own, reference, call.positive, rows, len(self.references), strength)
-
-        appended = append(keys)
-        return tokens, appended, appended if keys is values else append(values)
-
-
-def layer_key(options: dict) -> tuple:
-    """Which self-attention of the UNet: (input | middle | output, block number, transformer block)."""
-    return (*options["block"], options["block_index"])
-
-
-def append_reference(
-    own: Tensor, reference: Tensor, positive: list[bool], rows: int, count: int, strength: float | Tensor
-) -> Tensor:
-    """Appends `count` references of M tokens each, or as many own tokens where the condition is not positive.
-
-    Args:
-        own: [N, L, C], chunk after chunk of `rows` rows; L >= M (more if another patch has appended already), or M is
-            a multiple of L (tiles of a view).
-        reference: [1, count*M, C].
-        strength: 1 the reference as it is, 0 own tokens only, between: tokens blended; one for each token
-            [1, count*M, 1], or for all.
-
-    Returns:
-        [N, L + count*M, C]
-    """
-    length = reference.shape[1] // count
-    padding = own[:, :length].repeat(1, reference.shape[1] // min(length, own.shape[1]), 1)  # [N, count*M, C]
-    chunks = []
-    for chunk, is_positive in zip(padding.split(rows), positive, strict=True):
-        chunks.append(torch.lerp(chunk, reference.to(own).expand_as(chunk), strength) if is_positive else chunk)
-    return torch.cat([own, torch.cat(chunks)], dim=1)
+        if where[0] in self.blocks and where not in call.skipped and where[:2] not in call.skipped:
+            attention: LongerAttention = options[LongerAttention.KEY]
+            projected = call.run.project(attention.module(where), reference.to(keys))
+            visibility = call.run.visibility(height, width, keys)
+            strength = self.strength if visibility is None else self.strength * visibility
+            attention.read(Reading(*projected, len(self.references), strength), call.run.positive)
+        return tokens, keys, values
 
 
 def _check_whole_views(latents: Tensor, x: Tensor) -> None:
@@ -263,11 +250,14 @@ def apply_reference_attention(
     start_percent: float = 0.0,
     end_percent: float = 1.0,
     blocks: Iterable[str] = BLOCKS,
+    reference_timestep: int | None = None,
 ):
     """A clone of MODEL `model` whose self-attentions read `references` (one person, any number) through F_ref.
 
     Args:
         blocks: which parts of the UNet read: "input", "middle", "output".
+        reference_timestep: F_ref is read once per run, as of this timestep; None: as it was trained, which is anew at
+            every step, or once as of timestep 0.
 
     Raises:
         ValueError: strength outside 0..1, an unknown part, or an encoder of another width than the model.
@@ -281,8 +271,9 @@ def apply_reference_attention(
     sigma_range = SigmaRange(start_percent, end_percent)
     patched = model.clone()
     if strength > 0.0 and chosen:
-        zero_timestep = encoder.metadata.get("reference_timestep", "current") == "zero"
+        if reference_timestep is None and encoder.metadata.get("reference_timestep", "current") == "zero":
+            reference_timestep = 0
         key = unused_key(model, KEY)
-        patch = ReferencePatch(key, references, strength, sigma_range, chosen, zero_timestep)
+        patch = ReferencePatch(key, references, strength, sigma_range, chosen, reference_timestep)
         patch.attach(patched, encoder.patcher)
     return patched

@@ -8,9 +8,12 @@ also after an exception, so that no run can see another one's tensors.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from comfy.context_windows import IndexListContextHandler
 from comfy.patcher_extension import WrappersMP
+from torch import Tensor
 
 COMPILE_KEY = "torch.compile"  # under which comfy_api.torch_helpers keeps the compiled model's wrapper
 
@@ -61,6 +64,10 @@ class SigmaRange:
             )
         self.percent = (start_percent, end_percent)
 
+    @property
+    def whole(self) -> bool:
+        return self.percent == (0.0, 1.0)
+
     def limits(self, model_sampling) -> tuple[float, float]:
         """(highest, lowest) sigma inside the range."""
         start, end = self.percent
@@ -76,15 +83,72 @@ class RunState:
 
     def __init__(self, guider, key: str, views: int):
         self.views = views
+        self.without_control = share_control(guider.conds)
+        self.positive: list[bool] = []  # for every chunk of the UNet call: is it a positive condition?
+        self._evaluating = False
         self.network = guider.model_patcher.get_additional_models_with_key(key)[0].model
         self._positive = {cond["uuid"] for cond in guider.conds.get("positive", ()) if "uuid" in cond}
 
-    def positive_chunks(self, transformer_options: dict) -> list[bool]:
-        """For every chunk of the batch: is it a positive condition?"""
+    def _positive_chunks(self, transformer_options: dict) -> list[bool]:
         uuids = transformer_options.get("uuids")
         if uuids is not None and self._positive:
             return [uuid in self._positive for uuid in uuids]
         return [index == 0 for index in transformer_options["cond_or_uncond"]]
+
+    @contextmanager
+    def evaluation(self, sigma: Tensor) -> Iterator[None]:
+        """One evaluation of the guided model at noise level `sigma` [N]: all UNet calls in the block are of one step,
+        which is known without reading a value from the device."""
+        self.begin_evaluation(sigma)
+        self._evaluating = True
+        try:
+            yield
+        finally:
+            self._evaluating = False
+
+    def begin_evaluation(self, sigma: Tensor) -> None:
+        """Subclasses drop what belongs to the step before."""
+
+    def begin_unet_call(self, transformer_options: dict) -> None:
+        """Notes what a call depends on besides tensors, before it: a compiled UNet must not look for it.
+
+        Where a guider leaves the host's wrappers out, every call is an evaluation of its own.
+        """
+        if not self._evaluating:
+            self.begin_evaluation(transformer_options["sigmas"])
+        self.positive = self._positive_chunks(transformer_options)
+
+
+def share_control(conds: dict[str, list[dict]]) -> frozenset:
+    """Gives a run's negative conditions the positive's View ControlNet, so that one UNet call can serve both sides.
+
+    The host batches conditions with one ControlNet only. Ours leaves the negative ones out (`chunks_without_control`),
+    so that the numbers stay, and half as many kernels are larger. Where memory is short, the host still splits.
+
+    Args:
+        conds: of a run, changed where all positive conditions have one ControlNet of ours and no negative one has any.
+
+    Returns:
+        uuids of the conditions that were given it
+    """
+    positive, negative = conds.get("positive", ()), conds.get("negative", ())
+    control = positive[0].get("control") if positive else None
+    alone = getattr(control, "leaves_conditions_out", False) and control.previous_controlnet is None
+    if not alone or any(cond.get("control") is not control for cond in positive):
+        return frozenset()
+    if any(cond.get("control") is not None for cond in negative):
+        return frozenset()
+    for cond in negative:
+        cond["control"] = control
+    return frozenset(cond["uuid"] for cond in negative)
+
+
+def chunks_without_control(transformer_options: dict) -> list[bool]:
+    """For every chunk of the batch: did only `share_control` give it its ControlNet?"""
+    runs = [state for state in transformer_options.values() if isinstance(state, RunState)]
+    shared = frozenset().union(*(run.without_control for run in runs))
+    uuids = transformer_options.get("uuids") or [None] * len(transformer_options["cond_or_uncond"])
+    return [uuid in shared for uuid in uuids]
 
 
 class RunPatch:
@@ -106,6 +170,8 @@ class RunPatch:
         model.set_additional_models(self.key, [network_patcher])
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self._outer_sample)
         model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, self.key, self._prepare_sampling)
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, self.key, self._predict_noise)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, self.key, self._apply_model)
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, self.key, self._wrap_unet)
 
     def begin(self, guider, noise) -> RunState:
@@ -143,6 +209,16 @@ class RunPatch:
         options = kwargs["model_options"]
         rows = self.extra_rows(self.state(options["transformer_options"]), options)
         return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], *args, **kwargs)
+
+    def _predict_noise(self, executor, x, timestep, model_options, *args, **kwargs):
+        with self.state(model_options["transformer_options"]).evaluation(timestep):
+            return executor(x, timestep, model_options, *args, **kwargs)
+
+    def _apply_model(
+        self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, *args, **kwargs
+    ):
+        self.state(transformer_options).begin_unet_call(transformer_options)
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
 
     def _wrap_unet(
         self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, *args, **kwargs

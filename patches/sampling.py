@@ -21,6 +21,7 @@ from torch import Tensor
 from ..diffportrait3d.choices import check_choice
 from ..diffportrait3d.diffusion import Schedule
 from .noise import StepNoise, step_noise_of, warn_of_zero_terminal_snr
+from .run_state import SigmaRange
 from .view_memory import note_end, views_of_run
 
 PRESETS = {"release": (50, 0.5), "paper": (100, 0.5)}  # DDIM's steps, eta; the paper is silent on eta
@@ -174,11 +175,12 @@ class OfficialSampler(comfy.samplers.KSAMPLER):
         whole = self._whole(sigmas)
         return len(sigmas) > 1 and _same(sigmas[-2], whole[-2]) and (sigmas[-1] == 0 or _same(sigmas[-1], whole[-1]))
 
-    def _step_number(self, sigma: Tensor, sigmas: Tensor) -> int:
-        """Number of the step that begins at `sigma` in the whole schedule; for any other sigma, a number of its own."""
-        sigma = sigma.float().cpu()
-        found = torch.isclose(self._whole(sigmas).float().cpu(), sigma, rtol=SAME_SIGMA, atol=0.0).nonzero()
-        return int(found[0]) if len(found) else int(sigma.view(torch.int32))
+    def _step_numbers(self, sigmas: Tensor) -> list[int]:
+        """Number of every step of `sigmas` in the whole schedule; a number of its own for a sigma that is not in it."""
+        given, whole = sigmas[:-1].float().cpu(), self._whole(sigmas).float().cpu()
+        found = [torch.isclose(whole, sigma, rtol=SAME_SIGMA, atol=0.0).nonzero() for sigma in given]
+        bits = given.view(torch.int32).tolist()
+        return [int(places[0]) if len(places) else own for places, own in zip(found, bits, strict=True)]
 
 
 class DDIMSampler(OfficialSampler):
@@ -207,9 +209,10 @@ class DDIMSampler(OfficialSampler):
         if views is None:  # called by another pack's sampler around this one
             views = views_of_run(model.noise, model.latent_image, extra_args.get("seed") or 0, self.indices)
         draw = self.step_noise or step_noise_of(views)
+        numbers = iter(self._step_numbers(sigmas))  # the host asks once a step
 
-        def noise(sigma, _):
-            return draw(self._step_number(sigma, sigmas), x) if self.eta else torch.zeros_like(x)
+        def noise(*_):
+            return draw(next(numbers), x) if self.eta else torch.zeros_like(x)
 
         out = sample_euler_ancestral(model, x, sigmas, extra_args, callback, disable, eta=self.eta, noise_sampler=noise)
         if not self._ends_whole(sigmas) or sigmas[-1] == 0:
@@ -286,6 +289,20 @@ def check_views(model, positive: list, latent: dict) -> None:
             )
 
 
+class PartlyGuided(comfy.samplers.CFGGuider):
+    """The host's guidance in a part of the schedule (Kynkaanniemi et al. 2024); other steps run no second pass."""
+
+    def __init__(self, model, guided: SigmaRange):
+        super().__init__(model)
+        self.limits = guided.limits(model.get_model_object("model_sampling"))
+
+    def predict_noise(self, x, timestep, model_options=None, seed=None) -> Tensor:
+        highest, lowest = self.limits
+        scale = self.cfg if lowest <= float(timestep[0]) <= highest else 1.0
+        sides = self.conds.get("negative"), self.conds.get("positive")
+        return comfy.samplers.sampling_function(self.inner_model, x, timestep, *sides, scale, model_options or {}, seed)
+
+
 def sample_views(
     model,
     positive,
@@ -297,6 +314,7 @@ def sample_views(
     cfg: float,
     callback=None,
     disable_pbar: bool = True,
+    guided: SigmaRange | None = None,
 ) -> dict:
     """LATENT -> LATENT through the host's CFGGuider, as SamplerCustomAdvanced does it.
 
@@ -304,12 +322,13 @@ def sample_views(
         noise: NOISE object; its seed also feeds the steps.
         latent: LATENT with one entry per view, samples [V, 4, h, w].
         callback: (step, x0, x, steps), e.g. the host's preview.
+        guided: the part of the schedule in which `cfg` acts; None: all of it.
 
     Raises:
         ValueError: see `check_views`.
     """
     check_views(model, positive, latent)
-    guider = comfy.samplers.CFGGuider(model)
+    guider = comfy.samplers.CFGGuider(model) if guided is None or guided.whole else PartlyGuided(model, guided)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     samples = guider.sample(

@@ -21,7 +21,7 @@ from ..host.compatibility import check_control_heads, check_control_width
 from ..host.images import as_images, check_images, resize_images
 from ..host.loading import build_control_model, set_trained_side
 from .feature_sizes import fit_residuals
-from .run_state import SigmaRange, chunk_size
+from .run_state import SigmaRange, chunk_size, chunks_without_control
 
 
 def to_hint_range(images: Tensor) -> Tensor:
@@ -32,6 +32,8 @@ def to_hint_range(images: Tensor) -> Tensor:
 class ViewControlNet(comfy.controlnet.ControlNet):
     """CONTROL_NET with one hint per view. Also works in the host's Apply ControlNet nodes."""
 
+    leaves_conditions_out = True  # see `run_state.share_control`
+
     def __init__(self, control_model=None, **kwargs):
         kwargs.setdefault("preprocess_image", to_hint_range)
         super().__init__(control_model, **kwargs)
@@ -39,11 +41,28 @@ class ViewControlNet(comfy.controlnet.ControlNet):
         self._serves: tuple | None = None  # the window's views, height and width that _resized was made for
 
     def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, transformer_options: dict):
-        hints = self._hints(x_noisy, chunk_size(x_noisy.shape[0], transformer_options), transformer_options)
-        # The base class takes a hint of the right size as it is.
-        self.cond_hint = hints.repeat(batched_number, 1, 1, 1)
+        """Residuals of the call's rows: 0 for conditions that only share the ControlNet, None without any others."""
+        left_out = chunks_without_control(transformer_options)
+        if all(left_out):
+            return None
+        views = chunk_size(x_noisy.shape[0], transformer_options)
+        hints = self._hints(x_noisy, views, transformer_options)
         fit_residuals(transformer_options)
-        return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
+        kept = [number for number, out in enumerate(left_out) if not out]
+
+        def rows(values):
+            """Of the conditions that are not left out."""
+            if len(kept) == batched_number or not isinstance(values, Tensor) or len(values) != len(x_noisy):
+                return values
+            return torch.cat([values.split(views)[number] for number in kept])
+
+        # The base class takes a hint of the right size as it is.
+        self.cond_hint = hints if len(kept) == 1 else hints.repeat(len(kept), 1, 1, 1)
+        inputs = rows(x_noisy), rows(t), {name: rows(value) for name, value in cond.items()}
+        control = super().get_control(*inputs, len(kept), transformer_options)
+        if control is None or len(kept) == batched_number:
+            return control
+        return {part: [_with_zeros(each, left_out) for each in residuals] for part, residuals in control.items()}
 
     def pre_run(self, model, *args, **kwargs) -> None:
         """As the host does it; raises ValueError if the residuals would not fit the UNet of BaseModel `model`."""
@@ -83,6 +102,15 @@ class ViewControlNet(comfy.controlnet.ControlNet):
     def cleanup(self) -> None:
         self._resized = None
         super().cleanup()
+
+
+def _with_zeros(residual: Tensor | None, left_out: list[bool]) -> Tensor | None:
+    """Residuals of some conditions [kept*V, C, h, w] with zeros for those that are left out [chunks*V, C, h, w]."""
+    if residual is None:
+        return None
+    chunks = iter(residual.chunk(left_out.count(False)))
+    zeros = residual.new_zeros(1).expand(len(residual) // left_out.count(False), *residual.shape[1:])
+    return torch.cat([zeros if out else next(chunks) for out in left_out])
 
 
 def build_view_controlnet(tensors: dict[str, Tensor], config: UNetConfig) -> ViewControlNet:

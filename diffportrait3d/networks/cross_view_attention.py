@@ -11,12 +11,13 @@ import math
 from typing import cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from .config import UNetConfig
 from .gradient_checkpointing import Checkpointed
 from .layers import Attention, FeedForward, zero_init
+
+MAX_PIXELS = 2**15  # that are attended to at once: kernels of GPUs take batches of less than 2**16, and memory is saved
 
 
 def sinusoidal_table(length: int, channels: int) -> Tensor:
@@ -72,12 +73,14 @@ class CrossViewTransformer(nn.Module):
         self.proj_out = zero_init(operations.Linear(channels, channels))
 
     def forward(self, x: Tensor, num_views: int) -> Tensor:
-        height = x.shape[2]
-        h = rearrange(self.norm(x), "(b v) c h w -> (b h w) v c", v=num_views)  # GroupNorm per view
-        h = self.proj_in(h.contiguous())  # of one group rearrange makes a strided view, whose product is slow
+        """x [B*V, C, H, W]; GroupNorm is per view."""
+        grid = -1, num_views, x.shape[1], x.shape[2] * x.shape[3]  # [B, V, C, H*W]
+        h = self.norm(x).reshape(grid).permute(0, 3, 1, 2)  # [B, H*W, V, C]
+        h = self.proj_in(h.flatten(0, 1).contiguous())  # of one group that is a strided view, whose product is slow
         for block in self.transformer_blocks:
-            h = block(h)
-        return x + rearrange(self.proj_out(h), "(b h w) v c -> (b v) c h w", h=height, w=x.shape[3])
+            h = torch.cat([block(pixels) for pixels in h.split(MAX_PIXELS)]) if len(h) > MAX_PIXELS else block(h)
+        h = self.proj_out(h).view(-1, grid[3], num_views, x.shape[1])  # [B, H*W, V, C]
+        return (x.reshape(grid) + h.permute(0, 2, 3, 1)).reshape(x.shape)
 
 
 class CrossViewModule(Checkpointed):

@@ -79,12 +79,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
-        q, k, v = (
-            rearrange(t, "n l (heads d) -> n heads l d", heads=self.num_heads)
-            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        out = F.scaled_dot_product_attention(q, k, v)  # [N, heads, L, d]
-        return self.to_out(rearrange(out, "n heads l d -> n l (heads d)"))
+        out = F.scaled_dot_product_attention(
+            self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context))
+        )  # [N, heads, L, d]
+        return self.to_out(out.transpose(1, 2).reshape(x.shape))
+
+    def _heads(self, t: Tensor) -> Tensor:
+        """[N, L, heads*d] -> [N, heads, L, d], a view."""
+        return t.view(*t.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class TransformerBlock(nn.Module):

@@ -91,7 +91,7 @@ class StepCounts(TorchDispatchMode):
 
     def _count(self, func, args, kwargs, out) -> None:
         name = _name(func)
-        if name in READ_BACK:
+        if name in READ_BACK or (name == "_to_copy" and args[0].is_cuda and out.is_cpu):
             self.waits[caller()] += 1
         if func.is_view or name in NO_KERNEL:
             return
@@ -111,9 +111,7 @@ class _ReadsOnTheHost(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        to_host = name == "to" and any(str(value) == "cpu" for value in (*args[1:], kwargs.get("device")))
-        if self.counts.counting and (name in TO_HOST or to_host):
+        if self.counts.counting and getattr(func, "__name__", "") in TO_HOST:
             self.counts.waits[caller()] += 1
         return func(*args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,13 +57,26 @@ def random_weights(config: UNetConfig, dtype: torch.dtype, filled: bool) -> dict
 
 
 class BenchPath(HostPath):
-    """The host with networks of one width, in half precision if `half`: as a GPU has them, whatever the device."""
+    """The host with networks of one width.
 
-    def __init__(self, pack, comfy, weights: dict[str, dict[str, Tensor]], config: UNetConfig, half: bool):
+    Args:
+        half: in half precision, and with the host's estimate of memory for a GPU, whatever the device.
+        free: bytes that a card has besides the weights, for the host's choice whether both sides of guidance fit into
+            one call; None: as many as it takes.
+    """
+
+    def __init__(self, pack, comfy, weights, config: UNetConfig, half: bool, free: float | None = None):
         super().__init__(pack, comfy, config, weights)
         self.config = config
         if half:  # a CPU of the host would compute in float32
+
+            def memory_required(shape, **_) -> float:
+                needed = shape[0] * math.prod(shape[2:]) * 2 * 0.01 * 2**20  # the host's, with flash attention
+                return 0.0 if free is None or 1.5 * needed < free else 1e30
+
+            self.model.model.memory_required = memory_required
             self.model.model.manual_cast_dtype = self.control_net.manual_cast_dtype = None
+            self.encoder.patcher.model.compute_dtype = self.views.patcher.model.compute_dtype = torch.float16
 
     def run(self, part: Part, views: int, side: int, steps: int, on_step: Callable[[], None]) -> Tensor:
         """Samples `views` views of side x side pixels with the release's sampler; `on_step` is called after each step.
@@ -97,13 +111,15 @@ class BenchPath(HostPath):
         return [self.model.model.diffusion_model, self.encoder.patcher.model, self.control_net.control_model]
 
     def step_seconds(self, part: Part, views: int, side: int, steps: int) -> list[float]:
-        """Seconds of every step but the first, which loads and warms up."""
+        """Seconds of every step but the first, which loads and warms up; on a CPU those of this process alone."""
         times: list[float] = []
 
         def on_step() -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            times.append(time.perf_counter())
+                times.append(time.perf_counter())
+            else:
+                times.append(time.process_time())
 
         with torch.inference_mode():  # as the host runs a workflow
             self.run(part, views, side, steps + 1, on_step)

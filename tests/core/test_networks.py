@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from diffportrait3d.diffusion import Schedule, ddim_sample, dpmpp_2m_sample, view_noise
 from diffportrait3d.networks import (
@@ -211,3 +212,16 @@ def test_view_noise_depends_on_seed_view_and_stream_alone():
     rows = torch.cat([all_views, *others]).flatten(1)
     correlation = torch.corrcoef(rows) - torch.eye(len(rows))
     assert correlation.abs().max() < 0.3 and abs(all_views.std().item() - 1) < 0.1
+
+
+@torch.no_grad()
+def test_view_attention_over_more_pixels_than_a_kernel_takes(monkeypatch):
+    """2048 px: 2**16 pixels and more go through in parts, which give what fewer pixels give."""
+    config = UNetConfig(model_channels=32, context_dim=32, max_views=4)
+    module, sizes = randomise(CrossViewAttention(config), 6).input_blocks_motion_module[0][0], []
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *rest: sizes.append(len(q)) or attend(q, *rest))
+    x = torch.randn(4, 32, 4, 1, generator=torch.Generator().manual_seed(7)).repeat(1, 1, 46, 184)
+    views = module(x, 2)
+    assert views.shape == x.shape and sum(sizes) == 2 * 2 * 184 * 184 > 2 * 2**16 and max(sizes) < 2**16
+    assert torch.allclose(views, module(x[..., :4, :1].contiguous(), 2).repeat(1, 1, 46, 184), atol=1e-5)

@@ -68,7 +68,7 @@ def difference(views, expected) -> float:
 def counted(path, monkeypatch):
     """Yields {"encoder": F_ref's batch sizes, "unet": UNet calls, "read": attentions that read the reference}."""
     counts = {"encoder": [], "unet": 0, "read": 0}
-    append = path.patches.reference.append_reference
+    append = path.patches.longer_attention.append_reference
 
     def count_read(*args):
         counts["read"] += 1
@@ -82,7 +82,7 @@ def counted(path, monkeypatch):
         path.model.model.diffusion_model.time_embed.register_forward_pre_hook(count_unet),
     ]
     with monkeypatch.context() as patched:
-        patched.setattr(path.patches.reference, "append_reference", count_read)
+        patched.setattr(path.patches.longer_attention, "append_reference", count_read)
         yield counts
     for hook in hooks:
         hook.remove()
@@ -197,18 +197,19 @@ def test_row(host, path, by_ourselves, monkeypatch, caplog, assert_clean, name):
 
 def test_hypertile_reads_the_whole_portrait_in_every_tile(host, path):
     """A tile of a view reads its own part and the whole portrait: one tile equals no HyperTile."""
-    append = path.patches.reference.append_reference
+    attention = path.patches.longer_attention
     own, reference = draw(1, 4, 16, 8), draw(2, 1, 64, 8)
-    joined = append(own, reference, [True], 4, 1, 1.0)
-    assert torch.equal(joined[:, 16:], reference.expand(4, -1, -1))
-    padded = append(own, reference, [False], 4, 1, 1.0)
-    assert torch.equal(padded.unflatten(1, (5, 16)), own[:, None].expand(-1, 5, -1, -1)), "own tokens, equally often"
+    for strength, expected in ((1.0, reference.expand(4, -1, -1)), (0.0, own[:, None].expand(-1, 4, -1, -1))):
+        reading = attention.Reading(reference, 2 * reference, 1, strength)
+        keys, values = attention.append_reference(own, own, [reading])
+        assert keys.shape == values.shape == (4, 16 + 64, 8)
+        assert torch.equal(keys[:, 16:], expected.reshape(4, 64, 8)), "at 0 own tokens, equally often"
 
 
 def test_text_prompts_of_different_lengths(path, monkeypatch):
     with counted(path, monkeypatch) as counts:
         views = run(path, ours(path, path.model), prompts(path, tokens=14))
-    assert counts == {"encoder": [1] * STEPS, "unet": 2 * STEPS, "read": ATTENTIONS * STEPS}
+    assert counts == {"encoder": [1] * STEPS, "unet": STEPS, "read": ATTENTIONS * STEPS}
     assert torch.isfinite(views).all()
 
 
@@ -281,7 +282,7 @@ def test_weights_of_other_dtypes(path, by_ourselves, monkeypatch, option, dtype,
     low.control_net = path.patches.view_controlnet.build_view_controlnet(cast("view_controlnet"), config)
     with counted(low, monkeypatch) as counts:
         views = run(low, ours(low, low.model))
-    assert counts == {"encoder": [1] * STEPS, "unet": 2 * STEPS, "read": ATTENTIONS * STEPS}
+    assert counts == {"encoder": [1] * STEPS, "unet": STEPS, "read": ATTENTIONS * STEPS}
     for network in (low.model, low.encoder.patcher, low.views.patcher, low.control_net.control_model_wrapped):
         assert {parameter.dtype for parameter in network.model.parameters()} == {dtype}
     assert difference(views, expected) < tolerance

@@ -74,13 +74,19 @@ def warnings(caplog) -> list[str]:
 @pytest.fixture
 def read(path, monkeypatch):
     """Tokens of every reading, as they reach the attentions: [(reference [1, R*M, C], own [N, L, C])]."""
-    seen, append = [], path.patches.reference.append_reference
+    attention, run_type = path.patches.longer_attention, path.patches.reference.ReferenceRun
+    seen, tokens, append, project = [], [], attention.append_reference, run_type.project
 
-    def record(own, reference, *args):
-        seen.append((reference.clone(), own.shape))
-        return append(own, reference, *args)
+    def record(keys, *args):
+        seen.append((tokens[-1], keys.shape))
+        return append(keys, *args)
 
-    monkeypatch.setattr(path.patches.reference, "append_reference", record)
+    def record_tokens(run, module, reference):
+        tokens.append(reference.clone())
+        return project(run, module, reference)
+
+    monkeypatch.setattr(attention, "append_reference", record)
+    monkeypatch.setattr(run_type, "project", record_tokens)
     return seen
 
 

@@ -76,15 +76,16 @@ class Counter:
 
 
 def lengthened(model) -> set[tuple]:
-    """Registers a probe behind the patches of `model`; the set fills with the attentions that read more tokens."""
+    """Puts an attention function of its own on `model`; the set fills with the attentions that read more tokens."""
     seen = set()
 
-    def probe(tokens, keys, values, options):
-        if keys.shape[1] > tokens.shape[1]:
+    def probe(attention, q, k, v, *args, **kwargs):
+        if k.shape[1] > q.shape[1] and k.shape[2] == q.shape[2] and k.shape[1] != 7:  # not the text's
+            options = kwargs["transformer_options"]
             seen.add((*options["block"], options["block_index"]))
-        return tokens, keys, values
+        return attention(q, k, v, *args, **kwargs)
 
-    model.set_model_attn1_patch(probe)
+    model.model_options["transformer_options"]["optimized_attention_override"] = probe
     return seen
 
 

@@ -1,0 +1,182 @@
+"""What a step asks of the device, counted in the real host: nothing is done twice, and nothing is read back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from evaluation.goldens.host import NARROW_CONFIG, GivenNoise, HostPath, host_path
+from evaluation.speed.counting import StepCounts
+
+VIEWS, STEPS = 4, 3
+
+
+@pytest.fixture(scope="module")
+def path(pack, host) -> HostPath:
+    return host_path(pack, host.comfy, NARROW_CONFIG)
+
+
+def draw(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(views):
+    shapes = {
+        "context": (1, 7, 32),
+        "ref_latent": (1, 4, 8, 8),
+        "ref_latent2": (1, 4, 8, 8),
+        "hint": (views, 3, 64, 64),
+    }
+    return {name: draw(seed, *shape).clamp(-1, 1) for seed, (name, shape) in enumerate(shapes.items())}
+
+
+def run(path, parts=(1, True, True), views=VIEWS, cfg=3.0, callback=None, change=lambda model: model, **settings):
+    """Views [V, 4, 8, 8] of the release's sampler with references, cameras and view consistency."""
+    given = inputs(views)
+    model, positive = path.prepare(given, *parts)
+    sampling, negative = path.patches.sampling, [[draw(9, 1, 7, 32), {}]]
+    sigmas = sampling.ddim_sigmas(model.get_model_object("model_sampling"), STEPS)
+    latent, noise = {"samples": draw(7, views, 4, 8, 8)}, GivenNoise(draw(8, views, 4, 8, 8))
+    arguments = change(model), positive, negative, noise, latent, sampling.DDIMSampler(0.5), sigmas, cfg, callback
+    with torch.no_grad():
+        return sampling.sample_views(*arguments, **settings)["samples"]
+
+
+@contextmanager
+def inputs_of(*modules):
+    """(number of the module, shape of its input) of every call, while the block runs."""
+    seen, hooks = [], []
+    for number, module in enumerate(modules):
+        hooks.append(
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs, n=number: seen.append((n, tuple((*args, *kwargs.values())[0].shape))),
+                with_kwargs=True,
+            )
+        )
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+def difference(views, expected) -> float:
+    return ((views - expected).norm() / expected.norm()).item()
+
+
+def self_attentions(path):
+    unet = path.model.model.diffusion_model
+    return [module for name, module in unet.named_modules() if name.endswith("attn1")]
+
+
+def attention_lengths(path, seen):
+    """change= of `run`: (rows, queries, keys) of every self-attention are added to `seen`."""
+
+    def probe(attention, q, k, v, *args, **kwargs):
+        if k.shape[1] != 7:  # not the text's
+            seen.append((len(q), q.shape[1], k.shape[1]))
+        return attention(q, k, v, *args, **kwargs)
+
+    def change(model):
+        model.model_options["transformer_options"]["optimized_attention_override"] = probe
+        return model
+
+    return change
+
+
+@pytest.mark.parametrize("views", [VIEWS, 10])
+def test_the_portrait_is_projected_once_a_step(path, views):
+    """Also where the views are in two windows: F's to_k and to_v see 1 x M tokens of it, and each view's own."""
+    attentions = self_attentions(path)
+    with inputs_of(*(getattr(a, name) for a in attentions for name in ("to_k", "to_v"))) as seen:
+        run(path, views=views)
+    portrait = Counter(number for number, shape in seen if shape[0] == 1)
+    assert len(portrait) == 2 * 16 and set(portrait.values()) == {STEPS}
+    own = {shape[1] for _, shape in seen if shape[0] > 1}
+    assert own == {shape[1] for _, shape in seen if shape[0] == 1}, "no copy of the portrait for a view"
+
+
+@pytest.mark.parametrize("camera", [True, False])
+def test_the_unconditional_pass_reads_its_own_tokens_only(path, camera):
+    """Whether cameras are there or not, both sides are in one UNet call, and only one of them is longer."""
+    seen = []
+    with inputs_of(path.model.model.diffusion_model.time_embed) as calls:
+        run(path, (1, camera, True), change=attention_lengths(path, seen))
+    assert len(calls) == STEPS
+    assert len(seen) == 2 * 16 * STEPS and {rows for rows, *_ in seen} == {VIEWS}
+    assert Counter(keys // queries for _, queries, keys in seen) == {1: 16 * STEPS, 2: 16 * STEPS}
+
+
+def test_one_call_for_both_sides_gives_what_two_give(path, monkeypatch):
+    """F_cam runs on the positive side alone; where memory is short, the host splits the call."""
+    control = path.control_net.control_model
+    with inputs_of(path.model.model.diffusion_model.time_embed, control) as calls:
+        together = run(path)
+    assert [shape[0] for number, shape in calls if number == 0] == [2 * VIEWS] * STEPS
+    assert [shape[0] for number, shape in calls if number == 1] == [VIEWS] * STEPS
+    monkeypatch.setattr(path.model.model, "memory_required", lambda *args, **kwargs: 1e30)
+    with inputs_of(path.model.model.diffusion_model.time_embed) as calls:
+        assert difference(run(path), together) < 1e-5
+    assert [shape[0] for _, shape in calls] == [VIEWS] * 2 * STEPS
+    monkeypatch.undo()
+    without = run(path, (1, False, True), cfg=0.0)
+    assert difference(run(path, cfg=0.0), without) < 1e-5, "the unconditional pass sees no camera"
+
+
+def test_a_control_net_on_both_sides_acts_on_both(path):
+    """Given to the negative side by the user, it is not left out there."""
+    given = inputs(VIEWS)
+    model, positive = path.prepare(given, 1, True, True)
+    negative = [[draw(9, 1, 7, 32), {"control": positive[0][1]["control"], "control_apply_to_uncond": False}]]
+    noise, zeros = draw(6, VIEWS, 4, 8, 8), torch.zeros(VIEWS, 4, 8, 8)
+    with inputs_of(path.control_net.control_model) as calls:
+        path.comfy.sample.sample(
+            model, noise, STEPS, 3.0, "ddim", "normal", positive, negative, zeros, disable_pbar=True, seed=1
+        )
+    assert {shape[0] for _, shape in calls} == {2 * VIEWS}
+
+
+def test_a_step_reads_nothing_back_from_the_device(path):
+    """But for what the host itself looks at."""
+    counts, steps = StepCounts(), []
+
+    def second_step_only(*_):
+        steps.append(None)
+        counts.counting = len(steps) == 1
+
+    with counts:
+        run(path, callback=second_step_only)
+    assert counts.kernels and not [place for place in counts.waits if place.startswith("patches/")]
+
+
+def test_guidance_in_a_part_of_the_schedule(path):
+    """Steps outside of it are single passes, and the views those of a run in two parts."""
+    unet = path.model.model.diffusion_model.time_embed
+    part = path.patches.run_state.SigmaRange
+    with inputs_of(unet) as calls:
+        views = run(path, guided=part(0.0, 0.4))
+    assert [shape[0] for _, shape in calls] == [2 * VIEWS, VIEWS, VIEWS]  # at timesteps 667, 334 and 1
+    assert torch.equal(run(path, guided=part(0.0, 1.0)), run(path))
+    assert torch.equal(run(path, guided=part(1.0, 1.0)), run(path, cfg=1.0))
+    assert min(difference(views, run(path)), difference(views, run(path, cfg=1.0))) > 1e-3
+
+
+def test_the_encoder_can_be_read_once(path):
+    """As of any timestep; that of the only step gives what reading at every step gives."""
+    given = inputs(VIEWS)
+    latents, encoder = path.references(given["ref_latent"] / 0.18215), path.encoder
+
+    def views(timestep, steps):
+        model = path.patches.reference.apply_reference_attention(
+            path.model, encoder, latents, reference_timestep=timestep
+        )
+        noise, text = draw(6, VIEWS, 4, 8, 8), [[draw(4, 1, 7, 32), {}]]
+        arguments = steps, 3.0, "ddim", "normal", text, text, torch.zeros(VIEWS, 4, 8, 8)
+        return path.comfy.sample.sample(model, noise, *arguments, disable_pbar=True, seed=1)
+
+    with inputs_of(encoder.patcher.model) as calls:
+        once = views(500, STEPS)
+    assert len(calls) == 1
+    assert difference(once, views(None, STEPS)) > 1e-4
+    assert difference(views(999, 1), views(None, 1)) < 1e-4
