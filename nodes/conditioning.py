@@ -17,6 +17,7 @@ INVERTED = (
     "Reference mask {} is white on the background, as in Load Image's MASK: it was inverted, so that the person is "
     "read. If the background is meant, set mask_white to read."
 )
+EVERY_STEP = -1
 BLOCK = "Whether the self-attentions in the UNet's {} part read the portrait; on is as trained."
 
 
@@ -93,6 +94,13 @@ class ApplyReferenceAttention(io.ComfyNode):
                     "in the middle and white in both upper corners; the node then says that it was inverted.",
                     **ADDED,
                 ),
+                whole(
+                    "reference_timestep",
+                    (EVERY_STEP, EVERY_STEP, 999),
+                    "-1: the encoder reads the portrait as it was trained to, which is anew at every step for most. "
+                    "0 to 999: once per run, as of this timestep; faster, and a loss unless it was trained so.",
+                    **ADDED,
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             outputs=[io.Model.Output(tooltip="The model with the portrait; the one that came in is left as it was.")],
@@ -113,6 +121,7 @@ class ApplyReferenceAttention(io.ComfyNode):
         middle_block=True,
         up_blocks=True,
         mask_white="auto",
+        reference_timestep=EVERY_STEP,
     ) -> io.NodeOutput:
         references, inverted = image_references(vae, image, mask, mask_white)
         node_id, prompt = (cls.hidden.unique_id, cls.hidden.prompt) if cls.hidden else (None, None)
@@ -122,7 +131,8 @@ class ApplyReferenceAttention(io.ComfyNode):
         warn("Apply Reference Attention", node_id, warnings)
         switches = zip(BLOCKS, (down_blocks, middle_block, up_blocks), strict=True)
         blocks = [part for part, on in switches if on]
-        settings = (strength, start_percent, end_percent, blocks)
+        timestep = None if reference_timestep == EVERY_STEP else reference_timestep
+        settings = (strength, start_percent, end_percent, blocks, timestep)
         return io.NodeOutput(apply_reference_attention(model, reference_encoder, references, *settings))
 
 

@@ -19,6 +19,7 @@ from ..patches.noise import (
     warn_of_zero_terminal_snr,
 )
 from ..patches.previews import views_callback
+from ..patches.run_state import SigmaRange
 from ..patches.sampling import (
     CUSTOM,
     FAST,
@@ -109,6 +110,20 @@ def part_inputs() -> list[io.Input]:
     ]
 
 
+def guided_inputs() -> list[io.Input]:
+    """In which part of the schedule guidance acts."""
+    return [
+        number(
+            "guided_start_percent",
+            (0.0, 0.0, 1.0, 0.01),
+            "Guidance (cfg) acts from this part of the schedule on; steps before it are made as with cfg 1, without a "
+            "second pass.",
+            **ADDED,
+        ),
+        number("guided_end_percent", (1.0, 0.0, 1.0, 0.01), "Guidance (cfg) acts until this part.", **ADDED),
+    ]
+
+
 @check_inputs
 class ViewConsistencySampler(io.ComfyNode):
     @classmethod
@@ -146,6 +161,7 @@ class ViewConsistencySampler(io.ComfyNode):
                 *schedule_inputs(),
                 *window_inputs(),
                 *part_inputs(),
+                *guided_inputs(),
             ],
             outputs=[io.Latent.Output(tooltip="The views, one latent each, for VAE Decode.")],
         )
@@ -172,7 +188,10 @@ class ViewConsistencySampler(io.ComfyNode):
         end_at_step=10000,
         add_noise=True,
         return_with_leftover_noise=False,
+        guided_start_percent=0.0,
+        guided_end_percent=1.0,
     ) -> io.NodeOutput:
+        guided = SigmaRange(guided_start_percent, guided_end_percent)
         if view_consistency is not None:
             model = apply_cross_view_attention(model, view_consistency, window_size, overlap, closed_orbit)
         start = getattr(noise, "start", None) or start
@@ -186,6 +205,7 @@ class ViewConsistencySampler(io.ComfyNode):
         show = {
             "callback": views_callback(model, len(sigmas) - 1),
             "disable_pbar": not comfy.utils.PROGRESS_BAR_ENABLED,
+            "guided": guided,
         }
         return io.NodeOutput(sample_views(model, positive, negative, noise, latent, sampler, sigmas, cfg, **show))
 
