@@ -7,13 +7,23 @@ Renders the data if they are not there, then trains every network in order, each
 is finished is skipped, whatever was stopped is resumed. Ends with a table of what each stage took. `--export` also
 writes the networks in half precision to weights/miniature, where the ComfyUI nodes find them. `--start` continues
 from networks that are there, in place of fresh ones; of the autoencoder only the decoder is trained then.
+
+    python -m training.miniature --preset gpu --minutes 10 --out DIR
+
+`--minutes` is the time for all of it. The preset's shares divide it among the stages, people are rendered beside the
+first one, and a page shows the result (DIR/report.html). A run that was killed continues with the time that is left.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +38,12 @@ from . import render
 from .autoencoder import AutoencoderStage
 from .base import BaseStage
 from .dataset.images import DataError, read_manifest
+from .engine.background import Background
+from .engine.budget import Budget, BudgetConfig, trained_seconds
 from .engine.command import exit_status
-from .engine.config import load_config
+from .engine.config import StageConfig, load_config
 from .engine.loop import finished, run_stage
+from .engine.report import table, write_page
 from .engine.stage import Stage
 from .novel_view import NovelViewStage
 from .reference import ReferenceStage
@@ -72,6 +85,13 @@ def stage_overrides(stage: type[Stage], out: Path, data: Path, start: Path | Non
     return overrides
 
 
+def render_arguments(preset: str, data: Path, ict: Path | None) -> list[str]:
+    """The command line of `training.render` for a preset's data set."""
+    settings = yaml.safe_load((CONFIGS / preset / "render.yaml").read_text(encoding="utf-8"))
+    arguments = ["--out", str(data), *(f"--ict={ict}" for _ in range(ict is not None))]
+    return [*arguments, *(f"--{key.replace('_', '-')}={value}" for key, value in settings.items())]
+
+
 def render_data(preset: str, data: Path, ict: Path | None) -> None:
     """Render the preset's dataset; one that is complete is left as it is, an interrupted one continues."""
     manifest = data / "manifest.jsonl"
@@ -84,21 +104,13 @@ def render_data(preset: str, data: Path, ict: Path | None) -> None:
             if not (data / "settings.json").is_file():  # rendered by nobody here
                 raise
             print(f"data: {error}", file=sys.stderr)
-    settings = yaml.safe_load((CONFIGS / preset / "render.yaml").read_text(encoding="utf-8"))
-    arguments = ["--out", str(data)]
-    for key, value in settings.items():
-        arguments += [f"--{key.replace('_', '-')}", str(value)]
-    if ict is not None:
-        arguments += ["--ict", str(ict)]
-    if render.main(arguments) != 0:
+    if render.main(render_arguments(preset, data, ict)) != 0:
         raise ValueError(f"Rendering to '{data}' failed; the message is above.")
 
 
-def run(
-    preset: str, out: Path, data: Path, ict: Path | None, overrides: list[str], start: Path | None = None
-) -> list[dict[str, Any]]:
-    """Data and all stages; `overrides` apply to every stage. Returns the stages' summaries in order."""
-    configs = [  # all of them first: a typing error must not cost hours
+def stage_configs(preset: str, out: Path, data: Path, overrides: list[str], start: Path | None) -> list[StageConfig]:
+    """The settings of all stages, before anything is done: a typing error must not cost hours."""
+    return [
         load_config(
             stage.config_class,
             CONFIGS / preset / f"{stage.name}.yaml",
@@ -106,29 +118,76 @@ def run(
         )
         for stage in STAGES
     ]
+
+
+def run(
+    preset: str, out: Path, data: Path, ict: Path | None, overrides: list[str], start: Path | None = None
+) -> list[dict[str, Any]]:
+    """Data and all stages; `overrides` apply to every stage. Returns the stages' summaries in order."""
+    configs = stage_configs(preset, out, data, overrides, start)
     render_data(preset, data, ict)
     return [run_stage(stage.build, config) for stage, config in zip(STAGES, configs, strict=True)]
 
 
-def table(summaries: list[dict[str, Any]]) -> str:
-    """What each stage took, one line each."""
-    lines = [f"{'stage':<18}{'minutes':>9}{'steps':>9}{'samples':>10}{'samples/s':>11}{'loss':>10}   validation"]
-    for s in summaries:
-        validation = ", ".join(
-            f"{k.removeprefix('validation/')} {v:.4g}" for k, v in s.items() if k.startswith("validation/")
-        )
-        lines.append(
-            f"{s['stage']:<18}{s['minutes']:>9.1f}{s['steps']:>9}{s['samples']:>10}{s['samples_per_second']:>11.1f}"
-            f"{s['losses']['loss']:>10.4f}   {validation}"
-        )
-    lines.append(f"{'total':<18}{sum(s['minutes'] for s in summaries):>9.1f}")
-    return "\n".join(lines)
+def run_minutes(
+    minutes: float,
+    preset: str,
+    out: Path,
+    data: Path,
+    ict: Path | None,
+    overrides: list[str],
+    start: Path | None,
+    done: Callable[[type[Stage]], None],
+) -> list[dict[str, Any]]:
+    """The same within a fixed time. `done` is called with every stage whose network has been written.
+
+    Raises:
+        ValueError: the preset does not say how to divide the time.
+    """
+    path = CONFIGS / preset / "minutes.yaml"
+    if not path.is_file():
+        raise ValueError(f"Preset '{preset}' has no {path.name}, which divides the time; use one that has, e.g. gpu.")
+    settings = load_config(BudgetConfig, path)
+    configs = stage_configs(preset, out, data, [*overrides, f"loop.steps={10**9}"], start)
+    budget, summaries = Budget(out, minutes, settings), []
+    with contextlib.ExitStack() as rendering:
+        if finished(out / STAGES[0].name) is None:  # later stages want the data as they are by then
+            arguments = render_arguments(preset, data, ict)
+            renderer = rendering.enter_context(Background("training.render", arguments, out / "render.log"))
+            wait_for_people(data, settings.first_people, renderer)
+        for stage, config in zip(STAGES, configs, strict=True):
+            summaries.append(run_stage(functools.partial(_timed, stage, budget), config))
+            rendering.close()
+            budget.note(sum(map(trained_seconds, map(Path, (c.run_dir for c in configs)))) - budget.begun)
+            done(stage)
+    return summaries
 
 
-def export(out: Path, weights: Path) -> list[Path]:
+def _timed(stage: type[Stage], budget: Budget, config: StageConfig, device: torch.device) -> Stage:
+    """The stage, and in its settings how long it may train."""
+    built = stage.build(config, device)
+    config.loop.minutes = budget.training_minutes(stage.name, Path(config.run_dir))
+    return built
+
+
+def wait_for_people(data: Path, count: int, renderer: Background) -> None:
+    """Until `count` training people, or all, are there, and those of validation."""
+    while True:
+        working = renderer.running()
+        try:
+            splits = Counter(subject["split"] for subject in read_manifest(data)[1])
+        except DataError:
+            splits = Counter()
+        if splits["train"] >= count and splits["val"] or not working:
+            print(f"data: {splits['train']} training people to begin with.", flush=True)
+            return
+        time.sleep(0.2)
+
+
+def export(out: Path, weights: Path, stages: Sequence[type[Stage]] = STAGES) -> list[Path]:
     """Copy a finished run's networks to `weights` in half precision, shards below 16 MiB, metadata kept."""
     written = []
-    for stage in STAGES:
+    for stage in stages:
         path = network_file(out, stage)
         if finished(out / stage.name) is None:
             raise ValueError(f"Stage '{stage.name}' of '{out}' is not finished; run the recipe to its end first.")
@@ -162,6 +221,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
                    help="override a value of every stage, e.g. loop.threads=1")  # fmt: skip
     p.add_argument("--threads", type=int, help="torch threads (short for --set loop.threads=N)")
+    p.add_argument("--minutes", type=float, help="time for rendering and all stages together")
     p.add_argument("--export", action="store_true", help="write weights/miniature at the end")
     p.add_argument("--weights", type=Path, default=Path("weights/miniature"), help="where --export writes")
     return p
@@ -174,9 +234,18 @@ def main(argv: list[str] | None = None) -> int:
         overrides.append(f"loop.threads={arguments.threads}")
     data = arguments.data or arguments.out / "data"
 
+    def done(stage: type[Stage]) -> None:
+        files = export(arguments.out, arguments.weights, [stage]) if arguments.export else []
+        for file in files:
+            print(f"'{file}' is written.", flush=True)
+
     def work() -> None:
-        summaries = run(arguments.preset, arguments.out, data, arguments.ict, overrides, arguments.start)
-        print("\n" + table(summaries))
+        common = (arguments.preset, arguments.out, data, arguments.ict, overrides, arguments.start)
+        if arguments.minutes is not None:
+            summaries = run_minutes(arguments.minutes, *common, done)
+            print(f"\n{table(summaries)}\n'{write_page(arguments.out, summaries)}' shows it.")
+            return
+        print("\n" + table(run(*common)))
         if arguments.export:
             files = export(arguments.out, arguments.weights)
             size = sum(f.stat().st_size for f in files) / 2**20

@@ -72,7 +72,7 @@ def test_the_plan_is_what_a_run_measures(stage, more, dataset, networks, tmp_pat
     made = make_plan(*stage_config(stage, dataset, networks, tmp_path, *settings))
     assert sum(made.trained.values()) == pytest.approx(measured["trained"], rel=0.1)
     assert sum(made.frozen.values()) == pytest.approx(measured["frozen"], rel=0.1)
-    assert made.flops == pytest.approx(measured["flops"], rel=0.1)
+    assert made.cost.flops == pytest.approx(measured["flops"], rel=0.1)
     assert made.peak == pytest.approx(measured["memory"], rel=0.2)
 
 
@@ -91,7 +91,7 @@ def test_every_preset_can_be_planned(preset, stage, networks, tmp_path):
         values.append(f"network={json.dumps(NARROW[stage])}")
     config = load_config(STAGES[stage].config_class, CONFIGS / preset / f"{stage}.yaml", values)
     made = make_plan(STAGES[stage], config, resolution=256)
-    assert made.flops > 0 and made.peak > made.memory["weights, trained"] > 0
+    assert made.cost.flops > 0 and made.peak > made.memory["weights, trained"] > 0
 
 
 def test_a_plan_says_what_it_assumed(tmp_path, capsys):
@@ -101,6 +101,15 @@ def test_a_plan_says_what_it_assumed(tmp_path, capsys):
     assert stage_main(ReferenceStage, ["--plan", "--processes", "2", "--set", *values]) == 0
     printed = capsys.readouterr().out
     assert "512 px assumed" in printed and "2 samples x 1 passes" in printed
-    for word in ("trained", "frozen", "gradients", "optimizer", "activations", "peak", "TFLOP per step"):
+    for word in (
+        "trained",
+        "frozen",
+        "gradients",
+        "optimizer",
+        "activations",
+        "peak",
+        "TFLOP per step",
+        "GB read and written",
+    ):
         assert word in printed
     assert not (tmp_path / "runs").exists()

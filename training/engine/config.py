@@ -62,6 +62,7 @@ class OptimizerConfig(Settings):
 
     name: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit needs bitsandbytes")
     lr: Number = 4e-4
+    beta2: Number = Field(0.999, description="how long AdamW remembers squared gradients; 0.99: some hundred steps")
     weight_decay: Number = 1e-2
     warmup_steps: int = 100
     decay: Literal["cosine", "linear", "constant"] = "cosine"

@@ -28,4 +28,5 @@ def prepare(config: LoopConfig) -> torch.device:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = True  # shapes are the same in every step
     return pick_device(config.device)

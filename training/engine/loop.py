@@ -311,7 +311,8 @@ class Trainer:
         return gather_object([self._finish(log) if self.main else {}])[0]
 
     def _finish(self, log: RunLog) -> dict[str, Any]:
-        minutes = self.elapsed() / 60
+        minutes, busy = self.elapsed() / 60, max(1e-9, self.clock.seconds())
+        here = max(1e-9, 60 * minutes - self.elapsed_before)  # seconds of this process
         if self.ema:
             self.ema.copy_to(self.stage.trainable)
         self.ema = None
@@ -327,6 +328,9 @@ class Trainer:
             "precision": _name(self.dtype),
             "processes": self.accelerator.num_processes,
             "losses": {name: float(np.mean(v)) for name, v in self.recent.items()},
+            "idle_share": round(max(0.0, 1 - busy / here), 4),
+            "tflops_per_second": round(self.steps.flops() / busy / 1e12, 4),
+            "costs": {"+".join(variants): cost._asdict() for variants, cost in self.steps.costs.items()},
             **validation,
         }
         self.stage.trainable.eval()

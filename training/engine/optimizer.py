@@ -10,7 +10,7 @@ from torch import nn
 
 from .config import OptimizerConfig
 
-BETAS = (0.9, 0.999)
+BETA1 = 0.9
 
 
 def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
@@ -31,7 +31,7 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
     Raises:
         ValueError: 8 bits without bitsandbytes.
     """
-    settings: dict[str, Any] = {"lr": config.lr, "betas": BETAS, "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {"lr": config.lr, "betas": (BETA1, config.beta2), "weight_decay": config.weight_decay}
     if config.name == "adamw":
         if parameters[0].device.type == "cuda":
             # The default one makes a temporary copy of all weights; a recorded step reads its rate on the device.

@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
 from diffportrait3d.networks import NETWORKS, UNetConfig
 from diffportrait3d.networks.sizes import SD15_AUTOENCODER
@@ -28,6 +26,7 @@ from diffportrait3d.weights.sd15 import network_of
 
 from ..dataset.images import read_manifest
 from .config import StageConfig
+from .cost import Cost, CostMode
 from .device import pick_device, pick_precision
 from .optimizer import state_bytes
 from .stage import Stage
@@ -35,17 +34,6 @@ from .stage import Stage
 SD15_RESOLUTION = 512
 CLIP_WIDTH, CLIP_TOKENS = 768, 77
 NORMS = (nn.GroupNorm, nn.LayerNorm)
-
-
-# torch counts the attention kernels of GPUs only.
-@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
-def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
-def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad, q, k, v)
 
 
 @dataclass
@@ -57,7 +45,7 @@ class Plan:
         trained, frozen: parameters per network.
         memory: bytes by what they are for.
         peak: bytes at the worst moment of a step; less than the sum, as activations go while gradients come.
-        flops: of a step (a multiplication and an addition are two).
+        cost: of forward and backward passes of a step.
         notes: what was assumed.
     """
 
@@ -66,7 +54,7 @@ class Plan:
     frozen: dict[str, int]
     memory: dict[str, int]
     peak: int
-    flops: int
+    cost: Cost
     notes: list[str]
 
 
@@ -94,22 +82,16 @@ class Unallocated:
         return torch.zeros(1, CLIP_TOKENS if context_dim == CLIP_WIDTH else 1, context_dim)
 
 
-class StepMode(TorchDispatchMode):
-    """Counts FLOPs, and the bytes of tensors from the operation that makes them until nobody holds them.
-
-    (torch's `FlopCounterMode` puts hooks on every module's inputs, which keep recomputed activations alive.)
-    """
+class StepMode(CostMode):
+    """Follows the bytes of tensors, too, from the operation that makes them until nobody holds them."""
 
     def __init__(self, known: Iterable[Tensor]):
         super().__init__()
         self.living = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
-        self.flops = self.bytes = self.peak = 0
+        self.bytes = self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = function(*args, **kwargs)
-        if function.overloadpacket in flop_registry:
-            self.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=out)
+        out = super().__torch_dispatch__(function, types, args, kwargs)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.living:
                 self.living.add(storage)
@@ -193,7 +175,7 @@ def _measure(stage: Stage, config: StageConfig, samples: int, dtype: torch.dtype
         frozen={name: sum(p.numel() for p in module.parameters()) for name, module in stage.frozen.items()},
         memory={**memory, "gradients": _bytes(trained), "activations": activations},
         peak=sum(memory.values()) + before + step.peak,
-        flops=step.flops * config.loop.accumulate,
+        cost=Cost(*(count * config.loop.accumulate for count in step.cost())),
         notes=notes,
     )
 
@@ -209,4 +191,8 @@ def describe(made: Plan) -> str:
         rows += [f"  {state:<10}{count / 1e6:10.3f} M parameters  {network}" for network, count in networks.items()]
     for what, size in {**made.memory, "peak": made.peak}.items():
         rows.append(f"  {what:<18}{size / 2**30:8.2f} GiB")
-    return "\n".join([*rows, f"  {'work':<18}{made.flops / 1e12:8.2f} TFLOP per step"])
+    rows += [
+        f"  {'work':<18}{made.cost.flops / 1e12:8.2f} TFLOP per step",
+        f"  {'traffic':<18}{made.cost.bytes / 1e9:8.2f} GB read and written by {made.cost.operators:,} operations",
+    ]
+    return "\n".join(rows)

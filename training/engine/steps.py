@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .config import StageConfig
+from .cost import Cost, CostMode
 
 WARM_UP = 3  # plain steps before a recording: kernels are chosen, the optimizer makes its states
 AHEAD = 4  # steps that the host may be ahead of the device: a time limit must not be known too late
@@ -73,14 +74,17 @@ class Steps:
     def __init__(self, name: str, work: Work, recorder: Recorder | None):
         self.name, self.work, self.recorder = name, work, recorder
         self.runs: Counter[tuple[str, ...]] = Counter()
+        self.costs: dict[tuple[str, ...], Cost] = {}
         self.recorded: dict[tuple[str, ...], tuple[Callable[[], None], list[Pass], Tensor]] = {}
 
     def __call__(self, passes: list[Pass]) -> Tensor:
         """The step's values; those of a recording last until its next run."""
-        if self.recorder is None:
-            return self.work(passes)
         key = tuple(part.variant for part in passes)
         self.runs[key] += 1
+        if key not in self.costs:
+            return self._counted(key, passes)
+        if self.recorder is None:
+            return self.work(passes)
         if self.runs[key] <= WARM_UP:
             return self.recorder.plain(lambda: self.work(passes))
         if key not in self.recorded:
@@ -98,6 +102,17 @@ class Steps:
                 tensor.copy_(given.inputs[name])
         replay()
         return values
+
+    def _counted(self, key: tuple[str, ...], passes: list[Pass]) -> Tensor:
+        """The first step of its variant."""
+        with CostMode() as mode:
+            values = self.recorder.plain(lambda: self.work(passes)) if self.recorder else self.work(passes)
+        self.costs[key] = mode.cost()
+        return values
+
+    def flops(self) -> int:
+        """Of all steps so far."""
+        return sum(cost.flops * self.runs[key] for key, cost in self.costs.items())
 
 
 def recorder_for(config: StageConfig, device: torch.device, processes: int, dtype: torch.dtype) -> Recorder | None:
