@@ -135,13 +135,14 @@ def pack_nodes(pack: ModuleType) -> dict[str, dict]:
     return {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in nodes}
 
 
-def boot(base_directory: Path, cpu: bool = True, options: Sequence[str] = ()) -> EmbeddedHost:
+def boot(base_directory: Path, cpu: bool = True, options: Sequence[str] = (), as_program: bool = False) -> EmbeddedHost:
     """Import ComfyUI with all its stock nodes and no custom ones. No port is opened.
 
     Args:
         base_directory: an empty folder for the host's models, input, output, user and custom_nodes
         cpu: run on the CPU even where there is a GPU
         options: more of ComfyUI's own command line
+        as_program: set up what its main.py sets up, too: dynamic VRAM, the allocator
 
     Raises:
         HostError: no host (see tools/host.py), or another module hides one of its modules.
@@ -162,6 +163,9 @@ def boot(base_directory: Path, cpu: bool = True, options: Sequence[str] = ()) ->
         + ["--cpu"] * cpu
         + [*options]
     )
+    if as_program:
+        importlib.import_module("cuda_malloc")  # before torch knows its devices
+        importlib.import_module("main")
 
     import comfy.model_management
     import comfy.sample

@@ -146,8 +146,8 @@ class HostPath:
         states, predictions = [], []
 
         def record(step, x0, x, total):
-            states.append(x / torch.sqrt(1 + sigmas[step] ** 2))
-            predictions.append(x0)
+            states.append((x / torch.sqrt(1 + sigmas[step] ** 2)).cpu())
+            predictions.append(x0.cpu())
 
         latent = {"samples": inputs["proxy_latent"] / LATENT_SCALE}
         noise = GivenNoise(inputs["q_noise"])
