@@ -7,11 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-from ..diffportrait3d.cameras.labels import camera_angles, focal_from_fov, join_label, orbit_camera, validate_labels
-from ..diffportrait3d.cameras.rotations import matrix_from_quaternion
+from ..diffportrait3d.cameras.labels import (
+    camera_angles,
+    focal_from_fov,
+    fov_from_focal,
+    join_label,
+    orbit_camera,
+    split_label,
+    validate_labels,
+)
+from ..diffportrait3d.cameras.rotations import matrix_from_quaternion, quaternion_from_matrix
 
 ANGLES, EXACT = "angles only", "as it is"
 FRAMINGS = (ANGLES, EXACT)
+VIEWER, SPLAT = "3D viewer", "splat"
+WORLDS = (VIEWER, SPLAT)
 _OPENGL_TO_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
 
 
@@ -34,6 +44,31 @@ def viewer_camera(info: dict, framing: str) -> Tensor:
         return label
     yaw, pitch, roll = camera_angles(label)
     return orbit_camera(yaw, pitch.clamp(-89.9, 89.9), roll)
+
+
+def viewer_info(label: Tensor, world: str) -> dict:
+    """The camera_info of a label [25]; the inverse of `viewer_camera` "as it is".
+
+    world: "3D viewer" is EG3D's as it is. "splat" is that of a splat trained on views of Export Views: to Render Splat,
+    y and z of splats point the other way than y and z of its cameras.
+    """
+    pose, intrinsics = (matrix.double() for matrix in split_label(label))
+    turn, position = pose[:3, :3] @ _OPENGL_TO_OPENCV, pose[:3, 3]
+    if world == SPLAT:
+        turn, position = _OPENGL_TO_OPENCV @ turn, _OPENGL_TO_OPENCV @ position
+    w, x, y, z = quaternion_from_matrix(turn).tolist()
+    return {
+        "position": _named(position),
+        "target": _named(position - turn[:, 2]),
+        "quaternion": {"x": x, "y": y, "z": z, "w": w},
+        "fov": fov_from_focal(float(intrinsics[1, 1])),
+        "zoom": 1.0,
+        "cameraType": "perspective",
+    }
+
+
+def _named(vector: Tensor) -> dict[str, float]:
+    return dict(zip("xyz", vector.tolist(), strict=True))
 
 
 def _vector(info: dict, name: str, axes: str = "xyz") -> Tensor:

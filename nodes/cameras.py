@@ -8,7 +8,7 @@ from ..diffportrait3d.cameras.keyframes import LAYOUT, interpolate_keyframes, pa
 from ..diffportrait3d.cameras.labels import CENTRES, TRAJECTORIES, focal_from_fov, orbit_camera, trajectory
 from ..diffportrait3d.portraits.alignment import EG3D, RENDERED
 from ..host.drawn_head import LAYOUTS, compare_with_head, exact_fov, reference_camera, render_conditions
-from ..host.viewer_camera import FRAMINGS, viewer_camera
+from ..host.viewer_camera import FRAMINGS, WORLDS, viewer_camera, viewer_info
 from .input_checks import check_inputs
 from .sockets import (
     ADDED,
@@ -169,6 +169,41 @@ class CameraFromViewer(io.ComfyNode):
 
 
 @check_inputs
+class CameraToViewer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DP3D_CameraToViewer",
+            display_name="Cameras to 3D Viewer",
+            category=CAMERAS,
+            description="Gives cameras to the host's own 3D nodes (Preview 3D, Render Splat), one after the other, to "
+            "look at a model or a splat of the head from where the views are.",
+            search_aliases=["camera_info", "Render Splat camera", "Preview 3D camera"],
+            inputs=[
+                Cameras.Input("cameras", tooltip="From Camera Trajectory, Load Cameras or Align Portrait."),
+                io.Combo.Input(
+                    "world",
+                    options=list(WORLDS),
+                    tooltip="3D viewer: for Load 3D, Preview 3D and models in EG3D's world. splat: for Render Splat "
+                    "and splats trained on a folder of Export Views.",
+                ),
+            ],
+            outputs=[
+                io.Load3DCamera.Output(
+                    display_name="camera_info",
+                    is_output_list=True,
+                    tooltip="One for each camera: the node behind runs once for each. Rebatch Images makes one batch "
+                    "of its images.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, cameras, world) -> io.NodeOutput:
+        return io.NodeOutput([viewer_info(label, world) for label in cameras["labels"]])
+
+
+@check_inputs
 class ReferenceView(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -226,4 +261,4 @@ class ReferenceView(io.ComfyNode):
         return io.NodeOutput({"labels": label[None]}, shown, ui=ui.PreviewImage(shown, cls=cls))
 
 
-NODES = [CameraTrajectory, RenderCameraConditions, CameraFromViewer, ReferenceView]
+NODES = [CameraTrajectory, RenderCameraConditions, CameraFromViewer, CameraToViewer, ReferenceView]

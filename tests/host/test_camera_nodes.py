@@ -170,6 +170,62 @@ def test_reference_view_gives_the_camera_and_the_head_it_sees(nodes):
     assert torch.equal(beside, torch.cat([half[:, :, :64], half[:, :, 128:]], dim=2))
 
 
+def test_cameras_go_to_the_viewer_and_back(nodes):
+    labels = camera_math.orbit_camera([-40.0, 0.0, 25.0], [10.0, 0.0, -20.0], [0.0, 5.0, -170.0])
+    infos = nodes["DP3D_CameraToViewer"].execute({"labels": labels}, "3D viewer").args[0]
+    for info, label in zip(infos, labels, strict=True):
+        torch.testing.assert_close(taken_over(nodes, info, "as it is")[0], label, atol=2e-5, rtol=0)
+
+
+def test_the_host_renders_splats_from_our_cameras(host, run_workflow):
+    """One splat at each of the five points: Render Splat, run once for each camera, draws them where our
+    cameras see them."""
+    from comfy_api.latest import Types
+
+    five = FIVE_POINTS.float()[None]  # [1, 5, 3]
+    rotations = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(1, 5, 4)
+    splat = Types.SPLAT(five, torch.full((1, 5, 3), 0.006), rotations, torch.ones(1, 5, 1), torch.ones(1, 5, 1, 3))
+
+    class Splat:
+        RETURN_TYPES, FUNCTION, INPUT_TYPES = ("SPLAT",), "give", classmethod(lambda cls: {"required": {}})
+
+        def give(self):
+            return (splat,)
+
+    trajectory = {"kind": "arc", "views": 3, "yaw_min": -40.0, "yaw_max": 40.0, "pitch_min": 15.0, "pitch_max": 15.0}
+    render = {"width": 256, "height": 256, "frames": 1, "splat_scale": 1.0, "sharpen": 1.0, "headlight_shading": 0.0}
+    render |= {"opacity_threshold": 0.0, "render_style": "color", "background": "#000000"}
+    prompt = {
+        "splat": {"class_type": "GivenSplat", "inputs": {}},
+        "path": {
+            "class_type": "DP3D_CameraTrajectory",
+            "inputs": {**trajectory, "roll": 0.0, "radius": 2.7, "fov": 13.37},
+        },
+        "infos": {"class_type": "DP3D_CameraToViewer", "inputs": {"cameras": ["path", 0], "world": "splat"}},
+        "render": {
+            "class_type": "RenderSplat",
+            "inputs": {"splat": ["splat", 0], "camera_info": ["infos", 0], **render},
+        },
+        "batch": {"class_type": "RebatchImages", "inputs": {"images": ["render", 0], "batch_size": 3}},
+        "show": {"class_type": "PreviewImage", "inputs": {"images": ["batch", 0]}},
+    }
+    host.nodes.NODE_CLASS_MAPPINGS["GivenSplat"] = Splat
+    try:
+        result = run_workflow(prompt)
+    finally:
+        del host.nodes.NODE_CLASS_MAPPINGS["GivenSplat"]
+    images = result.values["batch"][0]
+    images = images[0] if isinstance(images, list) else images
+    assert images.shape == (3, 256, 256, 3)
+    centres = torch.arange(256) + 0.5
+    for image, label in zip(images[..., 0], result.values["path"][0]["labels"], strict=True):
+        for x, y, _ in project(five[0], label, 256).tolist():
+            near = ((centres - x).abs() < 8)[None] & ((centres - y).abs() < 8)[:, None]
+            weight = image * near
+            found = (weight.sum(0) @ centres / weight.sum(), weight.sum(1) @ centres / weight.sum())
+            assert weight.sum() > 1 and abs(found[0] - x) < 0.75 and abs(found[1] - y) < 0.75
+
+
 def test_reference_view_refuses_what_is_not_one_portrait(nodes):
     with pytest.raises(ValueError, match="one portrait, got 2"):
         reference_view(nodes, torch.zeros(2, 8, 8, 3))

@@ -118,6 +118,7 @@ LINKS = {
     "DP3D_SaveCameras": {"cameras": "cameras", "images": "images"},
     "DP3D_ExportViews": {"images": "images", "cameras": "cameras", "masks": "masks"},
     "DP3D_CameraFromViewer": {"camera_info": None},
+    "DP3D_CameraToViewer": {"cameras": "cameras"},
 }
 
 

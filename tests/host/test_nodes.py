@@ -40,6 +40,7 @@ NAMES = {  # ids are frozen: shared workflows refer to them
     "DP3D_JoinViews": "Join Views",
     "DP3D_AlignPortrait": "Align Portrait",
     "DP3D_PasteBack": "Paste Back",
+    "DP3D_CameraToViewer": "Cameras to 3D Viewer",
 }
 
 
