@@ -97,9 +97,9 @@ def render_data(preset: str, data: Path, ict: Path | None) -> None:
     manifest = data / "manifest.jsonl"
     if manifest.is_file():
         try:
-            read_manifest(data)
-            print(f"data: '{data}' is there.")
-            return
+            if read_manifest(data)[0].get("complete", True):
+                print(f"data: '{data}' is there.")
+                return
         except DataError as error:
             if not (data / "settings.json").is_file():  # rendered by nobody here
                 raise

@@ -63,7 +63,7 @@ def render_dataset(
     for job in run_each(_render, todo, _start_worker, (out, settings, counts, ict, device), workers, unit=unit):
         done.add(job)
         if sharded:
-            write_manifest(out, settings, [job for job in jobs if job in done])
+            write_manifest(out, {**settings, "complete": False}, [job for job in jobs if job in done])
     return write_manifest(out, settings, jobs)
 
 
@@ -166,7 +166,7 @@ def _banked_views(settings: dict, generator: torch.Generator) -> dict:
 
 
 def write_manifest(out: Path, settings: dict, jobs: list[Job]) -> Path:
-    """Collect the subjects' records, in order, below the header line."""
+    """Collect the subjects' records, in order, below the header line, which is `settings`."""
     records = []
     for job in jobs:
         path = _path(out, settings, job)

@@ -146,6 +146,7 @@ def test_shards_resume_where_they_were_stopped(sharded, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         render.render_dataset(tmp_path, settings, SHARDED, None, workers=1)
     assert len(MultiViewDataset(tmp_path, "train")) == 6  # the first shard
+    assert read_manifest(tmp_path)[0]["complete"] is False and "complete" not in read_manifest(sharded)[0]
     monkeypatch.undo()
     (tmp_path / "train/0000000.safetensors").write_bytes(b"half a file")
     render.render_dataset(tmp_path, settings, SHARDED, None, workers=1)
