@@ -15,6 +15,9 @@ from comfy.context_windows import IndexListContextHandler
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+# Free memory that both sides of guidance need in one call, in what the host estimates for F alone (`memory_required`):
+# all networks take 1.66 of it at SD1.5's width (evaluation.bench), with the host's own reserve of a half.
+SHARED_NEEDS = 2.5
 COMPILE_KEY = "torch.compile"  # under which comfy_api.torch_helpers keeps the compiled model's wrapper
 
 
@@ -95,6 +98,17 @@ class RunState:
             return [uuid in self._positive for uuid in uuids]
         return [index == 0 for index in transformer_options["cond_or_uncond"]]
 
+    def fitting(self, model, conds: list[list[dict] | None], x: Tensor) -> list[list[dict] | None]:
+        """The conditions of an evaluation of BaseModel `model` on latents x [V, 4, h, w]. Where memory is short, the
+        negative ones go without the ControlNet that they were given, and so into a call of their own."""
+        needed = SHARED_NEEDS * model.memory_required([2 * x.shape[0], *x.shape[1:]])
+        if not self.without_control or needed < model.current_patcher.get_free_memory(x.device):
+            return conds
+        return [side and [self._own_control(cond) for cond in side] for side in conds]
+
+    def _own_control(self, cond: dict) -> dict:
+        return {**cond, "control": None} if cond["uuid"] in self.without_control else cond
+
     @contextmanager
     def evaluation(self, sigma: Tensor) -> Iterator[None]:
         """One evaluation of the guided model at noise level `sigma` [N]: all UNet calls in the block are of one step,
@@ -123,7 +137,7 @@ def share_control(conds: dict[str, list[dict]]) -> frozenset:
     """Gives a run's negative conditions the positive's View ControlNet, so that one UNet call can serve both sides.
 
     The host batches conditions with one ControlNet only. Ours leaves the negative ones out (`chunks_without_control`),
-    so that the numbers stay, and half as many kernels are larger. Where memory is short, the host still splits.
+    so that the numbers stay, and half as many kernels are larger. Where memory is short, see `RunState.fitting`.
 
     Args:
         conds: of a run, changed where all positive conditions have one ControlNet of ours and no negative one has any.
@@ -171,6 +185,7 @@ class RunPatch:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self._outer_sample)
         model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, self.key, self._prepare_sampling)
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, self.key, self._predict_noise)
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, self._calc_cond_batch)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, self.key, self._apply_model)
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, self.key, self._wrap_unet)
 
@@ -213,6 +228,10 @@ class RunPatch:
     def _predict_noise(self, executor, x, timestep, model_options, *args, **kwargs):
         with self.state(model_options["transformer_options"]).evaluation(timestep):
             return executor(x, timestep, model_options, *args, **kwargs)
+
+    def _calc_cond_batch(self, executor, model, conds, x_in, timestep, model_options, *args, **kwargs):
+        conds = self.state(model_options["transformer_options"]).fitting(model, conds, x_in)
+        return executor(model, conds, x_in, timestep, model_options, *args, **kwargs)
 
     def _apply_model(
         self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, *args, **kwargs

@@ -72,7 +72,8 @@ class BenchPath(HostPath):
 
             def memory_required(shape, **_) -> float:
                 needed = shape[0] * math.prod(shape[2:]) * 2 * 0.01 * 2**20  # the host's, with flash attention
-                return 0.0 if free is None or 1.5 * needed < free else 1e30
+                here = comfy.model_management.get_free_memory(torch.device("cpu"))
+                return 0.0 if free is None else needed * here / free
 
             self.model.model.memory_required = memory_required
             self.model.model.manual_cast_dtype = self.control_net.manual_cast_dtype = None
