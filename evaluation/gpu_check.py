@@ -207,9 +207,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("torch sees no CUDA device here; --cpu runs the checks on the CPU")
     device = "CPU" if options.cpu else torch.cuda.get_device_name()
     print(f"{device}, torch {torch.__version__}", flush=True)
-    results = list(tqdm(run_setups(options), desc="checks", unit="check"))
-    write_text(options.out / "gpu_check.json", json.dumps({"device": device, "torch": torch.__version__,
-                                                          "results": results}, indent=1))  # fmt: skip
+    about, results = {"device": device, "torch": torch.__version__}, []
+    for result in tqdm(run_setups(options), desc="checks", unit="check"):
+        results.append(result)
+        write_text(options.out / "gpu_check.json", json.dumps({**about, "results": results}, indent=1))
     rows = []
     for result in results:
         numbers = ", ".join(f"{k} {v}" for k, v in result.items() if k not in ("setup", "check", "seconds", "passed"))
