@@ -48,12 +48,11 @@ def refuse_several_gpus(model, label: str) -> None:
 
 
 def skip_compilation(transformer_options: dict) -> None:
-    """Takes torch.compile out of a run's options: compiled code would not notice what changes at every step."""
+    """Takes torch.compile out of a run's options: its default backend has not been run with our patches."""
     wrappers = transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
     if wrappers.pop(COMPILE_KEY, None):
         logging.warning(
-            "torch.compile is skipped: compiled code would not notice that portrait and views change at every step; "
-            "this run is as without it."
+            "torch.compile is skipped: it has not been tested with portrait and views; this run is as without it."
         )
 
 
