@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..host.internals import check_internals
 from ..host.version import check_host_version
 
-check_host_version()  # before anything that an older host lacks is imported
+check_host_version()  # before anything that another host lacks is imported
+check_internals()
 
 from comfy_api.latest import ComfyExtension, io  # noqa: E402
 
