@@ -95,7 +95,8 @@ def test_example_opens(editor, nodes, name):
         assert queued[node_id]["class_type"] == node["class_type"]
         unsaid = {key: value for key, value in queued[node_id]["inputs"].items() if key not in node["inputs"]}
         assert queued[node_id]["inputs"] == node["inputs"] | unsaid, f"node {node_id}"
-        assert unsaid == {key: default_of(nodes[node["class_type"]], key) for key in unsaid}, f"node {node_id}"
+        whole = {key for key in unsaid if "." not in key}  # the rest is what a newer host asks about a choice
+        assert {key: unsaid[key] for key in whole} == {key: default_of(nodes[node["class_type"]], key) for key in whole}
 
 
 @pytest.mark.parametrize("size", [(1920, 1080), (1600, 900)])
