@@ -10,11 +10,7 @@ import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
-from diffportrait3d.networks.novel_view import NovelViewConfig, NovelViewModel
-from diffportrait3d.weights.files import save_network
-from evaluation.goldens.core import NETWORKS
-from evaluation.goldens.host import NARROW_CONFIG, known_weights
+from evaluation.goldens.narrow_files import write_networks as write_narrow_networks
 from tools.embedded import EmbeddedHost, boot
 
 
@@ -41,30 +37,8 @@ def run_workflow(host, pack):
 
 @pytest.fixture(scope="session")
 def write_networks():
-    """write_networks(folder, **metadata): a complete set of narrow network files, as training leaves it."""
-
-    def write(folder, **metadata):
-        for kind, weights in known_weights(NARROW_CONFIG).items():
-            network = NETWORKS[kind](NARROW_CONFIG)
-            network.load_state_dict(weights)
-            save_network(folder / f"{kind}.safetensors", network, kind, torch.float16, **metadata)
-        torch.manual_seed(0)
-        about = {name: value for name, value in metadata.items() if name == "image_size"}
-        autoencoder = AutoencoderKL(AutoencoderConfig(ch=32))
-        save_network(folder / "autoencoder.safetensors", autoencoder, "autoencoder", **about)
-        small = NovelViewConfig(
-            image_size=32,
-            render_size=8,
-            base_channels=32,
-            feature_channels=8,
-            volume_size=4,
-            volume_channels=8,
-            prior_channels=4,
-            samples_per_ray=4,
-        )
-        save_network(folder / "novel_view.safetensors", NovelViewModel(small), "novel_view")
-
-    return write
+    """write_networks(folder, **metadata): see evaluation.goldens.narrow_files."""
+    return write_narrow_networks
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,171 @@
+"""Queue one server again and again, as a person does who tries everything: its memory has to stay, and its views.
+
+    python -m tools.soak
+    python -m tools.soak --prompts 100 --seed 1
+
+Between two prompts change, by chance: portrait, networks (two sets), cameras, seed, strengths, ranges, windows, steps,
+and which nodes are bypassed; every tenth prompt is interrupted. The server's resident memory is printed on the way. In
+the end the last prompts run on a fresh server, too: their latents must be bit-identical, the memory must have stayed
+since prompt 50, and the host must not have warned of a memory leak. Narrow networks, CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tools.host import HostError
+from tools.server import ServerError
+from tools.tiny_server import (
+    CAMERAS,
+    CONDITIONS,
+    LOAD,
+    LOADERS,
+    NOISE,
+    PATH,
+    PORTRAITS,
+    REFERENCE,
+    SAMPLER,
+    SETS,
+    VIEWS,
+    HangError,
+    TinyServer,
+    small_turntable,
+    tiny_server,
+)
+
+MARKS = (50, 100, 250, 500, 1000)  # prompts after which the memory is printed
+CHANGES = 3  # of the choices from one prompt to the next
+# What a person changes, "NODE.input" or a word of `prompt_of`, and to what.
+CHOICES: dict[str, tuple] = {
+    **{f"{node_id}.name": tuple(SETS) for node_id in (LOAD, *LOADERS)},
+    "portrait": (None, *PORTRAITS),
+    "mask": (False, True),
+    "bypass": (None, None, REFERENCE, CAMERAS, VIEWS),
+    f"{REFERENCE}.strength": (1.0, 0.3, 0.0),
+    f"{REFERENCE}.end_percent": (1.0, 0.5),
+    f"{CAMERAS}.strength": (1.0, 0.5, 0.0),
+    f"{CAMERAS}.start_percent": (0.0, 0.4),
+    f"{PATH}.views": (3, 2, 4),
+    f"{PATH}.kind": ("arc", "orbit"),
+    f"{CONDITIONS}.subject": (0, 1, 2),
+    f"{NOISE}.mode": ("paper", "shared", "random"),
+    f"{SAMPLER}.steps": (1, 1, 2),
+    f"{SAMPLER}.eta": (0.0, 0.5),
+    f"{SAMPLER}.cfg": (3.0, 1.0),
+    f"{SAMPLER}.window_size": (0, 2),
+    f"{SAMPLER}.overlap": (1, 0),
+}
+LAST = 5  # prompts that are compared with a fresh server's
+INTERRUPTED = 10  # every so many
+GROWTH = 0.05  # of the memory after 50 prompts
+LEAK = "memory leak with model"
+
+
+def changed(choices: dict[str, object], chance: random.Random) -> dict[str, object]:
+    """The choices after a person has changed a few of them."""
+    keys = chance.sample(list(CHOICES), CHANGES)
+    return choices | {key: chance.choice(CHOICES[key]) for key in keys}
+
+
+def prompt_of(choices: dict[str, object]) -> dict:
+    """The turntable with these choices. Bypassed nodes are left out as the editor does it: what is behind one is
+    connected to what is before it."""
+    prompt = small_turntable()
+    prompt["portrait"] = {"class_type": "LoadImage", "inputs": {"image": choices["portrait"] or PORTRAITS[0]}}
+    prompt["mask"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 64, "height": 64}}
+    inputs = {node_id: node["inputs"] for node_id, node in prompt.items()}
+    for key, value in choices.items():
+        node_id, _, name = key.partition(".")
+        if name:
+            inputs[node_id][name] = f"{value}/{LOADERS[node_id]}.safetensors" if node_id in LOADERS else value
+    inputs[REFERENCE]["image"] = inputs[NOISE]["image"] = ["portrait", 0] if choices["portrait"] else [LOAD, 3]
+    if choices["mask"]:
+        inputs[REFERENCE]["mask"] = ["mask", 0]
+    if choices["bypass"] == REFERENCE:
+        inputs[SAMPLER]["model"] = [LOAD, 0]
+    elif choices["bypass"] == CAMERAS:
+        inputs[SAMPLER]["positive"] = [LOAD, 2]
+    elif choices["bypass"] == VIEWS:
+        del inputs[SAMPLER]["view_consistency"]
+    return prompt
+
+
+def run(server: TinyServer, prompt: dict, interrupt_after: float | None = None) -> None:
+    """Queues a prompt and waits for its end; interrupts it after so many seconds.
+
+    Raises:
+        RuntimeError: refused or failed. HangError: see TinyServer.
+    """
+    status, answer = server.submit(prompt)
+    if status != 200 or answer.get("node_errors"):
+        raise RuntimeError(f"refused: {answer}")
+    if interrupt_after is not None:
+        time.sleep(interrupt_after)
+        server.post("interrupt")
+    ended = server.wait(answer["prompt_id"])["status"]
+    messages = dict(ended["messages"])
+    if ended["status_str"] != "success" and "execution_interrupted" not in messages:
+        raise RuntimeError(f"failed: {messages['execution_error']}")
+
+
+def last_latents(server: TinyServer) -> list[Tensor]:
+    """Latents [V, 4, h, w] of the last prompts."""
+    files = sorted(Path(server.server.base_directory, "output").glob("views*.latent"))[-LAST:]
+    return [load_file(file)["latent_tensor"] for file in files]
+
+
+def soak(prompts: int, seed: int) -> str:
+    """Runs it all; returns what is wrong, "" if nothing is."""
+    chance, memory, begun = random.Random(seed), {}, time.monotonic()
+    choices, queue = {key: values[0] for key, values in CHOICES.items()}, []
+    for number in range(prompts):
+        choices = changed(choices, chance)
+        queue.append(prompt_of(choices | {f"{NOISE}.seed": number}))
+    with tiny_server() as server:
+        print(f"prompt 0: {server.megabytes():.0f} MB", flush=True)
+        for number, prompt in enumerate(queue, start=1):
+            interrupted = number % INTERRUPTED == 0 and number <= prompts - LAST
+            if interrupted:
+                prompt[SAMPLER]["inputs"]["steps"] = 50
+            run(server, prompt, chance.uniform(0.0, 0.5) if interrupted else None)
+            if number in MARKS or number == prompts:
+                server.post("history", clear=True)  # the host keeps 10,000 prompts
+                memory[number] = server.megabytes()
+                print(f"prompt {number}: {memory[number]:.0f} MB, {time.monotonic() - begun:.0f} s", flush=True)
+        found, log = last_latents(server), server.server.log()
+    with tiny_server() as fresh:
+        for prompt in queue[-LAST:]:
+            run(fresh, prompt)
+        expected = last_latents(fresh)
+    same = [one.equal(other) for one, other in zip(found, expected, strict=True)]
+    print(f"the last {LAST} prompts on a fresh server: {sum(same)} bit-identical", flush=True)
+    problems = [] if len(same) == LAST and all(same) else ["views differ from a fresh server's"]
+    if LEAK in log:
+        problems.append(f"the host has warned {log.count(LEAK)} times of a memory leak")
+    if prompts > MARKS[0] and memory[prompts] > (1 + GROWTH) * memory[MARKS[0]]:
+        problems.append(f"memory has grown from {memory[MARKS[0]]:.0f} to {memory[prompts]:.0f} MB")
+    return "; ".join(problems)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.soak", description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="of what changes between prompts")
+    options = parser.parse_args()
+    try:
+        problem = soak(options.prompts, options.seed)
+    except (HangError, HostError, RuntimeError, ServerError) as error:
+        problem = str(error)
+    print(f"Error: {problem}" if problem else "Memory and views stay.", file=sys.stderr if problem else sys.stdout)
+    return 1 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

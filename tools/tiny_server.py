@@ -1,0 +1,110 @@
+"""A real server with narrow networks: a turntable takes a blink, for commands that queue thousands of prompts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import requests
+from PIL import Image, ImageDraw
+
+from evaluation.goldens.narrow_files import write_networks
+from tools.host import PACK
+from tools.server import Server
+
+# Nodes of the turntable.
+LOAD, PATH, CONDITIONS, ENCODER, REFERENCE, CONTROL_NET, CAMERAS, VIEWS, NOVEL_VIEW, NOISE, SAMPLER = (
+    "1 3 4 5 6 7 8 9 10 11 12".split()
+)
+LOADERS = {
+    ENCODER: "reference_encoder",
+    CONTROL_NET: "view_controlnet",
+    VIEWS: "view_consistency",
+    NOVEL_VIEW: "novel_view",
+}
+SETS = {"narrow": 1.0, "other": 0.95}  # folder of networks -> factor on the known weights
+PORTRAITS = ("red.png", "green.png", "blue.png")
+SIDE = 64  # pixels of a view
+HANG_SECONDS = 120
+
+
+class HangError(RuntimeError):
+    """A prompt has not ended in time."""
+
+
+class TinyServer:
+    """A client of the server; see `tiny_server`."""
+
+    def __init__(self, server: Server):
+        self.server = server
+        self._session = requests.Session()
+
+    def submit(self, prompt: dict) -> tuple[int, dict]:
+        """HTTP status and answer of POST /prompt."""
+        body = json.dumps({"prompt": prompt})  # as text: NaN and infinity are sent as a client would send them
+        headers = {"Content-Type": "application/json"}
+        response = self._session.post(f"{self.server.url}/prompt", data=body, headers=headers, timeout=HANG_SECONDS)
+        is_json = response.headers.get("Content-Type", "").startswith("application/json")
+        return response.status_code, response.json() if is_json else {"error": response.text}
+
+    def wait(self, prompt_id: str) -> dict:
+        """The prompt's entry in the history, once it has ended.
+
+        Raises:
+            HangError: not in HANG_SECONDS. ServerError: the server has ended.
+        """
+        begun, pause = time.monotonic(), 0.01
+        while time.monotonic() - begun < HANG_SECONDS:
+            history = self._session.get(f"{self.server.url}/history/{prompt_id}", timeout=HANG_SECONDS).json()
+            if prompt_id in history:
+                return history[prompt_id]
+            self.server.check_alive()
+            time.sleep(pause)
+            pause = min(1.2 * pause, 0.1)
+        raise HangError(f"prompt {prompt_id} has not ended in {HANG_SECONDS} s")
+
+    def post(self, path: str, **values) -> None:
+        self._session.post(f"{self.server.url}/{path}", json=values, timeout=HANG_SECONDS).raise_for_status()
+
+    def node_info(self) -> dict[str, dict]:
+        return self._session.get(f"{self.server.url}/object_info", timeout=HANG_SECONDS).json()
+
+    def megabytes(self) -> float:
+        """Resident memory of the server's process."""
+        return psutil.Process(self.server.process.pid).memory_info().rss / 1e6
+
+
+@contextmanager
+def tiny_server() -> Iterator[TinyServer]:
+    """A server on the CPU with two sets of narrow networks and three portraits."""
+    with Server(cpu=True) as server:
+        for folder, scale in SETS.items():
+            networks = server.base_directory / "models/diffportrait3d" / folder
+            write_networks(networks, scale, image_size=SIDE)
+            _draw_portrait("grey").save(networks / "portrait.png")
+        for name in PORTRAITS:
+            _draw_portrait(name.removesuffix(".png")).save(server.base_directory / "input" / name)
+        yield TinyServer(server)
+
+
+def _draw_portrait(colour: str) -> Image.Image:
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    ImageDraw.Draw(image).ellipse((16, 8, 48, 56), fill=colour)
+    return image
+
+
+def small_turntable() -> dict:
+    """The template's prompt with the narrow networks: three views in one step, their latents in a file."""
+    template = json.loads((PACK / "workflows/api/turntable.json").read_text(encoding="utf-8"))
+    prompt = {node_id: copy.deepcopy(node) for node_id, node in template.items() if int(node_id) <= int(SAMPLER)}
+    prompt[LOAD]["inputs"]["name"] = "narrow"
+    for node_id, kind in LOADERS.items():
+        prompt[node_id]["inputs"]["name"] = f"narrow/{kind}.safetensors"
+    prompt[PATH]["inputs"]["views"] = 3
+    prompt[SAMPLER]["inputs"].update(preset="custom", steps=1)
+    prompt["save"] = {"class_type": "SaveLatent", "inputs": {"samples": [SAMPLER, 0], "filename_prefix": "views"}}
+    return prompt
