@@ -158,10 +158,12 @@ def load_vae(path: Path | str):
 
 
 def _use_pixel_patches(autoencoder, size: int) -> None:
-    """Gives this one autoencoder of the host `size` x `size` pixels as channels, as the miniature's has them."""
-    encode, decode = autoencoder.encode, autoencoder.decode
-    autoencoder.encode = lambda images, *args, **kwargs: encode(pixel_unshuffle(images, size), *args, **kwargs)
-    autoencoder.decode = lambda latents, *args, **kwargs: pixel_shuffle(decode(latents, *args, **kwargs), size)
+    """Gives this one autoencoder of the host `size` x `size` pixels as channels, as the miniature's has them.
+
+    By hooks, which do not hold the autoencoder: it has to go with the last VAE that uses it.
+    """
+    autoencoder.encoder.register_forward_pre_hook(lambda _, args: (pixel_unshuffle(args[0], size), *args[1:]))
+    autoencoder.decoder.register_forward_hook(lambda _, args, images: pixel_shuffle(images, size))
 
 
 def build_reference_encoder(

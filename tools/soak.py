@@ -41,7 +41,7 @@ from tools.tiny_server import (
 )
 
 MARKS = (50, 100, 250, 500, 1000)  # prompts after which the memory is printed
-CHANGES = 3  # of the choices from one prompt to the next
+CHANGES = 2  # of the choices from one prompt to the next
 # What a person changes, "NODE.input" or a word of `prompt_of`, and to what.
 CHOICES: dict[str, tuple] = {
     **{f"{node_id}.name": tuple(SETS) for node_id in (LOAD, *LOADERS)},
