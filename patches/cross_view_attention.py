@@ -32,7 +32,7 @@ from .view_windows import ViewWindows, skip_self_attention_guidance
 KEY = "diffportrait3d.view_consistency"
 CALL = f"{KEY}.call"  # the patch's `call_key`
 OVERLAP = 2
-ANIMATEDIFF = "ADE"  # under this name AnimateDiff-Evolved keeps its motion models and its wrappers on a MODEL
+ANIMATEDIFF = "ADE"  # under this name AnimateDiff-Evolved keeps its motion models on a MODEL
 
 
 class OutputBlockEnd(nn.Module):
@@ -159,9 +159,9 @@ class CrossViewPatch(RunPatch):
 
 
 def refuse_animatediff(model) -> None:
-    """Raises ValueError if AnimateDiff-Evolved has set up `model`: it takes the same batch for frames of a video."""
-    wrapped = any(ANIMATEDIFF in wrappers for wrappers in model.wrappers.values())
-    if wrapped or ANIMATEDIFF in model.additional_models:
+    """Raises ValueError if AnimateDiff-Evolved has put a motion model on `model`, which takes the same batch for frames
+    of a video. Its sampling node without one does not."""
+    if ANIMATEDIFF in model.additional_models:
         raise ValueError(
             "View consistency and AnimateDiff cannot share a MODEL: one takes the batch for views, the other for "
             "frames; take one of them off this MODEL."

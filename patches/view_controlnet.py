@@ -4,6 +4,9 @@ It is the host's own ControlNet, so strength, percent range, other ControlNets b
 memory management apply. Added are the hint's range [-1, 1], the choice of the rows that belong to the views of the
 call, which the host's class would take from the front of the batch whatever window of views is denoised, and residuals
 at the size of the features where another patch resizes them, where the host would leave them out.
+
+Load View ControlNet gives the host's own class, with the hint's range, and the View ControlNet node what is here: other
+packs (Advanced-ControlNet) know a ControlNet by its exact type.
 """
 
 from __future__ import annotations
@@ -25,12 +28,19 @@ from .run_state import SigmaRange, chunk_size, chunks_without_control
 
 
 def to_hint_range(images: Tensor) -> Tensor:
-    """[0, 1] -> [-1, 1], what F_cam was trained on."""
-    return images * 2.0 - 1.0
+    """[V, C, H, W] in [0, 1], grey, RGB or RGBA -> [V, 3, H, W] in [-1, 1], what F_cam was trained on."""
+    return as_images(images.movedim(1, -1), "View ControlNet: image")[..., :3].movedim(-1, 1) * 2.0 - 1.0
 
 
 class ViewControlNet(comfy.controlnet.ControlNet):
-    """CONTROL_NET with one hint per view. Also works in the host's Apply ControlNet nodes."""
+    """CONTROL_NET with one hint per view.
+
+    sub_idxs, full_latent_length: the views of a call and of the run, as AnimateDiff-Evolved sets them on a ControlNet
+        for its own context windows; it refuses one without them.
+    """
+
+    sub_idxs: list[int] | None = None
+    full_latent_length: int | None = None
 
     leaves_conditions_out = True  # see `run_state.share_control`
 
@@ -73,23 +83,25 @@ class ViewControlNet(comfy.controlnet.ControlNet):
         """Hints [V, 3, 8h, 8w] of the views in this call, in [-1, 1], on the device; kept while they serve."""
         height, width = (side * self.compression_ratio for side in x_noisy.shape[-2:])
         images, window = self.cond_hint_original, transformer_options.get("context_window")
-        total = views if window is None else window.total_frames
+        numbers, total = self.sub_idxs, self.full_latent_length
+        if window is not None:
+            numbers, total = window.index_list, window.total_frames
+        elif numbers is None:
+            total = views
         if images.shape[0] not in (1, total):
             raise ValueError(
                 f"View ControlNet got {images.shape[0]} condition images for {total} views; give one per view, in the "
                 "order of the latents (Render Camera Conditions makes them from the same cameras), or a single one."
             )
-        if images.shape[0] == 1 or window is None:
-            serves = None
-        else:
-            serves, images = tuple(window.index_list), window.get_tensor(images, dim=0)
+        serves = None if images.shape[0] == 1 or numbers is None else tuple(numbers)
+        if serves is not None:
+            images = images[list(serves)]
         if self._resized is None or self._serves != (serves, height, width):
             self._resized, self._serves = self._resize(images, height, width, x_noisy.device), (serves, height, width)
         return self._resized.expand(views, -1, -1, -1)
 
     def _resize(self, images: Tensor, height: int, width: int, device: torch.device) -> Tensor:
-        images = as_images(images.movedim(1, -1), "View ControlNet: image")[..., :3]
-        resized = resize_images(images, height, width).movedim(-1, 1).clamp(0.0, 1.0)
+        resized = resize_images(images.movedim(1, -1), height, width).movedim(-1, 1).clamp(0.0, 1.0)
         return self.preprocess_image(resized).to(device, self.manual_cast_dtype or self.control_model.dtype)
 
     def copy(self) -> ViewControlNet:
@@ -100,7 +112,7 @@ class ViewControlNet(comfy.controlnet.ControlNet):
         return copied
 
     def cleanup(self) -> None:
-        self._resized = None
+        self._resized = self.sub_idxs = self.full_latent_length = None
         super().cleanup()
 
 
@@ -113,15 +125,16 @@ def _with_zeros(residual: Tensor | None, left_out: list[bool]) -> Tensor | None:
     return torch.cat([zeros if out else next(chunks) for out in left_out])
 
 
-def build_view_controlnet(tensors: dict[str, Tensor], config: UNetConfig) -> ViewControlNet:
-    """CONTROL_NET from F_cam's weights."""
+def build_view_controlnet(tensors: dict[str, Tensor], config: UNetConfig) -> comfy.controlnet.ControlNet:
+    """CONTROL_NET from F_cam's weights: of the host's own class, with our hint range."""
     module = build_control_model(tensors, config)
     device = model_management.get_torch_device()
     cast = model_management.unet_manual_cast(module.dtype, device)
-    return ViewControlNet(module, load_device=device, manual_cast_dtype=cast)
+    settings = {"load_device": device, "manual_cast_dtype": cast, "preprocess_image": to_hint_range}
+    return comfy.controlnet.ControlNet(module, **settings)
 
 
-def load_view_controlnet(path: Path | str) -> ViewControlNet:
+def load_view_controlnet(path: Path | str) -> comfy.controlnet.ControlNet:
     """CONTROL_NET from a file of kind `view_controlnet`."""
     tensors, metadata = read_network(path, "view_controlnet")
     hint_range = list(metadata.get("hint_range", [-1, 1]))
@@ -133,13 +146,11 @@ def load_view_controlnet(path: Path | str) -> ViewControlNet:
 
 
 def as_view_controlnet(control_net) -> ViewControlNet:
-    """The same network with our hint range, if one of the host's loaders made the CONTROL_NET."""
-    if isinstance(control_net, ViewControlNet):
-        return control_net
+    """The same network with our hint range, whichever loader made the CONTROL_NET."""
     if type(control_net) is not comfy.controlnet.ControlNet:
         raise ValueError(
-            f"View ControlNet needs a ControlNet of the SD1.5 kind, not {type(control_net).__name__}; "
-            "use Load View ControlNet."
+            f"View ControlNet needs a ControlNet of the SD1.5 kind, not {type(control_net).__name__}; use Load View "
+            "ControlNet. For keyframes of Advanced-ControlNet, connect that to its Apply node in place of this one."
         )
     check_control_heads(control_net.control_model)
     converted = ViewControlNet.copy(control_net)

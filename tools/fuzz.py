@@ -218,7 +218,7 @@ def fuzz(prompts: int, seed: int, show: int = 20) -> str:
                 if (again := verdict(server, good))[0] != "runs":
                     return f"after prompt {number} the turntable no longer runs: {again[1]}"
                 server.post("history", clear=True)
-            if number % 1000 == 0 or number == prompts:
+            if number % 500 == 0 or number == prompts:
                 print(f"{number} prompts, {time.monotonic() - begun:.0f} s: {dict(counts)}", flush=True)
     return f"{counts['unclear']} errors without clear words, {len(said)} different" if counts["unclear"] else ""
 

@@ -144,4 +144,34 @@ def test_stock_apply_node_takes_our_control_net(host, path, prompt, images):
     positive, _ = host.nodes.ControlNetApplyAdvanced().apply_controlnet(
         prompt, prompt, path.control_net, images, 1.0, 0.0, 1.0
     )
+    assert difference(run(path, positive, prompt), run(path, apply(path, prompt, images), prompt)) < 1e-5
+
+
+def test_keyframes_of_other_packs_find_the_hosts_own_class(path, prompt, images):
+    """Advanced-ControlNet gives keyframes and masks to `type(control) == ControlNet` only, and makes its own class of
+    it with the same network, hint and range."""
+    assert type(path.control_net) is path.comfy.controlnet.ControlNet
+
+    class Keyframes(path.comfy.controlnet.ControlNet):
+        """Strength 0.3, as its timestep keyframe would set it."""
+
+        def get_control(self, *args, **kwargs):
+            self.strength = 0.3
+            return super().get_control(*args, **kwargs)
+
+    control = Keyframes(path.control_net.control_model, preprocess_image=path.control_net.preprocess_image)
+    path.control_net.copy().set_cond_hint(images.movedim(-1, 1)).copy_to(control)
+    control.control_model_wrapped = path.control_net.control_model_wrapped
+    views = run(path, [[prompt[0][0], {"control": control, "control_apply_to_uncond": False}]], prompt)
+    assert difference(views, run(path, apply(path, prompt, images, strength=0.3), prompt)) < 1e-5
+
+
+def test_context_windows_of_animatediff_evolved(path, prompt, images):
+    """They tell a ControlNet the numbers of a window's views; the next run without them knows of none."""
+    positive = apply(path, prompt, images)
+    control = positive[0][1]["control"]
+    control.sub_idxs, control.full_latent_length = [1, 3], VIEWS
+    views = run(path, positive, prompt, views=2)
+    assert torch.equal(views, run(path, apply(path, prompt, images[[1, 3]]), prompt, views=2))
+    assert control.sub_idxs is None
     assert torch.equal(run(path, positive, prompt), run(path, apply(path, prompt, images), prompt))

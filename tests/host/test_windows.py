@@ -226,16 +226,22 @@ def test_animatediff_is_refused(path, prompts):
     motion.set_attachments("ADE_params", object())
     motion.set_additional_models("ADE", [path.encoder.patcher])
     motion.set_injections("ADE", [extension.PatcherInjection(lambda patcher: None, lambda patcher: None)])
-    sampling_only = path.model.clone()
-    for kind in (extension.WrappersMP.OUTER_SAMPLE, extension.WrappersMP.CALC_COND_BATCH):
-        sampling_only.add_wrapper_with_key(kind, "ADE", lambda executor, *args, **kwargs: executor(*args, **kwargs))
-    for model in (motion, sampling_only):
-        with pytest.raises(ValueError, match="View consistency and AnimateDiff cannot share a MODEL"):
-            apply(path, model)
+    with pytest.raises(ValueError, match="View consistency and AnimateDiff cannot share a MODEL"):
+        apply(path, motion)
     late = apply(path)
     late.set_additional_models("ADE", [path.encoder.patcher])
     with pytest.raises(ValueError, match="take one of them off"):
         run(path, late, prompts, views=4)
+
+
+def test_animatediff_sampling_without_a_motion_model_is_no_animatediff(path, prompts):
+    """Its sampling node alone: wrappers under its name, which take no frames."""
+    wrappers, sampling_only = path.comfy.patcher_extension.WrappersMP, path.model.clone()
+    for kind in (wrappers.OUTER_SAMPLE, wrappers.CALC_COND_BATCH):
+        sampling_only.add_wrapper_with_key(kind, "ADE", lambda executor, *args, **kwargs: executor(*args, **kwargs))
+    assert torch.equal(
+        run(path, apply(path, sampling_only), prompts, views=4), run(path, apply(path), prompts, views=4)
+    )
 
 
 def window_lines(caplog) -> list[str]:
