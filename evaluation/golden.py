@@ -66,7 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--golden", type=Path, help="folder with the complete golden files; default: the packed copy")
     parser.add_argument("--only", choices=PATHS, help="one path instead of both")
     options = parser.parse_args(arguments)
-    golden = load_golden(options.golden)
+    try:
+        golden = load_golden(options.golden)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     names = [options.only] if options.only else list(PATHS)
     passed = compare(golden, {name: PATHS[name](golden) for name in names})
     print("All within tolerance." if passed else "Outside tolerance (!).")

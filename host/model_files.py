@@ -41,7 +41,7 @@ def network_names(kind: str) -> list[str]:
 def check_name(name: str | None, kind: str, names: list[str]) -> bool | str:
     """For a node's `validate_inputs`: True, or one sentence for a name that is not among `names`. None, a name that
     comes by a link, passes: `check_inputs` asks again when the node runs."""
-    return name is None or name in names or explain_missing(name, kind, names)
+    return name is None or name in names or explain_missing(name if isinstance(name, str) else str(name), kind, names)
 
 
 def explain_missing(name: str, kind: str, names: list[str]) -> str:

@@ -160,8 +160,7 @@ def new_output(prefix: str, images: Tensor | None, suffix: str = "") -> Path:
     the whole batch, so %batch_num% is the number of its first image, 0.
 
     Raises:
-        ValueError: the prefix is empty, or names a size where there are no images. The host itself refuses one that
-            leads out of its output folder.
+        ValueError: the prefix is empty, leads out of the output folder, or names a size where there are no images.
     """
     if not prefix.strip(" /\\"):
         raise ValueError("filename_prefix is empty; give the saved files a name.")
@@ -173,7 +172,9 @@ def new_output(prefix: str, images: Tensor | None, suffix: str = "") -> Path:
         )
     height, width = (0, 0) if images is None else images.shape[1:3]
     prefix = prefix.replace("%batch_num%", "0")
-    output = folder_paths.get_output_directory()
+    output = os.path.abspath(folder_paths.get_output_directory())
+    if "\0" in prefix or not Path(os.path.abspath(os.path.join(output, prefix))).is_relative_to(output):
+        raise ValueError(f"filename_prefix {prefix!r} leads outside the output folder {output}; give a name below it.")
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output, width, height)
     return Path(folder) / f"{name}_{counter:05}{suffix}"
 

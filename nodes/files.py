@@ -50,7 +50,7 @@ class LoadCameras(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         return user_files.CAMERA_FILES.check(file)
 
     @classmethod
@@ -141,7 +141,7 @@ class LoadCameraConditions(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None) -> bool | str:
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
         return user_files.IMAGE_FOLDERS.check(folder)
 
     @classmethod

@@ -49,7 +49,7 @@ class LoadMiniature(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return model_files.check_name(name, "unet", model_files.miniature_names())
 
     @classmethod
@@ -97,7 +97,7 @@ class NetworkLoader(io.ComfyNode):
         return io.Schema(*cls.NAMES, category=LOAD, inputs=[names], outputs=[cls.SOCKET], **about)
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return model_files.check_name(name, cls.KIND, model_files.network_names(cls.KIND))
 
     @classmethod

@@ -27,7 +27,7 @@ from ..diffportrait3d.weights.files import views_of
 from ..host.compatibility import check_same_width
 from ..host.loading import HostNetwork
 from .run_state import RunPatch, RunState, chunk_size, views_per_call
-from .view_windows import ViewWindows, skip_self_attention_guidance
+from .view_windows import ViewWindows, skip_self_attention_guidance, warn_of_easy_cache
 
 KEY = "diffportrait3d.view_consistency"
 CALL = f"{KEY}.call"  # the patch's `call_key`
@@ -122,6 +122,7 @@ class CrossViewPatch(RunPatch):
         if noise.shape[0] <= self.window or options.get("context_handler") is not None:
             return super()._outer_sample(executor, noise, *args, **kwargs)
         skip_self_attention_guidance(options)
+        warn_of_easy_cache(options)
         logging.info(f"{self.label}: {noise.shape[0]} views in windows of {self.window}, overlap {self.overlap}.")
         options["context_handler"] = ViewWindows(self.window, self.overlap, self.closed)
         try:

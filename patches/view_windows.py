@@ -15,10 +15,13 @@ from contextlib import contextmanager
 
 import comfy.utils
 from comfy.context_windows import ContextFuseMethod, ContextSchedule, IndexListContextHandler
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..diffportrait3d.views import view_windows, window_weights
 from .view_controlnet import ViewControlNet
+
+EASY_CACHE = "easycache"  # under which the host's EasyCache keeps its wrappers
 
 
 class ViewWindows(IndexListContextHandler):
@@ -121,6 +124,16 @@ def skip_self_attention_guidance(model_options: dict) -> None:
         "Self-Attention Guidance is skipped: the views are denoised in windows, and it knows the attention of one "
         "window only; make window_size the number of views to use both."
     )
+
+
+def warn_of_easy_cache(model_options: dict) -> None:
+    """One warning if the host's EasyCache is on a MODEL whose views are denoised in windows."""
+    wrappers = model_options["transformer_options"].get("wrappers", {})
+    if EASY_CACHE in wrappers.get(WrappersMP.CALC_COND_BATCH, {}):
+        logging.warning(
+            "EasyCache does not fit windows of views: it compares each with the one before, not the last step, and "
+            "saves nothing or spoils views; use LazyCache, or make window_size the number of views."
+        )
 
 
 def _of_guidance(function) -> bool:

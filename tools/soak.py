@@ -6,7 +6,8 @@
 Between two prompts change, by chance: portrait, networks (two sets), cameras, seed, strengths, ranges, windows, steps,
 and which nodes are bypassed; every tenth prompt is interrupted. The server's resident memory is printed on the way. In
 the end the last prompts run on a fresh server, too: their latents must be bit-identical, the memory must have stayed
-since prompt 50, and the host must not have warned of a memory leak. Narrow networks, CPU.
+since prompt 100, by when every choice has been met, and the host must not have warned of a memory leak. Narrow
+networks, CPU.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ CHOICES: dict[str, tuple] = {
 }
 LAST = 5  # prompts that are compared with a fresh server's
 INTERRUPTED = 10  # every so many
-GROWTH = 0.05  # of the memory after 50 prompts
+WARM, GROWTH = 100, 0.05  # after so many prompts the memory grows by less than this part
 LEAK = "memory leak with model"
 
 
@@ -149,8 +150,8 @@ def soak(prompts: int, seed: int) -> str:
     problems = [] if len(same) == LAST and all(same) else ["views differ from a fresh server's"]
     if LEAK in log:
         problems.append(f"the host has warned {log.count(LEAK)} times of a memory leak")
-    if prompts > MARKS[0] and memory[prompts] > (1 + GROWTH) * memory[MARKS[0]]:
-        problems.append(f"memory has grown from {memory[MARKS[0]]:.0f} to {memory[prompts]:.0f} MB")
+    if prompts > WARM and memory[prompts] > (1 + GROWTH) * memory[WARM]:
+        problems.append(f"memory has grown from {memory[WARM]:.0f} to {memory[prompts]:.0f} MB")
     return "; ".join(problems)
 
 

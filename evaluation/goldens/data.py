@@ -89,7 +89,7 @@ def load_golden(directory: str | Path | None = None) -> Golden:
     """Reads the packed copy in the repository, or the complete files of `directory`.
 
     Raises:
-        FileNotFoundError: naming what is missing.
+        FileNotFoundError: naming what is missing. ValueError: data of networks of another width.
     """
     if directory is not None:
         return _load_directory(Path(directory))
@@ -111,6 +111,12 @@ def _load_directory(directory: Path) -> Golden:
     if missing:
         raise FileNotFoundError(f"Golden files are missing: {', '.join(missing)}; give the folder that holds them.")
     loaded = {name: load_file(path) for name, path in files.items()}
+    width = loaded["inputs"]["context"].shape[-1]
+    if width != GOLDEN_CONFIG.context_dim:
+        raise ValueError(
+            f"{files['inputs']} has prompts of {width} numbers per token, and the golden networks read "
+            f"{GOLDEN_CONFIG.context_dim}: these files are of networks of another width; give those of this one."
+        )
     taps = {k: sample_tap(v) for k, v in loaded["taps"].items() if k != "bank_batch1_maxdiff"}
     return Golden(loaded["inputs"], loaded["outputs"], taps)
 

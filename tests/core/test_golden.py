@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffportrait3d.denoiser import Denoiser
@@ -32,6 +33,13 @@ def denoiser():
 @pytest.fixture(scope="module")
 def outputs(golden, denoiser):
     return core_outputs(golden, denoiser)
+
+
+def test_data_of_another_width_are_refused(tmp_path):
+    for name in ("inputs", "outputs", "taps"):
+        save_file({"context": torch.zeros(1, 7, 768)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match=r"inputs.safetensors has prompts of 768 numbers per token.*read 96"):
+        load_golden(tmp_path)
 
 
 def test_every_golden_output_is_computed(golden, outputs):

@@ -219,6 +219,18 @@ def test_self_attention_guidance_is_skipped_with_one_warning(host, path, prompts
     assert model.model_options["sampler_post_cfg_function"], "only the run goes without it"
 
 
+@pytest.mark.parametrize(("name", "warnings"), [("EasyCache", 1), ("LazyCache", 0)])
+def test_caches_of_the_host_around_windows(host, path, prompts, caplog, name, warnings):
+    """EasyCache compares windows with each other and is warned of; LazyCache leaves out whole steps."""
+    model = host.nodes.NODE_CLASS_MAPPINGS[name].execute(apply(path), 3.0, 0.0, 1.0, False).args[0]
+    sizes, hook = batches(path.model.model.diffusion_model.time_embed)
+    run(path, model, prompts, steps=6)
+    hook.remove()
+    assert len(sizes) < 12, "two windows in six steps"
+    assert name == "EasyCache" or len(sizes) % 2 == 0
+    assert len([record for record in caplog.records if "EasyCache does not fit" in record.message]) == warnings
+
+
 def test_animatediff_is_refused(path, prompts):
     """The marks that AnimateDiff-Evolved leaves on a MODEL, set through the host as that pack sets them."""
     extension = path.comfy.patcher_extension
