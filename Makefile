@@ -1,10 +1,11 @@
 # Every target sets up what it needs (see tools/bootstrap.py); later runs reuse it.
 PYTHON ?= python3
-RUN := .venv/bin/python
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+RUN := $(BIN)/python
 PRESET ?= cpu
 WORKERS ?= 2
 
-.PHONY: help setup check test test-core demo bench miniature golden evaluate ablations clean
+.PHONY: help setup check test test-core test-host demo bench miniature golden evaluate ablations clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' $(MAKEFILE_LIST) | sed 's/ - /\t/' | expand -t 20
@@ -13,15 +14,18 @@ setup: ## .venv, the pinned packages, ComfyUI
 	@$(PYTHON) tools/bootstrap.py
 
 check: setup ## rules and format (ruff), types (basedpyright)
-	.venv/bin/ruff check
-	.venv/bin/ruff format --check --quiet
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check --quiet
 	@$(RUN) -m basedpyright
 
 test: check ## all tests; in WORKERS=2 processes; ARGS="-k name" is passed to pytest
-	.venv/bin/pytest -q -n $(WORKERS) --dist loadfile --durations 10 tests $(ARGS)
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --durations 10 tests $(ARGS)
 
 test-core: setup ## the core's tests alone: no ComfyUI, no browser, no training
-	.venv/bin/pytest -q -n $(WORKERS) tests/core $(ARGS)
+	$(BIN)/pytest -q -n $(WORKERS) tests/core $(ARGS)
+
+test-host: ## the tests of the nodes in another ComfyUI: HOST=folder, or a pinned version; a .venv of its own
+	@$(PYTHON) tools/test_host.py "$(HOST)" $(ARGS)
 
 demo: setup ## a turntable from a portrait through real ComfyUI; PORTRAIT=file PORT=number
 	@$(RUN) -m tools.demo $(if $(PORTRAIT),--portrait "$(PORTRAIT)") $(if $(PORT),--port $(PORT)) $(ARGS)

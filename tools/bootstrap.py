@@ -5,6 +5,7 @@ what was installed, so that a second run only looks.
 
 Environment:
     TORCH_SPEC    what to install for torch, e.g. "torch==2.13.0+cu130"; default: the pinned version
+    VENV          where to install; default: .venv
     COMFYUI_PATH  an installed ComfyUI to use instead of the pinned one (see tools/host.py)
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from host import PACK, HostError, installed_host, obtain_host
 
-VENV = PACK / ".venv"
+VENV = Path(os.environ.get("VENV") or PACK / ".venv")
 VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / ".setup-stamp"
 TORCH_SPEC = "torch==2.13.0"
