@@ -82,7 +82,7 @@ def test_ids_and_names(host, nodes):
 def test_library_shows_groups_and_no_long_list(nodes):
     """A folder per task, each short enough to see at once; no node lies beside the folders."""
     folders = Counter(node.CATEGORY for node in nodes.values())
-    tasks = ("load", "cameras", "apply", "sample", "views", "files")
+    tasks = ("load", "portrait", "cameras", "apply", "sample", "views", "files")
     assert set(folders) == {f"DiffPortrait3D/{task}" for task in tasks}
     assert min(folders.values()) > 1 and max(folders.values()) <= 6, folders
 

@@ -151,6 +151,20 @@ def test_masks(image, align):
     assert torch.equal(none, shown)
 
 
+def test_a_colour_behind_the_person(host, image, align):
+    """By the host's own nodes, as docs/portraits.md says."""
+    import comfy_extras.nodes_mask as nodes_mask
+
+    person = torch.zeros(1, 512, 512)
+    person[:, 40:300, 150:300] = 1
+    (portrait, mask, *_), _ = align(image, points=FIVE, mask=person)
+    [colour] = host.nodes.NODE_CLASS_MAPPINGS["EmptyImage"]().generate(128, 128, 1, 0x00FF00)
+    composed = nodes_mask.ImageCompositeMasked.execute(colour, portrait, 0, 0, False, mask).args[0]
+    green = torch.tensor([0.0, 1.0, 0.0])
+    assert 0.05 < (mask == 0).float().mean() < 0.6 and (composed[mask == 0] - green).abs().max() < 1e-6
+    torch.testing.assert_close(composed[mask == 1], portrait[mask == 1])
+
+
 def test_other_modes_and_sizes(image, align):
     alpha = torch.cat([image, torch.ones_like(image[..., :1])], -1)
     (portrait, *_), _ = align(image, points=FIVE)
