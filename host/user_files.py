@@ -20,6 +20,7 @@ from .images import check_images, check_one_camera_each, resize_images
 
 OUTPUT = " [output]"  # the host's mark for names below its output folder
 _LISTED_LABELS = (".json", ".npy")
+LONGEST_NAME = 200  # bytes; file systems take 255, with the number and the suffix
 FEWEST_POINTS = 4  # a splat takes its size from so many neighbours
 
 
@@ -160,7 +161,8 @@ def new_output(prefix: str, images: Tensor | None, suffix: str = "") -> Path:
     the whole batch, so %batch_num% is the number of its first image, 0.
 
     Raises:
-        ValueError: the prefix is empty, leads out of the output folder, or names a size where there are no images.
+        ValueError: the prefix is empty or too long, leads out of the output folder, or names a size where there are no
+            images.
     """
     if not prefix.strip(" /\\"):
         raise ValueError("filename_prefix is empty; give the saved files a name.")
@@ -175,6 +177,9 @@ def new_output(prefix: str, images: Tensor | None, suffix: str = "") -> Path:
     output = os.path.abspath(folder_paths.get_output_directory())
     if "\0" in prefix or not Path(os.path.abspath(os.path.join(output, prefix))).is_relative_to(output):
         raise ValueError(f"filename_prefix {prefix!r} leads outside the output folder {output}; give a name below it.")
+    longest = max(len(os.fsencode(part)) for part in Path(prefix).parts)
+    if longest > LONGEST_NAME:
+        raise ValueError(f"filename_prefix has a name of {longest} bytes, and at most {LONGEST_NAME} fit; shorten it.")
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output, width, height)
     return Path(folder) / f"{name}_{counter:05}{suffix}"
 

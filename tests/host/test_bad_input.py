@@ -365,6 +365,7 @@ BAD = [
     ("DP3D_SaveCameras", {"filename_prefix": " "}, "filename_prefix is empty; give the saved files a name"),
     ("DP3D_SaveCameras", {"filename_prefix": "../away"}, "'../away' leads outside the output folder"),
     ("DP3D_SaveCameras", {"filename_prefix": "a\0b"}, "leads outside the output folder"),
+    ("DP3D_ExportViews", {"filename_prefix": "a/" + 300 * "9"}, "a name of 300 bytes, and at most 200 fit; shorten it"),
     ("DP3D_ExportViews", {"filename_prefix": "/tmp/away"}, "leads outside the output folder"),
     ("DP3D_SaveCameras", {"cameras": "=nan cameras"}, "view 0 contains NaN"),
     ("DP3D_LoadCameraConditions", {"folder": "gone"}, "there is no image folder 'gone' .found: .* and press R"),
