@@ -32,7 +32,7 @@ class AlignPortrait(io.ComfyNode):
                     "framing",
                     options=list(FRAMINGS),
                     tooltip="How large the face is. EG3D: as in EG3D's crops, for the released weights. rendered "
-                    "heads: smaller and lower, for the miniature and other weights of training.render's heads.",
+                    "heads: smaller and lower, for the miniature and other weights trained on rendered heads.",
                 ),
                 whole("face", (0, 0, 99), "Which face where there are several: 0 is the largest."),
                 switch(

@@ -376,6 +376,7 @@ def test_a_photograph_is_aligned_by_the_mouse(editor, server, tmp_path):
         await app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions');
         app.clean();
         await app.loadApiJson(graph, 'photograph');
+        await new Promise((resolve) => setTimeout(resolve, 1000)); // the editor's own view of it, a little later
         const [load, align, preview] = [1, 2, 3].map((id) => app.graph.getNodeById(id));
         load.pos = [0, 40];
         align.pos = [340, 40];
@@ -398,9 +399,8 @@ def test_a_photograph_is_aligned_by_the_mouse(editor, server, tmp_path):
     photograph.wait_for()
     found = page.locator("text=/yaw -?[0-9.]+/").first
     found.wait_for()
-    box = photograph.bounding_box()
     for point, (x, y) in zip(points.all(), FACE, strict=True):
-        start = point.bounding_box()
+        box, start = photograph.bounding_box(), point.bounding_box()
         page.mouse.move(start["x"] + start["width"] / 2, start["y"] + start["height"] / 2)
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] * x / 512, box["y"] + box["height"] * y / 512, steps=4)
