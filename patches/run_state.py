@@ -7,7 +7,6 @@ also after an exception, so that no run can see another one's tensors.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +17,6 @@ from torch import Tensor
 # Free memory that both sides of guidance need in one call, in what the host estimates for F alone (`memory_required`):
 # all networks take 1.66 of it at SD1.5's width (evaluation.bench), with the host's own reserve of a half.
 SHARED_NEEDS = 2.5
-COMPILE_KEY = "torch.compile"  # under which comfy_api.torch_helpers keeps the compiled model's wrapper
 
 
 def unused_key(model, prefix: str) -> str:
@@ -45,15 +43,6 @@ def refuse_several_gpus(model, label: str) -> None:
     """Raises ValueError if the host would spread a run over several GPUs: a run's state belongs to one."""
     if model.get_additional_models_with_key("multigpu"):
         raise ValueError(f"{label} works on one GPU only; take MultiGPU CFG Split off this MODEL.")
-
-
-def skip_compilation(transformer_options: dict) -> None:
-    """Takes torch.compile out of a run's options: its default backend has not been run with our patches."""
-    wrappers = transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-    if wrappers.pop(COMPILE_KEY, None):
-        logging.warning(
-            "torch.compile is skipped: it has not been tested with portrait and views; this run is as without it."
-        )
 
 
 class SigmaRange:
@@ -212,7 +201,6 @@ class RunPatch:
     def _outer_sample(self, executor, noise, *args, **kwargs):
         refuse_several_gpus(executor.class_obj.model_patcher, self.label)
         options = executor.class_obj.model_options["transformer_options"]
-        skip_compilation(options)
         options[self.key] = self.begin(executor.class_obj, noise)
         try:
             return executor(noise, *args, **kwargs)

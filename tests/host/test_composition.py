@@ -288,21 +288,6 @@ def test_weights_of_other_dtypes(path, by_ourselves, monkeypatch, option, dtype,
     assert difference(views, expected) < tolerance
 
 
-def test_torch_compile_is_skipped_with_one_warning(host, path, by_ourselves, caplog, assert_clean):
-    """Before and after our nodes: the run is as without it."""
-    compiled = node("TorchCompileModel", "inductor")
-    with assert_clean(path.model):
-        for compose in (
-            lambda model: compiled(host, path, ours(path, model)),
-            lambda model: ours(path, compiled(host, path, model)),
-        ):
-            caplog.clear()
-            model = compose(path.model)
-            assert torch.equal(run(path, model), by_ourselves(8))
-            assert len([record for record in caplog.records if "torch.compile is skipped" in record.message]) == 1
-            assert model.get_wrappers("apply_model", "torch.compile"), "only the run goes without it"
-
-
 def test_weights_that_do_not_fit_stay_where_they_are(host, path, by_ourselves, monkeypatch, assert_clean):
     """As with the host's option --novram: every layer of every network is brought in for its own call only."""
     loaded = path.comfy.model_management.LoadedModel

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from diffportrait3d.networks import UNetConfig
 from evaluation.goldens.host import NARROW_CONFIG, GivenNoise, HostPath, host_path
 from evaluation.speed.counting import StepCounts
 
@@ -35,7 +36,7 @@ def inputs(views):
 
 def run(path, parts=(1, True, True), views=VIEWS, cfg=3.0, callback=None, change=lambda model: model, **settings):
     """Views [V, 4, 8, 8] of the release's sampler with references, cameras and view consistency."""
-    given = inputs(views)
+    given = inputs(views) | settings.pop("given", {})
     model, positive = path.prepare(given, *parts)
     sampling, negative = path.patches.sampling, [[draw(9, 1, 7, 32), {}]]
     sigmas = sampling.ddim_sigmas(model.get_model_object("model_sampling"), STEPS)
@@ -182,3 +183,27 @@ def test_the_encoder_can_be_read_once(path):
     assert len(calls) == 1
     assert difference(once, views(None, STEPS)) > 1e-4
     assert difference(views(999, 1), views(None, 1)) < 1e-4
+
+
+def test_torch_compile_takes_the_whole_unet_as_one_graph(pack, host):
+    """All patches, F_ref included, without a break; another portrait needs no other graph. Torch's own code generator
+    takes minutes for it, so the graph is run as it was traced."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper  # importable once the host runs
+
+    config = UNetConfig(32, context_dim=32, channel_mult=(1,), num_res_blocks=1, attention_levels=(0,), max_views=VIEWS)
+    path, counters = HostPath(pack, host.comfy, config), torch._dynamo.utils.counters
+
+    def compiled(model):
+        model = model.clone()
+        set_torch_compile_wrapper(model, backend="eager")
+        return model
+
+    torch._dynamo.reset()
+    counters.clear()
+    try:
+        for given in ({}, {"ref_latent": draw(77, 1, 4, 8, 8)}):
+            plain = run(path, given=given)
+            assert torch.equal(run(path, change=compiled, given=given), plain)
+            assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    finally:
+        torch._dynamo.reset()
