@@ -28,7 +28,7 @@ from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
 
 from .many_views import peak_bytes
-from .speed.counting import StepCounts
+from .speed.counting import SMALL, StepCounts
 from .speed.guided_step import PARTS, WIDTHS, BenchPath, Part, random_weights, weight_bytes
 from .studies.command import parse_options, run_command
 from .tables.report import markdown_table
@@ -36,7 +36,6 @@ from .tables.report import markdown_table
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIDES = {"tiny": 64, "miniature": 128, "sd15": 512}  # pixels
 GIB = 2**30
-SMALL = 4096  # elements of what is computed also where networks are only counted, as noise levels are
 
 
 class Bench:
@@ -186,7 +185,7 @@ def report(results: dict) -> str:
             parts = results["shares"][name].items()
             rows = [[who, f"{seconds:.4f}", f"{calls:.0f}"] for who, (seconds, calls) in parts]
             texts.append(markdown_table(["whose Python", "s/step, profiled", "calls a step"], rows))
-    paired = [f"{record['views']} views, {record['part']}: {record['other_by_this']:.2f}" for record in records[:99]
+    paired = [f"{record['views']} views, {record['part']}: {record['other_by_this']:.2f}" for record in records
               if "other_by_this" in record]  # fmt: skip
     if paired:
         texts.append("Seconds of the other by this one's, median of pairs: " + "; ".join(paired))

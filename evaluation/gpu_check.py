@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
-from diffportrait3d.images import save_image
+from diffportrait3d.images import save_image, sheet
 from diffportrait3d.networks import UNetConfig
 from diffportrait3d.networks.cross_view_attention import CrossViewModule
 
@@ -34,12 +35,14 @@ from .golden import error_of
 from .goldens.core import core_outputs, golden_denoiser
 from .goldens.data import load_golden
 from .goldens.host import host_outputs
+from .metrics.images import psnr
 from .tables.report import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 TURNTABLE = ROOT / "workflows/api/turntable.json"
 SAME, CLOSE = 40.0, 25.0  # dB of the turntable against the CPU's: another order of sums; other data types
-SAMPLER, DECODER = "DP3D_ViewConsistencySampler", "VAEDecode"
+DECODER = "VAEDecode"
+REFERENCE = "reference.safetensors"  # in the folder of results
 Found = dict[str, Any]  # "passed", and the numbers
 
 # name -> (options of ComfyUI, checks)
@@ -109,15 +112,15 @@ class Checks:
     def reference(self) -> Found:
         """What the turntables of the other setups are compared with."""
         views = self.views()
-        torch.save(views, self.options.out / "reference.pt")
+        save_file({"views": views.contiguous()}, self.options.out / REFERENCE)
         return {"passed": bool(torch.isfinite(views).all()), "views": list(views.shape)}
 
     def turntable(self, least: float) -> Found:
         """The worst view's PSNR against the CPU's."""
-        views, wanted = self.views(), torch.load(self.options.out / "reference.pt")
-        save_image(self.options.out / f"{self.options.setup.replace(' ', '_')}.png", _row(views))
-        errors = (views - wanted).square().mean((1, 2, 3)).clamp(min=1e-12)
-        worst = float(-10 * errors.max().log10())
+        wanted = load_file(self.options.out / REFERENCE)["views"].movedim(-1, 1)
+        views = self.views().movedim(-1, 1)  # [V, 3, H, W]
+        save_image(self.options.out / f"{self.options.setup.replace(' ', '_')}.png", sheet([views]))
+        worst = float(psnr(views, wanted).min())
         return {"passed": bool(torch.isfinite(views).all()) and worst >= least, "worst view, dB": round(worst, 2)}
 
     def twice(self) -> Found:
@@ -151,10 +154,6 @@ def _golden(outputs: dict[str, Tensor], expected: dict[str, Tensor]) -> Found:
         shares[name] = error / tolerance
     worst = max(shares, key=lambda name: shares[name])
     return {"passed": shares[worst] <= 1, "worst": worst, "of tolerance": round(shares[worst], 3)}
-
-
-def _row(views: Tensor) -> Tensor:
-    return torch.cat(list(views.movedim(-1, 1)), -1)  # [3, H, V * W]
 
 
 def run_setup(options: argparse.Namespace) -> None:

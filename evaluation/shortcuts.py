@@ -18,14 +18,13 @@ import torch
 from diffportrait3d.command import run_main
 from diffportrait3d.pipeline import Sampling
 
-from .speed.counting import StepCounts
+from .speed.counting import SMALL, StepCounts
 from .studies.command import add_weights, parse_study, run_command, study_parser
 from .studies.samplings import SamplingStudy
 from .tables.report import markdown_table
 
 NOISY = (500, 1000)  # timesteps
 BOTH = {"guided": NOISY, "posed": NOISY}
-COMPUTED = 4096  # elements up to which operators are computed while they are counted: the schedule's
 ROWS = {
     "release": ("DDIM, 50 steps (release)", Sampling(50, "ddim", eta=0.5)),
     "eight": ("DPM++ 2M, 8 steps", Sampling(8)),
@@ -67,7 +66,7 @@ class ShortcutStudy(SamplingStudy):
         pipeline, views = self.generator.pipeline, self.options.views
         side = pipeline.resolution // 8
         latents, images = torch.zeros(views, 4, side, side), torch.zeros(views, 3, 8 * side, 8 * side)
-        with torch.no_grad(), StepCounts(COMPUTED) as counts:
+        with torch.no_grad(), StepCounts(SMALL) as counts:
             counts.counting = True
             pipeline.denoise(latents, latents[:1], images, 0, replace(sampling, window=views))
         return counts.flops.total() / 1e12

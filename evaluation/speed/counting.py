@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from training.engine.cost import operator_flops
 
 GROUPS = {
     "attention": ("scaled_dot_product",),
@@ -31,6 +32,7 @@ OTHER = "elementwise"
 NO_KERNEL = ("empty", "new_empty", "_unsafe_view", "_reshape_alias", "resize_", "detach", "lift_fresh", "set_")
 READ_BACK = ("_local_scalar_dense", "nonzero", "equal")  # the host needs the values: it waits for the device
 TO_HOST = ("cpu", "numpy", "tolist")
+SMALL = 4096  # elements of what is computed also where networks are only counted, as noise levels are
 TORCH = str(Path(torch.__file__).parent)
 
 
@@ -99,7 +101,7 @@ class StepCounts(TorchDispatchMode):
         tensors = {id(t): t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)}
         self.kernels[group] += 1
         self.bytes[group] += sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in tensors.values())
-        self.flops[group] += _flops(func, args, kwargs, out)
+        self.flops[group] += operator_flops(func, args, kwargs, out)
 
 
 class _ReadsOnTheHost(TorchFunctionMode):
@@ -133,14 +135,6 @@ def _name(func) -> str:
 
 def _belongs(name: str, names: tuple[str, ...]) -> bool:
     return name in names or (names == GROUPS["attention"] and "scaled_dot_product" in name)
-
-
-def _flops(func, args, kwargs, out) -> int:
-    if func.overloadpacket in flop_registry:
-        return flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
-    if "scaled_dot_product" in _name(func):  # the CPU's is not in torch's list
-        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
-    return 0
 
 
 def _without_computing(func, args, kwargs) -> Any:

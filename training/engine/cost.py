@@ -22,6 +22,12 @@ def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -
     return sdpa_backward_flop_count(grad, q, k, v)
 
 
+def operator_flops(function: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """FLOPs of one call of an ATen operator; 0 for those that torch has no formula for."""
+    formula = flop_registry.get(function.overloadpacket)
+    return formula(*args, **kwargs, out_val=out) if formula else 0
+
+
 class Cost(NamedTuple):
     """Of one step: calls of ATen operations that are no views, bytes that these read and write (a cache may spare
     some), and FLOPs (a multiplication and an addition are two)."""
@@ -47,8 +53,7 @@ class CostMode(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
-        if function.overloadpacket in flop_registry:
-            self.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=out)
+        self.flops += operator_flops(function, args, kwargs, out)
         if not function.is_view:
             self.operators += 1
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
