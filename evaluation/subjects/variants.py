@@ -1,12 +1,13 @@
-"""What is changed about the system in each experiment, one thing at a time."""
+"""What is changed about the system in each experiment (`variants.yaml`), one thing at a time."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import yaml
 
 from diffportrait3d.pipeline import Sampling
-
-from .misalignment import MISALIGNMENTS, SCALE, SHIFT, TURN
 
 SAMPLING_FIELDS = ("guidance", "eta", "guided", "solver")  # of a variant that a sampling has, too
 NOT_INPUTS = ("title", "steps_factor", *SAMPLING_FIELDS)
@@ -66,67 +67,17 @@ class Variant:
         return {name: value for name, value in here.items() if name not in NOT_INPUTS and value != full[name]}
 
 
-# By what they are about, in the order of the paper's experiments; each theme is shown beside the full system.
-# "No reference" and "no camera" keep S's start noise, which carries a trace of both: one part is removed at a time.
-THEMES = {
-    "appearance": {
-        "no_reference": Variant("no reference", encoder="none"),
-        "untrained_reference": Variant("F_ref untrained", encoder="untrained"),
-        "unaligned_reference": Variant("reference unaligned", misaligned=MISALIGNMENTS),
-        "scaled_reference": Variant("reference scaled", misaligned=(SCALE,)),
-        "turned_reference": Variant("reference turned", misaligned=(TURN,)),
-        "shifted_reference": Variant("reference shifted", misaligned=(SHIFT,)),
-        "swapped_reference": Variant("reference of somebody else", person="another"),
-        "two_references": Variant("2 references", references=2),
-        "four_references": Variant("4 references", references=4),
-    },
-    "camera": {
-        "no_camera": Variant("no camera", condition="none"),
-        "swapped_condition": Variant("condition of somebody else", condition="swapped"),
-    },
-    # The miniature's view consistency has no positions, so that order is nothing to it: the effect of shuffling shows
-    # in a pair of modules that have them.
-    "view_consistency": {
-        "no_view_consistency": Variant("no view consistency", view_consistency="none"),
-        "shuffled_views": Variant("view consistency with positions, shuffled views", view_consistency="shuffled"),
-        "ordered_views": Variant("view consistency with positions, ordered views", view_consistency="ordered"),
-        "shuffled_views_in_order": Variant(
-            "shuffled views, sampled in order", view_consistency="shuffled", in_order=True
-        ),
-        "ordered_views_in_order": Variant("ordered views, sampled in order", view_consistency="ordered", in_order=True),
-    },
-    # Random noise in pairs: S's start noise carries so much layout that it hides what the other parts do.
-    "start_noise": {
-        "random_noise": Variant("random noise", start="random"),
-        "shared_noise": Variant("noise shared by the views", start="shared"),
-        "reference_noise": Variant("noise from the reference", start="reference"),
-        "truth_noise": Variant("noise from the ground truth", start="truth"),
-        "random_noise_no_reference": Variant("random noise, no reference", start="random", encoder="none"),
-        "random_noise_no_camera": Variant("random noise, no camera", start="random", condition="none"),
-        "random_noise_no_view_consistency": Variant(
-            "random noise, no view consistency", start="random", view_consistency="none"
-        ),
-    },
-    "sampling": {
-        "guidance_1": Variant("guidance 1", guidance=1.0),
-        "guidance_2": Variant("guidance 2", guidance=2.0),
-        "guidance_5": Variant("guidance 5", guidance=5.0),
-        "guidance_8": Variant("guidance 8", guidance=8.0),
-        "quarter_steps": Variant("a quarter of the steps", steps_factor=0.25),
-        "half_steps": Variant("half of the steps", steps_factor=0.5),
-        "double_steps": Variant("twice the steps", steps_factor=2.0),
-    },
-    # What may spoil faces, one suspect at a time; no claim of the paper's, and not run by default.
-    "faces": {
-        "guided_early": Variant("guidance at the noisy half only", guided=(500, 1000)),
-        "guided_late": Variant("guidance at the clean half only", guided=(0, 500)),
-        "ddim_eta_0": Variant("DDIM, eta 0", solver="ddim", eta=0.0),
-        "ddim_eta_half": Variant("DDIM, eta 0.5", solver="ddim", eta=0.5),
-        "ddim_eta_1": Variant("DDIM, eta 1", solver="ddim", eta=1.0),
-        "half_strength": Variant("S's views at half strength", strength=0.5),
-        "double_strength": Variant("S's views at double strength", strength=2.0),
-    },
-}
+def _read() -> dict[str, dict[str, Variant]]:
+    """The variants by theme and name."""
+    themes = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    for variants in themes.values():
+        for name, changes in variants.items():
+            lists = {field: tuple(value) for field, value in changes.items() if isinstance(value, list)}
+            variants[name] = Variant(**changes | lists)
+    return themes
+
+
+THEMES = _read()
 FULL = Variant("full system")
 ALL_VARIANTS = {"full": FULL} | {name: variant for theme in THEMES.values() for name, variant in theme.items()}
 ABLATION_VARIANTS = {name: variant for name, variant in ALL_VARIANTS.items() if name not in THEMES["faces"]}
