@@ -13,30 +13,11 @@ import torch
 from torch import Tensor
 
 from .materials import Dice
-from .mesh import SKIN, SOCKET, HeadMesh, gauss, grid_triangles, interpolate_table, smooth
+from .mesh import SKIN, SOCKET, TABLES, HeadMesh, gauss, grid_triangles, interpolate_table, smooth
 
 ROWS, COLUMNS = 112, 120
 # From crown to neck: height in front and behind, half width, foremost and hindmost z (cm).
-_SECTIONS = (
-    (14.6, 14.6, 0.05, 1.6, 1.5),
-    (14.3, 14.3, 2.2, 4.2, -1.2),
-    (13.3, 13.4, 4.4, 6.7, -4.2),
-    (11.6, 11.8, 6.1, 8.7, -6.5),
-    (9.2, 9.6, 7.2, 9.9, -7.9),
-    (6.8, 7.2, 7.5, 10.5, -8.5),
-    (4.6, 4.6, 7.4, 10.3, -8.5),
-    (2.4, 2.2, 7.2, 10.0, -8.0),
-    (0.2, 0.0, 6.9, 10.1, -7.0),
-    (-1.8, -1.6, 6.5, 10.2, -6.1),
-    (-3.6, -2.8, 5.95, 10.3, -5.6),
-    (-5.2, -3.8, 5.1, 10.3, -5.3),
-    (-6.6, -4.6, 4.2, 10.2, -5.2),
-    (-7.5, -5.6, 3.7, 9.2, -5.3),
-    (-7.9, -6.8, 3.9, 7.2, -5.6),
-    (-8.4, -8.4, 4.5, 5.4, -6.0),
-    (-10.4, -10.6, 5.2, 4.8, -6.6),
-    (-13.0, -13.0, 6.6, 4.2, -8.0),
-)
+_SECTIONS = TABLES["head sections"]
 
 
 @dataclass
@@ -262,16 +243,7 @@ def _landmarks(skin: Tensor, eyes: Tensor, radius: float, shape: Shape) -> Tenso
         near = torch.cdist(flat, front[:, :2]).argmin(1)
         return list(torch.cat([flat, front[near, 2:]], 1))
 
-    jaw = [
-        (7.2, 3.6, 3.4),
-        (7.1, 1.5, 3.6),
-        (6.8, -0.5, 4.2),
-        (6.4, -2.4, 5.0),
-        (5.7, -4.5, 6.0),
-        (4.3, -6.1, 7.3),
-        (3.0, -6.9, 8.7),
-        (1.5, -7.3, 9.9),
-    ]
+    jaw = TABLES["jaw"]
     marks = [torch.tensor([-x * shape.width, y, z]) for x, y, z in jaw] + [torch.tensor([0.0, -7.6, 10.2])]
     marks += [torch.tensor([x * shape.width, y, z]) for x, y, z in reversed(jaw)]
     brow_y = shape.eye_y + 2.35 + shape.brow_raise

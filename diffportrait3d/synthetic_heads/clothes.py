@@ -8,24 +8,11 @@ import torch
 from torch import Tensor
 
 from .materials import Look
-from .mesh import SKIN, HeadMesh, Noise, Surface, grid_triangles, interpolate_table, smooth, vertex_normals
+from .mesh import SKIN, TABLES, HeadMesh, Noise, Surface, grid_triangles, interpolate_table, smooth, vertex_normals
 
 ROWS, COLUMNS = 38, 76
-
-
 # Height, half width, half depth and centre z of the bust's cross-sections (cm).
-_SECTIONS = (
-    (-7.0, 4.4, 4.4, 0.6),
-    (-9.0, 4.9, 5.0, -0.2),
-    (-10.0, 5.6, 5.5, -0.7),
-    (-11.0, 7.0, 5.9, -1.3),
-    (-12.0, 9.0, 6.0, -1.9),
-    (-13.0, 11.4, 6.2, -2.3),
-    (-14.2, 13.8, 6.5, -2.5),
-    (-16.0, 16.6, 7.2, -2.3),
-    (-19.0, 18.8, 8.2, -1.4),
-    (-30.0, 19.5, 10.0, 0.0),
-)
+_SECTIONS = TABLES["bust sections"]
 
 
 def dress(mesh: HeadMesh, head: Surface, look: Look, generator: torch.Generator) -> list[Surface]:

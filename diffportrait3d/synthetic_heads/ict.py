@@ -31,22 +31,9 @@ _DRAWN = ("M_Face", "M_BackHead", "M_Teeth")
 _FRONT_TEETH = 8.0  # teeth behind this z (cm) are never seen, nor is the tongue
 # A smile and a frown use both sides; these names are completed with _L and _R.
 _PAIRED = (
-    "mouthSmile",
-    "mouthFrown",
-    "mouthDimple",
-    "mouthPress",
-    "browDown",
-    "browOuterUp",
-    "browInnerUp",
-    "eyeSquint",
-    "eyeBlink",
-    "cheekRaiser",
-    "mouthUpperUp",
-    "mouthLowerDown",
-    "mouthStretch",
-    "noseSneer",
-    "eyeWide",
-)
+    "mouthSmile mouthFrown mouthDimple mouthPress browDown browOuterUp browInnerUp eyeSquint eyeBlink cheekRaiser "
+    "mouthUpperUp mouthLowerDown mouthStretch noseSneer eyeWide"
+).split()
 
 
 class IctHeads:

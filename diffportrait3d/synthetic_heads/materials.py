@@ -13,43 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .mesh import GUMS, SKIN, SOCKET, TEETH, HeadMesh, Noise, Surface, gauss, grid_triangles, polyline_distance, smooth
+from .mesh import GUMS, SKIN, SOCKET, TABLES, TEETH, HeadMesh, Noise, Surface, gauss, grid_triangles, smooth
 from .scene import Background, Light
 
-SKIN_TONES = torch.tensor(
-    [
-        [0.96, 0.81, 0.73], [0.93, 0.74, 0.63], [0.88, 0.68, 0.55], [0.82, 0.60, 0.46],
-        [0.73, 0.52, 0.39], [0.61, 0.42, 0.31], [0.50, 0.34, 0.25], [0.39, 0.26, 0.19],
-        [0.31, 0.20, 0.15],
-    ]
-)  # fmt: skip
-NATURAL_HAIR = torch.tensor(
-    [
-        [0.08, 0.07, 0.065], [0.13, 0.09, 0.07], [0.21, 0.14, 0.09], [0.33, 0.21, 0.13],
-        [0.45, 0.31, 0.19], [0.60, 0.46, 0.29], [0.78, 0.65, 0.44], [0.55, 0.26, 0.12],
-        [0.37, 0.15, 0.10], [0.52, 0.51, 0.50], [0.80, 0.79, 0.77],
-    ]
-)  # fmt: skip
-DYED_HAIR = torch.tensor(
-    [
-        [0.20, 0.34, 0.60], [0.80, 0.45, 0.57], [0.16, 0.46, 0.46], [0.42, 0.27, 0.57],
-        [0.62, 0.14, 0.15], [0.28, 0.48, 0.28],
-    ]
-)  # fmt: skip
-IRISES = torch.tensor(
-    [
-        [0.30, 0.18, 0.10], [0.20, 0.12, 0.07], [0.36, 0.50, 0.64], [0.38, 0.48, 0.33],
-        [0.46, 0.49, 0.52], [0.46, 0.33, 0.16],
-    ]
-)  # fmt: skip
-CLOTH = torch.tensor(
-    [
-        [0.13, 0.14, 0.17], [0.90, 0.89, 0.86], [0.19, 0.26, 0.42], [0.55, 0.17, 0.18],
-        [0.24, 0.38, 0.30], [0.48, 0.50, 0.53], [0.76, 0.67, 0.53], [0.80, 0.62, 0.24],
-        [0.35, 0.25, 0.37], [0.42, 0.58, 0.68], [0.72, 0.44, 0.38], [0.30, 0.22, 0.17],
-    ]
-)  # fmt: skip
-HAIR_STYLES = ("bald", "buzz", "short", "swept", "curly", "afro", "bob", "long", "bun")
+SKIN_TONES, NATURAL_HAIR, DYED_HAIR, IRISES, CLOTH = (
+    torch.tensor(TABLES[name]) for name in ("skin tones", "natural hair", "dyed hair", "irises", "cloth")
+)
+HAIR_STYLES: dict[str, list[float]] = TABLES["hair styles"]  # thickness in cm, weights with a beard and without
 BEARDS = ("none", "stubble", "moustache", "goatee", "full")
 
 
@@ -118,10 +88,7 @@ def sample_look(generator: torch.Generator) -> Look:
     skin = (torch.lerp(SKIN_TONES[low], SKIN_TONES[low + 1], tone - low) * dice.colour_jitter(0.03)).clamp(0.08, 0.97)
     hair, brow = _hair_colour(dice, tone)
     bearded = dice.uniform() < 0.5
-    style = dice.choice(
-        HAIR_STYLES,
-        [1.4, 1.0, 4.0, 3.0, 2.0, 0.9, 0.5, 0.6, 0.1] if bearded else [0.15, 0.4, 1.8, 2.0, 1.6, 0.9, 2.6, 4.0, 1.6],
-    )
+    style = dice.choice(list(HAIR_STYLES), [style[1 if bearded else 2] for style in HAIR_STYLES.values()])
     beard = dice.choice(BEARDS, [3.0, 2.6, 0.8, 1.0, 2.2]) if bearded else "none"
     makeup = 0.0 if bearded else dice.uniform(0, 0.9)
     rosy = (
@@ -131,17 +98,6 @@ def sample_look(generator: torch.Generator) -> Look:
     )
     lip = skin * torch.lerp(torch.tensor([0.90, 0.70, 0.68]), rosy, 0.5 + 0.5 * makeup)
     gaze = normalize(torch.tensor([dice.normal(0.08), dice.normal(0.05), 1.0]), dim=0)
-    thickness = {
-        "bald": 0.0,
-        "buzz": 0.25,
-        "short": 1.1,
-        "swept": 1.5,
-        "curly": 2.0,
-        "afro": 3.3,
-        "bob": 1.3,
-        "long": 1.1,
-        "bun": 0.7,
-    }[style]
     return Look(
         skin=skin,
         lip=lip,
@@ -150,7 +106,7 @@ def sample_look(generator: torch.Generator) -> Look:
         iris=dice.choice(list(IRISES), _iris_weights(tone)) * dice.colour_jitter(0.1),
         gaze=gaze,
         hair_style=style,
-        hair_thickness=thickness * dice.uniform(0.75, 1.3),
+        hair_thickness=HAIR_STYLES[style][0] * dice.uniform(0.75, 1.3),
         hair_length=dice.uniform(),
         hairline=dice.normal(3.0),
         fringe=dice.uniform(0.6, 1.0) if dice.uniform() < 0.3 else 0.0,
@@ -216,9 +172,8 @@ def eyeballs(mesh: HeadMesh, look: Look) -> Surface:
     white = torch.tensor([0.86, 0.84, 0.82]) * (1 - 0.12 * smooth(a, 0.7, 1.2))[:, None]
     albedo = _mix(white, iris, 1 - smooth(a, 0.385, 0.425))
     albedo = _mix(albedo, torch.tensor([0.02, 0.02, 0.02]), 1 - smooth(a, 0.15, 0.18))
-    albedo = (
-        albedo * (1 - 0.4 * smooth((cap @ turn.T)[:, 1] / mesh.eye_radius, 0.12, 0.42))[:, None]
-    )  # shade of the upper lid
+    lid = smooth((cap @ turn.T)[:, 1] / mesh.eye_radius, 0.12, 0.42)
+    albedo = albedo * (1 - 0.4 * lid)[:, None]  # its shade
     vertices = torch.cat([cap @ turn.T + centre for centre in mesh.eyes])
     triangles = grid_triangles(rows, columns)
     return Surface(
@@ -257,6 +212,14 @@ def _sample_background(dice: Dice) -> Background:
     other = torch.lerp(first, torch.rand(3, generator=dice.generator), dice.uniform(0.12, 0.5))
     noise = Noise(dice.generator, dice.choice((2.0, 4.0, 7.0)), octaves=2)
     return Background(torch.stack([first, other, first * dice.uniform(0.5, 1.0)]), noise, dice.choice((0.6, 1.5, 4.0)))
+
+
+def polyline_distance(points: Tensor, line: Tensor) -> Tensor:
+    """Distance [N] of points [N, 3] to a polyline [M, 3]."""
+    start, along = line[:-1], line[1:] - line[:-1]  # [M-1, 3]
+    offset = points[:, None] - start  # [N, M-1, 3]
+    t = ((offset * along).sum(-1) / (along * along).sum(-1)).clamp(0, 1)
+    return (offset - t[..., None] * along).norm(dim=-1).amin(1)
 
 
 def _mix(base: Tensor, colour: Tensor, amount: Tensor) -> Tensor:

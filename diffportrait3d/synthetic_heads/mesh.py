@@ -7,9 +7,11 @@ Head frame: centimetres, x to the right of the frontal image, y up, z out of the
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ UNIT = 0.0185
 HEAD_ORIGIN = (0.0, 3.0, 3.5)  # the point of the head frame that sits at the cameras' pivot
 
 SKIN, TEETH, GUMS, SOCKET = range(4)
+TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))  # of numbers
 
 
 class Surface(NamedTuple):
@@ -95,14 +98,6 @@ def smooth(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """0 below `low`, 1 above `high`, a cubic in between."""
     t = ((x - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
-
-
-def polyline_distance(points: Tensor, line: Tensor) -> Tensor:
-    """Distance [N] of points [N, 3] to a polyline [M, 3]."""
-    start, along = line[:-1], line[1:] - line[:-1]  # [M-1, 3]
-    offset = points[:, None] - start  # [N, M-1, 3]
-    t = ((offset * along).sum(-1) / (along * along).sum(-1)).clamp(0, 1)
-    return (offset - t[..., None] * along).norm(dim=-1).amin(1)
 
 
 def interpolate_table(x: Tensor, at: Tensor, value: Tensor) -> Tensor:

@@ -22,5 +22,5 @@ def test_wheel_holds_the_core_alone(repository, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert packages == {"diffportrait3d"}
-    modules = {path.relative_to(repository).as_posix() for path in (repository / "diffportrait3d").rglob("*.py")}
-    assert modules <= set(names)
+    sources = [*(repository / "diffportrait3d").rglob("*.py"), *(repository / "diffportrait3d").rglob("*.json")]
+    assert {path.relative_to(repository).as_posix() for path in sources} <= set(names)
