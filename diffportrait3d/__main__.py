@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from .cameras.labels import trajectory
 from .command import INTERRUPTED, run_main
 from .files import files_with, write_folder
 from .images import SUFFIXES, read_image, save_image
-from .pipeline import SOLVERS, Pipeline, Sampling
+from .pipeline import PRESETS, SOLVERS, Pipeline, Sampling
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights/miniature"
 
@@ -39,8 +40,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--pitch", type=float, default=0.0, help="degrees; positive looks from above (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=Sampling.steps, help="of the solver (default %(default)s)")
-    parser.add_argument("--solver", choices=SOLVERS, default=Sampling.solver, help="default %(default)s")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="fast", help="steps, solver and guided part of the steps (default fast)"
+    )
+    parser.add_argument("--steps", type=int, help="of the solver (default: the preset's)")
+    parser.add_argument("--solver", choices=SOLVERS, help="default: the preset's")
     parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="default %(default)s; 1 is none")
     parser.add_argument("--camera-images", type=Path, help="folder of somebody else's images, one per camera in order")
     parser.add_argument("--device", default="cpu", help="e.g. cuda (default %(default)s)")
@@ -55,6 +59,12 @@ def read(path: Path) -> Tensor:
     return image.as_tensor()
 
 
+def chosen_sampling(options: argparse.Namespace) -> Sampling:
+    """The preset with what is said otherwise."""
+    given = {name: getattr(options, name) for name in ("steps", "solver", "guidance")}
+    return replace(PRESETS[options.preset], **{name: value for name, value in given.items() if value is not None})
+
+
 def generate(options: argparse.Namespace) -> None:
     """Makes and writes the views.
 
@@ -63,7 +73,7 @@ def generate(options: argparse.Namespace) -> None:
     """
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"{options.out} exists and is not an empty folder; choose another --out.")
-    sampling = Sampling(options.steps, options.solver, guidance=options.guidance)
+    sampling = chosen_sampling(options)
     cameras = trajectory("arc", options.views, options.yaw, (options.pitch, options.pitch))
     portrait = read(options.portrait)[None]
     pipeline = Pipeline.from_folder(options.weights, options.device)
@@ -73,7 +83,7 @@ def generate(options: argparse.Namespace) -> None:
         if len(files) != options.views:
             raise ValueError(f"{options.camera_images} has {len(files)} images for {options.views} cameras (--views).")
         camera_images = torch.cat([pipeline.fit(read(file)[None]) for file in files])
-    with tqdm(total=options.steps, desc="denoising", unit="step") as bar:
+    with tqdm(total=sampling.steps, desc="denoising", unit="step") as bar:
         views = pipeline(
             portrait,
             cameras,

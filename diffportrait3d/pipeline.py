@@ -68,6 +68,14 @@ class Sampling:
             raise ValueError(f"steps must be at least 1, not {self.steps}.")
 
 
+PRESETS = {
+    "release": Sampling(50, "ddim"),  # the authors' code
+    "paper": Sampling(100, "ddim"),  # which is silent on eta
+    "fast": Sampling(8),
+    "faster": Sampling(6, guided=(500, 1000)),  # docs/speed.md: what it costs
+}
+
+
 class Pipeline:
     """All networks of the method in float32, and what turns a portrait into views.
 

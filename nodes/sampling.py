@@ -22,12 +22,11 @@ from ..patches.previews import views_callback
 from ..patches.run_state import SigmaRange
 from ..patches.sampling import (
     CUSTOM,
-    FAST,
-    PRESETS,
+    GUIDED,
     STARTS,
     chosen_schedule,
     part_of,
-    preset_values,
+    preset_widgets,
     sample_views,
     without_control,
 )
@@ -48,15 +47,19 @@ from .sockets import (
 )
 
 
-def schedule_inputs() -> list[io.Input]:
-    """The widgets that say how to sample, shared by the sampler and the schedule node."""
+def schedule_inputs(presets: dict[str, dict[str, float]], more: str = "") -> list[io.Input]:
+    """The widgets that say how to sample, shared by the sampler and the schedule node.
+
+    Args:
+        presets: of `preset_widgets`. more: what the tooltip says of those that the other node lacks.
+    """
     return [
         io.Combo.Input(
             "preset",
-            options=[*PRESETS, CUSTOM, FAST],
-            extra_dict={"presets": preset_values()},  # for web/presets.js
+            options=[*presets, CUSTOM],
+            extra_dict={"presets": presets},  # for web/presets.js
             tooltip="release: 50 DDIM steps, eta 0.5, as the authors' code. paper: 100 steps. fast: 8 steps of "
-            "DPM-Solver++(2M). custom: DDIM with the steps and eta below.",
+            f"DPM-Solver++(2M).{more} custom: DDIM with the steps and eta below.",
         ),
         whole(
             "steps",
@@ -114,13 +117,18 @@ def guided_inputs() -> list[io.Input]:
     """In which part of the schedule guidance acts."""
     return [
         number(
-            "guided_start_percent",
+            GUIDED[0],
             (0.0, 0.0, 1.0, 0.01),
             "Guidance (cfg) acts from this part of the schedule on; steps before it are made as with cfg 1, without a "
-            "second pass.",
+            "second pass. Preset faster shows what it takes.",
             **ADDED,
         ),
-        number("guided_end_percent", (1.0, 0.0, 1.0, 0.01), "Guidance (cfg) acts until this part.", **ADDED),
+        number(
+            GUIDED[1],
+            (1.0, 0.0, 1.0, 0.01),
+            "Guidance (cfg) acts until this part. Preset faster shows what it takes.",
+            **ADDED,
+        ),
     ]
 
 
@@ -158,7 +166,7 @@ class ViewConsistencySampler(io.ComfyNode):
                     (3.0, 0.0, 30.0, 0.1),
                     "Guidance towards portrait and cameras; 3 in the paper. 1 is twice as fast and weaker.",
                 ),
-                *schedule_inputs(),
+                *schedule_inputs(preset_widgets(), " faster: no more steps, guidance in the noisy half only."),
                 *window_inputs(),
                 *part_inputs(),
                 *guided_inputs(),
@@ -191,7 +199,9 @@ class ViewConsistencySampler(io.ComfyNode):
         guided_start_percent=0.0,
         guided_end_percent=1.0,
     ) -> io.NodeOutput:
-        guided = SigmaRange(guided_start_percent, guided_end_percent)
+        parts = dict(zip(GUIDED, (guided_start_percent, guided_end_percent), strict=True))
+        parts |= preset_widgets().get(preset, {})
+        guided = SigmaRange(*(parts[name] for name in GUIDED))
         if view_consistency is not None:
             model = apply_cross_view_attention(model, view_consistency, window_size, overlap, closed_orbit)
         start = getattr(noise, "start", None) or start
@@ -218,9 +228,13 @@ class ViewConsistencySchedule(io.ComfyNode):
             node_id="DP3D_ViewConsistencySchedule",
             display_name="View-Consistency Schedule",
             category=SAMPLE,
-            description="The same presets as View-Consistency Sampler, for the host's SamplerCustomAdvanced.",
+            description="The presets of View-Consistency Sampler that leave guidance to the guider, for the host's "
+            "SamplerCustomAdvanced.",
             search_aliases=["DDIM sigmas", "release sampler"],
-            inputs=[io.Model.Input("model", tooltip="The model whose noise levels are used."), *schedule_inputs()],
+            inputs=[
+                io.Model.Input("model", tooltip="The model whose noise levels are used."),
+                *schedule_inputs({name: sets for name, sets in preset_widgets().items() if GUIDED[0] not in sets}),
+            ],
             outputs=[
                 io.Sampler.Output(tooltip="The preset's sampler, with noise of its own for every view."),
                 io.Sigmas.Output(tooltip="The preset's timesteps as noise levels, for one run or to be split."),

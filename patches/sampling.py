@@ -20,20 +20,28 @@ from torch import Tensor
 
 from ..diffportrait3d.choices import check_choice
 from ..diffportrait3d.diffusion import Schedule
+from ..diffportrait3d.pipeline import PRESETS, Sampling
 from .noise import StepNoise, step_noise_of, warn_of_zero_terminal_snr
 from .run_state import SigmaRange
 from .view_memory import note_end, views_of_run
 
-PRESETS = {"release": (50, 0.5), "paper": (100, 0.5)}  # DDIM's steps, eta; the paper is silent on eta
-FAST, FAST_STEPS = "fast", 8  # DPM-Solver++(2M)
 CUSTOM = "custom"
+GUIDED = ("guided_start_percent", "guided_end_percent")
 STARTS = ("t=999", "schedule")
 SAME_SIGMA = 1e-5  # relative
 
 
-def preset_values() -> dict[str, tuple[int, float]]:
-    """Steps and eta of every preset that has its own; the editor shows them on the node."""
-    return {**PRESETS, FAST: (FAST_STEPS, 0.0)}
+def preset_widgets() -> dict[str, dict[str, float]]:
+    """What each of the core's presets sets, by the names of the nodes' widgets; the editor shows it there."""
+    return {name: _widgets(sampling) for name, sampling in PRESETS.items()}
+
+
+def _widgets(sampling: Sampling) -> dict[str, float]:
+    widgets = {"steps": sampling.steps, "eta": sampling.eta if sampling.solver == "ddim" else 0.0}
+    if sampling.guided != Sampling.guided:  # else that part is the user's own
+        first, end = (timestep / Sampling.guided[1] for timestep in sampling.guided)
+        widgets |= zip(GUIDED, (1 - end, 1 - first), strict=True)
+    return widgets
 
 
 def ddim_sigmas(model_sampling, steps: int) -> Tensor:
@@ -46,7 +54,7 @@ def ddim_sigmas(model_sampling, steps: int) -> Tensor:
     return table[[*reversed(Schedule(num_timesteps=len(table)).ddim_timesteps(steps)), 0]]
 
 
-def fast_sigmas(model_sampling, steps: int = FAST_STEPS) -> Tensor:
+def trailing_sigmas(model_sampling, steps: int) -> Tensor:
     """Sigmas [steps + 1] of trailing timesteps, from the model's highest one to 0.
 
     Raises:
@@ -77,25 +85,26 @@ def chosen_schedule(
     SAMPLER makes the official code's last step of theirs.
 
     Args:
-        preset: one of `preset_values`, or "custom": DDIM with `steps` and `eta`.
+        preset: one of the core's PRESETS, or "custom": DDIM with `steps` and `eta`.
         indices: numbers of the views, where they are known.
         denoise: the last part of a schedule that is longer by 1 / denoise, as in KSampler.
 
     Raises:
         ValueError: more steps than the model has noise levels.
     """
-    steps, eta = preset_values().get(preset, (steps, eta))
+    chosen = PRESETS.get(preset) or Sampling(steps, "ddim", eta)
+    steps, eta, second_order = chosen.steps, chosen.eta, chosen.solver == "dpmpp_2m"
     if denoise <= 0:
         return DDIMSampler(eta, start, indices=indices), torch.zeros(0)
     total = steps if denoise > 0.9999 else int(steps / denoise)
     model_sampling = model.get_model_object("model_sampling")
     _check_levels(len(_sigma_table(model_sampling)), total, preset, denoise)
     part = f"{steps} steps" if total == steps else f"the last {steps} of {total} steps"
-    solver = "DPM-Solver++(2M)" if preset == FAST else f"DDIM with eta {eta:g}"
+    solver = "DPM-Solver++(2M)" if second_order else f"DDIM with eta {eta:g}"
     logging.info("DiffPortrait3D: preset %s, %s of %s", preset, part, solver)
-    if preset == FAST:
-        sigmas = fast_sigmas(model_sampling, total)
-        return FastSampler(start, sigmas=sigmas, indices=indices), sigmas[-(steps + 1) :]
+    if second_order:
+        sigmas = trailing_sigmas(model_sampling, total)
+        return SecondOrderSampler(start, sigmas=sigmas, indices=indices), sigmas[-(steps + 1) :]
     sigmas = ddim_sigmas(model_sampling, total)
     sampler = DDIMSampler(eta, start, indices=indices, sigmas=sigmas)
     return sampler, torch.cat([sigmas[-(steps + 1) : -1], sigmas.new_zeros(1)])
@@ -221,8 +230,8 @@ class DDIMSampler(OfficialSampler):
         return _keep_masked(model, out, sigmas, extra_args)
 
 
-class FastSampler(OfficialSampler):
-    """The host's DPM-Solver++(2M) with the official code's start; give it `fast_sigmas` or a part of them."""
+class SecondOrderSampler(OfficialSampler):
+    """The host's DPM-Solver++(2M) with the official code's start; give it `trailing_sigmas` or a part of them."""
 
     def run_steps(self, model, x, sigmas, extra_args=None, callback=None, disable=None, views=None) -> Tensor:
         return sample_dpmpp_2m(model, x, sigmas, extra_args, callback, disable)

@@ -1,20 +1,25 @@
-// View-Consistency Sampler and Schedule show the steps and the eta of the chosen preset; they are the user's own to set
-// with preset custom only. The numbers come with the node's definition.
+// View-Consistency Sampler and Schedule show the numbers that the chosen preset sets; the others are the user's own. The
+// numbers come with the node's definition.
 import { app } from '../../scripts/app.js';
 
 const NODES = ['DP3D_ViewConsistencySampler', 'DP3D_ViewConsistencySchedule'];
 
-function follow(node, presets) {
-  const widget = (name) => node.widgets.find((each) => each.name === name);
-  const [preset, ...numbers] = ['preset', 'steps', 'eta'].map(widget);
-  let own = null; // the user's numbers while a preset's are shown
+function follow(node, { required, optional = {} }) {
+  const { presets } = required.preset[1];
+  const preset = node.widgets.find(({ name }) => name === 'preset');
+  const names = new Set(Object.values(presets).flatMap(Object.keys)); // that some preset sets
+  const numbers = node.widgets.filter(({ name }) => names.has(name));
+  const own = new Map(); // the user's numbers while a preset's are shown
 
   function show() {
-    const used = presets[preset.value];
-    if (used && !own) own = numbers.map(({ value }) => value);
-    if (used || own) numbers.forEach((each, i) => { each.value = (used ?? own)[i]; });
-    if (!used) own = null;
-    for (const each of numbers) each.disabled = Boolean(used);
+    const used = presets[preset.value] ?? {};
+    for (const each of numbers) {
+      const taken = each.name in used;
+      if (taken && !own.has(each)) own.set(each, each.value);
+      if (own.has(each)) each.value = taken ? used[each.name] : own.get(each);
+      if (!taken) own.delete(each);
+      each.disabled = taken;
+    }
     node.setDirtyCanvas(true, true);
   }
 
@@ -27,7 +32,10 @@ function follow(node, presets) {
   const { onConfigure } = node;
   node.onConfigure = function (...values) {
     const result = onConfigure?.apply(this, values);
-    own = null; // another graph's numbers
+    own.clear(); // another graph's numbers; of this one, those are saved that the preset showed
+    for (const each of numbers) {
+      if (each.name in (presets[preset.value] ?? {})) own.set(each, (required[each.name] ?? optional[each.name])[1].default);
+    }
     show();
     return result;
   };
@@ -37,7 +45,6 @@ function follow(node, presets) {
 app.registerExtension({
   name: 'DiffPortrait3D.Presets',
   nodeCreated(node) {
-    if (!NODES.includes(node.comfyClass)) return;
-    follow(node, node.constructor.nodeData.input.required.preset[1].presets);
+    if (NODES.includes(node.comfyClass)) follow(node, node.constructor.nodeData.input);
   },
 });

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.__main__ import main
+from diffportrait3d.__main__ import chosen_sampling, main, parse_arguments
 from diffportrait3d.images import read_image, save_image
-from diffportrait3d.pipeline import Pipeline
+from diffportrait3d.pipeline import PRESETS, Pipeline, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,19 @@ def test_camera_images_are_used_in_order(weights, tmp_path, capsys):
     assert main([*common, "--out", str(tmp_path / "out"), "--views", "2", "--guidance", "1"]) == 0
     assert main([*common, "--out", str(tmp_path / "other"), "--views", "3"]) == 1
     assert "has 2 images for 3 cameras" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", Sampling()),
+        ("--preset release", Sampling(50, "ddim", 0.5)),
+        ("--preset faster --guidance 2", replace(PRESETS["faster"], guidance=2.0)),
+        ("--preset faster --steps 9 --solver ddim", replace(PRESETS["faster"], steps=9, solver="ddim")),
+    ],
+)
+def test_a_preset_with_what_is_said_otherwise(words, expected):
+    assert chosen_sampling(parse_arguments(["portrait.png", "--out", "views", *words.split()])) == expected
 
 
 @pytest.mark.parametrize(

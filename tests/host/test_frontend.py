@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from diffportrait3d.pipeline import PRESETS
 from tools import frontend, help_pages, locales
 from tools.frontend import open_editor
 from tools.host import PACK_NAME
@@ -248,19 +249,25 @@ def test_late_picture_is_not_shown_in_another_graph(editor):
     assert shown == 0
 
 
-def schedule_widgets(editor, node_id: str, preset: str | None = None) -> list:
-    """[steps, eta, whether they are greyed] of a node, after a choice of `preset` as a person makes it."""
+SCHEDULE_WIDGETS = ("steps", "eta")
+GUIDED_WIDGETS = ("guided_start_percent", "guided_end_percent")
+
+
+def schedule_widgets(
+    editor, node_id: str, preset: str | None = None, names: tuple[str, ...] = SCHEDULE_WIDGETS
+) -> list:
+    """[numbers of widgets, whether they are greyed] of a node, after a choice of `preset` as a person makes it."""
     return editor.page.evaluate(
-        """([id, preset]) => {
+        """([id, preset, names]) => {
         const widget = (name) => window.app.graph.getNodeById(Number(id)).widgets.find((each) => each.name === name);
         if (preset) {
             widget('preset').value = preset;
             widget('preset').callback(preset);
         }
-        const numbers = [widget('steps'), widget('eta')];
+        const numbers = names.map(widget);
         return [...numbers.map(({ value }) => value), numbers.every(({ disabled }) => disabled)];
     }""",
-        [node_id, preset],
+        [node_id, preset, names],
     )
 
 
@@ -274,6 +281,14 @@ def test_presets_show_what_they_take(editor):
     assert schedule_widgets(editor, SAMPLER, "paper") == [100, 0.5, True]
     assert schedule_widgets(editor, SAMPLER, "fast") == [8, 0, True]
     assert schedule_widgets(editor, SAMPLER, "custom") == [25, 0.25, False]
+    set_widgets(editor, SAMPLER, guided_start_percent=0.25)
+    assert schedule_widgets(editor, SAMPLER, "faster", GUIDED_WIDGETS) == [0, 0.5, True]
+    assert schedule_widgets(editor, SAMPLER) == [PRESETS["faster"].steps, 0, True]
+    assert schedule_widgets(editor, SAMPLER, "release", GUIDED_WIDGETS) == [0.25, 1, False], "the person's own"
+    schedule_widgets(editor, SAMPLER, "faster")
+    editor.page.evaluate("() => window.app.loadGraphData(window.app.graph.serialize(), true, true, 'workflow')")
+    assert schedule_widgets(editor, SAMPLER, names=GUIDED_WIDGETS) == [0, 0.5, True]
+    assert schedule_widgets(editor, SAMPLER, "fast", GUIDED_WIDGETS) == [0, 1, False], "what was shown is nobody's own"
     released = json.loads(frontend.template("released_weights").read_text(encoding="utf-8"))
     [sampler] = [node for node in released["nodes"] if node["type"] == "DP3D_ViewConsistencySampler"]
     place = sampler["widgets_values"].index("release")

@@ -231,11 +231,6 @@ def test_zero_terminal_snr_is_warned_of(host, path, vae, prompt, latent, caplog)
         assert warnings() == expected
 
 
-def test_presets(path):
-    chosen = path.patches.sampling.PRESETS
-    assert chosen == {"release": (50, 0.5), "paper": (100, 0.5)}
-
-
 def test_negative_side_is_the_positive_s_prompt_without_control(path, prompt):
     with_control = [[prompt[0][0], {"control": object(), "control_apply_to_uncond": False, "mask": 1}]]
     assert path.patches.sampling.without_control(with_control) == [[prompt[0][0], {"mask": 1}]]
