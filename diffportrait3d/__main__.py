@@ -29,25 +29,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m diffportrait3d", description="Makes a turntable of a portrait, without any ComfyUI."
     )
-    parser.add_argument("portrait", type=Path, help="an image of a head; its central square is taken")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the views; it must be new or empty")
-    parser.add_argument(
-        "--weights", type=Path, default=WEIGHTS, help="folder of the six networks (default: %(default)s)"
-    )
-    parser.add_argument("--views", type=int, default=16, help="number of cameras (default %(default)s)")
-    parser.add_argument(
-        "--yaw", type=float, nargs=2, default=(-45.0, 45.0), metavar=("FIRST", "LAST"), help="degrees (default -45 45)"
-    )
-    parser.add_argument("--pitch", type=float, default=0.0, help="degrees; positive looks from above (default 0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default %(default)s)")
-    parser.add_argument(
-        "--preset", choices=PRESETS, default="fast", help="steps, solver and guided part of the steps (default fast)"
-    )
-    parser.add_argument("--steps", type=int, help="of the solver (default: the preset's)")
-    parser.add_argument("--solver", choices=SOLVERS, help="default: the preset's")
-    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="default %(default)s; 1 is none")
-    parser.add_argument("--camera-images", type=Path, help="folder of somebody else's images, one per camera in order")
-    parser.add_argument("--device", default="cpu", help="e.g. cuda (default %(default)s)")
+    add = parser.add_argument
+    add("portrait", type=Path, help="an image of a head; its central square is taken")
+    add("--out", type=Path, required=True, help="folder for the views; it must be new or empty")
+    add("--weights", type=Path, default=WEIGHTS, help="folder of the six networks (default: %(default)s)")
+    add("--views", type=int, default=16, help="number of cameras (default %(default)s)")
+    add("--yaw", type=float, nargs=2, default=(-45.0, 45.0), metavar=("FIRST", "LAST"), help="degrees (default -45 45)")
+    add("--pitch", type=float, default=0.0, help="degrees; positive looks from above (default 0)")
+    add("--seed", type=int, default=0, help="of the noise (default %(default)s)")
+    add("--preset", choices=PRESETS, default="fast", help="steps, solver and guided part of the steps (default fast)")
+    add("--steps", type=int, help="of the solver (default: the preset's)")
+    add("--solver", choices=SOLVERS, help="default: the preset's")
+    add("--guidance", type=float, default=Sampling.guidance, help="default %(default)s; 1 is none")
+    add("--camera-images", type=Path, help="folder of somebody else's images, one per camera in order")
+    add("--device", default="cpu", help="e.g. cuda (default %(default)s)")
     return parser.parse_args(arguments)
 
 

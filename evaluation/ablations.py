@@ -126,16 +126,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = study_parser("ablations", __doc__, "runs/ablations.json")
     add_weights(parser)
     add_sampling(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--group",
         choices=GROUPS,
         default="all",
         help="variants: all of the paper's, those of its main orders, or those that may spoil faces (default all)",
     )
-    parser.add_argument(
-        "--arms", nargs="+", choices=ALL_VARIANTS, metavar="ARM", help=f"instead of a group: {', '.join(ALL_VARIANTS)}"
-    )
-    parser.add_argument(
+    add("--arms", nargs="+", choices=ALL_VARIANTS, metavar="ARM", help=f"instead of a group: {', '.join(ALL_VARIANTS)}")
+    add(
         "--order-weights",
         type=Path,
         nargs=2,

@@ -170,21 +170,22 @@ def run(options: argparse.Namespace) -> list[Measured]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m evaluation.paper", description=__doc__.splitlines()[0])
-    parser.add_argument("views", type=Path, nargs="+", help="folders of generated views")
-    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the results")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="pixels (default 256 512)")
-    parser.add_argument("--backgrounds", nargs="+", choices=("with", "without"), default=["with"])
+    add = parser.add_argument
+    add("views", type=Path, nargs="+", help="folders of generated views")
+    add("--out", type=Path, default=Path("runs/paper"), help="folder of the results")
+    add("--sizes", type=int, nargs="+", default=[256, 512], help="pixels (default 256 512)")
+    add("--backgrounds", nargs="+", choices=("with", "without"), default=["with"])
     for name, text in FILES.items():
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
-    parser.add_argument(
+        add(f"--{name}", type=Path, metavar="FILE", help=text)
+    add(
         "--miniature",
         type=Path,
         help="weights folder whose networks measure, too, under names with 'mini'; without any backbone: "
         "weights/miniature",
     )
     add_faces(parser)
-    parser.add_argument("--pictures", type=int, default=4, help="identities of every folder in pictures.png")
-    parser.add_argument("--device", default="cpu", help="where the backbones run")
+    add("--pictures", type=int, default=4, help="identities of every folder in pictures.png")
+    add("--device", default="cpu", help="where the backbones run")
     options = parser.parse_args(arguments)
     if not options.miniature and not any(getattr(options, name) for name in FILES):
         options.miniature = WEIGHTS

@@ -94,11 +94,8 @@ def setup() -> Path:
     if not STAMP.exists() or STAMP.read_text(encoding="utf-8") != wanted:
         # One call, so that torch is chosen together with what needs it and is not replaced afterwards.
         listed = [part for path in files for part in ("-r", path)]
-        pip(
-            f"Installing {torch_spec()} and the packages of the host (once, about a minute)",
-            *torch_spec().split(),
-            *listed,
-        )
+        step = f"Installing {torch_spec()} and the packages of the host (once, about a minute)"
+        pip(step, *torch_spec().split(), *listed)
         pip("Installing this project (editable)", "--no-deps", "--no-build-isolation", "-e", PACK)
         link_clone_packages()
         part = STAMP.with_suffix(".part")

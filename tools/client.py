@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tools.server import Server
 
 POLL_SECONDS = 2.0
+CLOSED = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
 _MISSING_FILE = (
     ". Is the file where the node looks? The miniature's are in weights/miniature/, trained by `make miniature`."
 )
@@ -96,8 +97,7 @@ def _refusal(answer: dict, prompt: dict) -> str:
 
 async def _follow(server: Server, socket, prompt: dict, prompt_id: str) -> dict[str, float]:
     """Show progress until the workflow ends; returns the seconds spent in each node."""
-    seconds, node, since = {}, None, time.monotonic()
-    bar = None
+    seconds, node, since, bar = {}, None, time.monotonic(), None
     try:
         while True:
             try:
@@ -105,12 +105,7 @@ async def _follow(server: Server, socket, prompt: dict, prompt_id: str) -> dict[
             except TimeoutError:
                 server.check_alive()
                 continue
-            if message.type in (
-                aiohttp.WSMsgType.CLOSE,
-                aiohttp.WSMsgType.CLOSING,
-                aiohttp.WSMsgType.CLOSED,
-                aiohttp.WSMsgType.ERROR,
-            ):
+            if message.type in CLOSED:
                 raise ConnectionError("the server closed the websocket")
             if message.type != aiohttp.WSMsgType.TEXT:
                 continue  # binary messages are preview images

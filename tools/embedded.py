@@ -151,18 +151,8 @@ def boot(base_directory: Path, cpu: bool = True, options: Sequence[str] = (), as
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base_directory / name).mkdir(parents=True, exist_ok=True)
     _prepare_path(path)
-    _parse_options(
-        [
-            "--base-directory",
-            str(base_directory),
-            "--use-pytorch-cross-attention",
-            "--disable-api-nodes",
-            "--database-url",
-            "sqlite:///:memory:",
-        ]
-        + ["--cpu"] * cpu
-        + [*options]
-    )
+    stock = ("--use-pytorch-cross-attention", "--disable-api-nodes", "--database-url", "sqlite:///:memory:")
+    _parse_options(["--base-directory", str(base_directory), *stock, *["--cpu"] * cpu, *options])
     if as_program:
         importlib.import_module("cuda_malloc")  # before torch knows its devices
         importlib.import_module("main")

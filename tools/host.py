@@ -128,24 +128,9 @@ def _download(folder: Path) -> Path:
     # The hash in a requirements file makes pip check the file before it looks inside.
     requirement = folder / "source.txt"
     requirement.write_text(f"{SOURCE_DISTRIBUTION} --hash=sha256:{SOURCE_SHA256}\n", encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--no-binary=:all:",
-        "--python-version",
-        SOURCE_PYTHON,
-        "--require-hashes",
-        "-d",
-        str(folder),
-        "-r",
-        str(requirement),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, *"-m pip download -q --disable-pip-version-check --no-deps --no-binary=:all:".split()]
+    options = ("--python-version", SOURCE_PYTHON, "--require-hashes", "-d", str(folder), "-r", str(requirement))
+    result = subprocess.run([*command, *options], capture_output=True, text=True)
     found = sorted(folder.glob("*.tar.gz"))
     if result.returncode == 0 and len(found) == 1:
         return found[0]

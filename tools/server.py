@@ -38,9 +38,7 @@ class Server:
     """
 
     def __init__(self, port: int | None = None, cpu: bool | None = None, options: tuple[str, ...] = ()):
-        self.port = port
-        self.cpu = cpu
-        self.options = options
+        self.port, self.cpu, self.options = port, cpu, options
         self.process: subprocess.Popen | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
 
@@ -92,22 +90,10 @@ class Server:
         pack = link_pack(self.base_directory).name
         cpu = _no_accelerator() if self.cpu is None else self.cpu
         command = [
-            sys.executable,
-            str(host / "main.py"),
-            "--listen",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--base-directory",
-            str(self.base_directory),
-            "--disable-all-custom-nodes",
-            "--whitelist-custom-nodes",
-            pack,
-            "--disable-api-nodes",
-            "--disable-auto-launch",
-            "--database-url",
-            "sqlite:///:memory:",
-            "--use-pytorch-cross-attention",
+            *(sys.executable, str(host / "main.py")),
+            *("--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base_directory)),
+            *("--disable-all-custom-nodes", "--whitelist-custom-nodes", pack, "--disable-api-nodes"),
+            *("--disable-auto-launch", "--database-url", "sqlite:///:memory:", "--use-pytorch-cross-attention"),
             *(["--cpu"] if cpu else []),
             *self.options,
         ]
@@ -115,15 +101,8 @@ class Server:
             # Its own session, so that Ctrl-C reaches us alone and the server is stopped in order.
             # Threads that spin while they wait make two busy cores several times slower.
             environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUTF8": "1"}
-            self.process = subprocess.Popen(
-                command,
-                cwd=host,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=environment,
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            self.process = subprocess.Popen(command, cwd=host, start_new_session=True, env=environment, **streams)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS

@@ -96,18 +96,9 @@ def dataset_settings(
 
     shards: people_per_shard, cameras and conditions of a data set in shards.
     """
-    return {
-        "format": FORMAT,
-        "version": SHARDED if shards else VERSION,
-        "resolution": resolution,
-        "views": views,
-        "yaw": yaw,
-        "pitch": pitch,
-        "ict_fraction": ict_fraction,
-        "condition_subjects": condition_subjects,
-        "seed": seed,
-        **(shards or {}),
-    }
+    cameras = {"resolution": resolution, "views": views, "yaw": yaw, "pitch": pitch}
+    people = {"ict_fraction": ict_fraction, "condition_subjects": condition_subjects, "seed": seed}
+    return {"format": FORMAT, "version": SHARDED if shards else VERSION, **cameras, **people, **(shards or {})}
 
 
 def person(settings: dict, split: str, index: int) -> dict:
@@ -123,12 +114,7 @@ def person(settings: dict, split: str, index: int) -> dict:
     first = settings["seed"] * SEED_STRIDE + FIRST_CONDITION[split]
     chosen = torch.randint(settings["condition_subjects"], (settings["views"],), generator=generator)
     provider = "ict" if ict else "analytic"
-    who = {
-        "id": f"{provider}-{seed:07d}",
-        "split": split,
-        "provider": provider,
-        "seed": seed,
-    }
+    who = {"id": f"{provider}-{seed:07d}", "split": split, "provider": provider, "seed": seed}
     if settings["version"] == SHARDED and split == "train":
         return who | _banked_views(settings, generator)
     return who | {"labels": orbit_camera(yaw, pitch), "conditions": [first + int(k) for k in chosen]}
@@ -170,12 +156,8 @@ def write_manifest(out: Path, settings: dict, jobs: list[Job]) -> Path:
     records = []
     for job in jobs:
         path = _path(out, settings, job)
-        lines = (
-            map(json.dumps, read_records(path) or [])
-            if job[0] in ("shard", "conditions")
-            else [path.read_text("utf-8")]
-        )
-        records += lines
+        in_shards = path.suffix == ".safetensors"
+        records += map(json.dumps, read_records(path) or []) if in_shards else [path.read_text("utf-8")]
     path = out / "manifest.jsonl"
     write_text(path, "\n".join([json.dumps(settings), *records, ""]))
     return path
@@ -311,53 +293,39 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.render", description="Render a multi-view portrait data set."
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the data set; a run that was interrupted continues"
-    )
-    parser.add_argument("--ict", type=Path, help="quantised ICT face model (.npz); without it every person is analytic")
-    parser.add_argument(
-        "--ict-fraction", type=float, default=0.67, help="share of people from the ICT model (default 0.67)"
-    )
-    parser.add_argument("--resolution", type=int, default=128, help="side of the images in pixels, a multiple of 8")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of the data set; a run that was interrupted continues")
+    add("--ict", type=Path, help="quantised ICT face model (.npz); without it every person is analytic")
+    add("--ict-fraction", type=float, default=0.67, help="share of people from the ICT model (default 0.67)")
+    add("--resolution", type=int, default=128, help="side of the images in pixels, a multiple of 8")
     for split, count in (("train", 900), ("val", 20), ("test", 100)):
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"number of people in the {split} split")
-    parser.add_argument("--views", type=int, default=10, help="views per person; the first one is nearly frontal")
-    parser.add_argument("--yaw", type=float, default=60.0, help="largest yaw in degrees, to both sides")
-    parser.add_argument("--pitch", type=float, default=20.0, help="largest pitch in degrees, up and down")
-    parser.add_argument(
-        "--condition-subjects",
-        type=int,
-        default=64,
-        help="number of people in the condition images, per library",
-    )
-    parser.add_argument(
-        "--shard", type=int, default=0, metavar="PEOPLE", help="training people per file (default: PNG)"
-    )
-    parser.add_argument("--cameras", type=int, default=512, help="with --shard: number of fixed cameras")
-    parser.add_argument(
-        "--conditions", type=int, default=2048, help="with --shard: images in the bank, a multiple of --cameras"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
-    parser.add_argument(
-        "--device", default="cpu", help="where the light is baked and the views are drawn: cpu (default) or cuda"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other people and other cameras")
+        add(f"--{split}", type=int, default=count, help=f"number of people in the {split} split")
+    add("--views", type=int, default=10, help="views per person; the first one is nearly frontal")
+    add("--yaw", type=float, default=60.0, help="largest yaw in degrees, to both sides")
+    add("--pitch", type=float, default=20.0, help="largest pitch in degrees, up and down")
+    add("--condition-subjects", type=int, default=64, help="number of people in the condition images, per library")
+    add("--shard", type=int, default=0, metavar="PEOPLE", help="training people per file (default: PNG)")
+    add("--cameras", type=int, default=512, help="with --shard: number of fixed cameras")
+    add("--conditions", type=int, default=2048, help="with --shard: images in the bank, a multiple of --cameras")
+    add("--workers", type=int, default=2, help="processes (default 2)")
+    add("--device", default="cpu", help="where the light is baked and the views are drawn: cpu (default) or cuda")
+    add("--seed", type=int, default=0, help="another seed gives other people and other cameras")
     return parser
 
 
 def _problem(args: argparse.Namespace) -> str | None:
     """The first thing wrong with the arguments, or None."""
+    counts = (args.train, args.val, args.test)
+    banked = args.conditions >= args.cameras >= max(1, args.views) and args.conditions % args.cameras == 0
+    no_device = args.device.startswith("cuda") and not torch.cuda.is_available()
     checks = (
         (
             args.resolution < 8 or args.resolution % 8,
             f"--resolution {args.resolution} must be a positive multiple of 8",
         ),
-        (min(args.train, args.val, args.test) < 0, "--train, --val and --test must not be negative"),
-        (
-            max(args.train, args.val, args.test) > LARGEST_SPLIT,
-            f"a split holds at most {LARGEST_SPLIT} people",
-        ),
-        (args.train + args.val + args.test == 0, "nothing to render: --train, --val and --test are all 0"),
+        (min(counts) < 0, "--train, --val and --test must not be negative"),
+        (max(counts) > LARGEST_SPLIT, f"a split holds at most {LARGEST_SPLIT} people"),
+        (sum(counts) == 0, "nothing to render: --train, --val and --test are all 0"),
         (args.views < 1, f"--views {args.views} must be at least 1"),
         (not 0 <= args.yaw <= 180, f"--yaw {args.yaw} must lie in 0..180 degrees"),
         (not 0 <= args.pitch < 90, f"--pitch {args.pitch} must lie in 0..90 degrees"),
@@ -366,15 +334,11 @@ def _problem(args: argparse.Namespace) -> str | None:
         (args.seed < 0, "--seed must not be negative"),
         (args.shard < 0, "--shard must not be negative"),
         (
-            args.shard > 0
-            and (args.cameras < args.views or args.conditions < args.cameras or args.conditions % args.cameras > 0),
+            args.shard > 0 and not banked,
             f"--cameras {args.cameras} must be at least --views {args.views}, and --conditions {args.conditions} a "
             "multiple of it",
         ),
-        (
-            args.device.startswith("cuda") and not torch.cuda.is_available(),
-            f"--device {args.device}: torch sees no CUDA device here",
-        ),
+        (no_device, f"--device {args.device}: torch sees no CUDA device here"),
         (args.ict is not None and not args.ict.is_file(), f"--ict {args.ict}: no such file"),
     )
     return next((message for wrong, message in checks if wrong), None)
@@ -385,25 +349,14 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if problem := _problem(args):
         parser.error(problem)
-    fraction = args.ict_fraction if args.ict else 0.0
     shards = {"people_per_shard": args.shard, "cameras": args.cameras, "conditions": args.conditions}
-    settings = dataset_settings(
-        args.resolution,
-        args.views,
-        args.yaw,
-        args.pitch,
-        fraction,
-        args.condition_subjects,
-        args.seed,
-        shards if args.shard else None,
-    )
+    look = args.resolution, args.views, args.yaw, args.pitch, args.ict_fraction if args.ict else 0.0
+    settings = dataset_settings(*look, args.condition_subjects, args.seed, shards if args.shard else None)
+    counts = {split: getattr(args, split) for split in SPLITS}
     try:
-        manifest = render_dataset(
-            args.out, settings, {split: getattr(args, split) for split in SPLITS}, args.ict, args.workers, args.device
-        )
+        print(render_dataset(args.out, settings, counts, args.ict, args.workers, args.device))
     except ValueError as error:
         parser.error(str(error))
-    print(manifest)
     return 0
 
 

@@ -45,19 +45,16 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def add_people(parser: argparse.ArgumentParser) -> None:
     """Whose views are generated, and by how many processes."""
-    parser.add_argument("--data", type=Path, help="dataset with a test split; rendered into --cache if absent")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache/evaluation"), help="where test subjects are rendered"
-    )
-    parser.add_argument("--ict", type=Path, help="ICT Face Model Light, to render test subjects of that kind")
-    parser.add_argument("--identities", type=int, help=f"default: {IDENTITIES}, or as many as --data has")
-    parser.add_argument("--views", type=int, default=6, help="target views per identity, generated together")
-    parser.add_argument("--seed", type=int, default=0, help="identity k uses seed + k in every variant")
-    parser.add_argument(
-        "--store", type=Path, default=Path("runs/views"), help="where generated views are kept (default %(default)s)"
-    )
+    add = parser.add_argument
+    add("--data", type=Path, help="dataset with a test split; rendered into --cache if absent")
+    add("--cache", type=Path, default=Path(".cache/evaluation"), help="where test subjects are rendered")
+    add("--ict", type=Path, help="ICT Face Model Light, to render test subjects of that kind")
+    add("--identities", type=int, help=f"default: {IDENTITIES}, or as many as --data has")
+    add("--views", type=int, default=6, help="target views per identity, generated together")
+    add("--seed", type=int, default=0, help="identity k uses seed + k in every variant")
+    add("--store", type=Path, default=Path("runs/views"), help="where generated views are kept (default %(default)s)")
     add_faces(parser)
-    parser.add_argument("--workers", type=int, default=1, help="processes; identities are shared out among them")
+    add("--workers", type=int, default=1, help="processes; identities are shared out among them")
     add_device(parser)
 
 

@@ -83,10 +83,7 @@ class EMA:
 
 def rng_state() -> dict[str, Any]:
     """States of the global generators that training draws from: torch's (samplers have generators of their own)."""
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def restore_rng(state: dict[str, Any]) -> None:
