@@ -146,24 +146,19 @@ def _relief(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
     d = d - 0.95 * gauss(socket, 0.8) - 0.9 * smooth(1.1 - socket, 0.0, 0.45)
     t = ((ey + 0.9 - y) / (ey + 0.9 - tip)).clamp(0, 1)
     under = torch.where(y < tip, torch.exp(-(((tip - y) / 1.05) ** 3)), torch.ones_like(y))
-    d = d + shape.nose_height * (0.10 + 0.90 * t**1.15) * gauss(x, 0.55 + 0.42 * t) * under * smooth(
-        ey + 2.2 - y, 0, 1.6
-    )
+    bridge = smooth(ey + 2.2 - y, 0, 1.6)
+    d = d + shape.nose_height * (0.10 + 0.90 * t**1.15) * gauss(x, 0.55 + 0.42 * t) * under * bridge
     d = d + 0.75 * gauss(ax - shape.nose_width, 0.48) * gauss(y - (base + 0.75), 0.48)
     d = d - 0.30 * gauss(ax - shape.nose_width - 0.75, 0.35) * gauss(y - (base + 0.5), 0.9)  # fold beside the wings
     d = d + shape.cheek * gauss(ax - 4.3, 1.6) * gauss(y - (ey - 3.0), 1.4)
-    d = (
-        d
-        + (0.15 + shape.chin) * gauss(x, 1.7) * gauss(y + 6.5, 1.0)
-        - 0.35 * gauss(x, 2.2) * gauss(y - (shape.mouth_y - 1.75), 0.55)
-    )
+    d = d + (0.15 + shape.chin) * gauss(x, 1.7) * gauss(y + 6.5, 1.0)
+    d = d - 0.35 * gauss(x, 2.2) * gauss(y - (shape.mouth_y - 1.75), 0.55)
     line, u = _lip_line(x, shape), x / shape.mouth_width
     gap = shape.opening
     d = d + 0.45 * gauss(u, 0.75) * gauss(y - line, 1.5)
     body = smooth(1.1 - u.abs(), 0, 0.5)
-    d = d + shape.lip * body * (
-        gauss(y - (line + 0.42 + gap / 2), 0.32) + 1.15 * gauss(y - (line - 0.50 - gap / 2), 0.36)
-    )
+    upper, lower = gauss(y - (line + 0.42 + gap / 2), 0.32), gauss(y - (line - 0.50 - gap / 2), 0.36)
+    d = d + shape.lip * body * (upper + 1.15 * lower)
     d = d - (0.40 + 0.9 * gap) * body * gauss(y - line, 0.13 + 0.45 * gap)
     return d - 0.18 * gauss(x, 0.25) * gauss(y - (line + 1.25), 0.4)  # philtrum
 
@@ -214,12 +209,8 @@ def _ear(centre: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     lobe = smooth(-torch.sin(phi), 0.2, 1.0)
     across = ring * torch.cos(phi) * 1.75 * (1 - 0.30 * lobe)  # towards the back
     up = ring * torch.sin(phi) * (3.1 + 0.1 * torch.cos(phi))
-    inner = (
-        0.75
-        + 0.35 * gauss(ring - 0.92, 0.09) * (1 - 0.6 * lobe)
-        + 0.22 * gauss(ring - 0.55, 0.12)
-        - 0.75 * gauss(ring, 0.30)
-    )
+    inner = 0.75 + 0.35 * gauss(ring - 0.92, 0.09) * (1 - 0.6 * lobe)
+    inner = inner + 0.22 * gauss(ring - 0.55, 0.12) - 0.75 * gauss(ring, 0.30)
     behind = torch.zeros(rows, 1)
     behind[-4:, 0] = torch.tensor([0.85, 0.55, 0.15, -0.5])
     out = torch.where(torch.arange(rows)[:, None] >= rows - 4, behind, inner).expand(rows, columns)
@@ -257,17 +248,13 @@ def _landmarks(skin: Tensor, eyes: Tensor, radius: float, shape: Shape) -> Tenso
     u = shape.mouth_width
     gap = shape.opening / 2
     top, bottom = [0.0, 0.62, 0.86, 0.78, 0.86, 0.62, 0.0], [0.62, 0.95, 1.02, 0.95, 0.62]
-    line = [float(_lip_line(torch.tensor(x * u), shape)) for x in (-1, -0.66, -0.3, 0, 0.3, 0.66, 1)]
-    outer = [
-        (x * u, y + h + gap * (abs(x) < 1))
-        for x, y, h in zip((-1, -0.66, -0.3, 0, 0.3, 0.66, 1), line, top, strict=True)
-    ]
+    across = (-1, -0.66, -0.3, 0, 0.3, 0.66, 1)
+    line = [float(_lip_line(torch.tensor(x * u), shape)) for x in across]
+    outer = [(x * u, y + h + gap * (abs(x) < 1)) for x, y, h in zip(across, line, top, strict=True)]
     outer += [(x * u, y - h - gap) for x, y, h in zip((0.66, 0.3, 0, -0.3, -0.66), line[5:0:-1], bottom, strict=True)]
-    inside = (
-        [(-0.88 * u, line[0])]
-        + [(x * u, y + gap + 0.03) for x, y in zip((-0.35, 0, 0.35), line[2:5], strict=True)]
-        + [(0.88 * u, line[6])]
-    )
+    inside = [(-0.88 * u, line[0])]
+    inside += [(x * u, y + gap + 0.03) for x, y in zip((-0.35, 0, 0.35), line[2:5], strict=True)]
+    inside += [(0.88 * u, line[6])]
     inside += [(x * u, y - gap - 0.03) for x, y in zip((0.35, 0, -0.35), line[4:1:-1], strict=True)]
     return torch.stack(marks + surface(outer) + surface(inside))
 

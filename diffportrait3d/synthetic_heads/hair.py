@@ -109,13 +109,8 @@ def _sheet(mesh: HeadMesh, look: Look, broad: Noise, clump: Noise, strand: Noise
         point = _hang(point, skull.centre, theta, az, look, clump)
     vertices = point.reshape(-1, 3)
     colour = _strands(look, direction, theta, az, body, strand)
-    return Surface(
-        vertices,
-        grid_triangles(ROWS, COLUMNS),
-        colour.reshape(-1, 3),
-        torch.full((len(vertices),), 0.22),
-        two_sided=long,
-    )
+    specular = torch.full((len(vertices),), 0.22)
+    return Surface(vertices, grid_triangles(ROWS, COLUMNS), colour.reshape(-1, 3), specular, two_sided=long)
 
 
 def _rounded(end: Tensor) -> Tensor:
@@ -139,20 +134,14 @@ def _volume(
     """Height of the hair above the skull in cm."""
     flat = direction.reshape(-1, 3)
     waves = {"curly": 0.30, "afro": 0.16, "buzz": 0.03}.get(look.hair_style, 0.13)
-    shape = (
-        1
-        + 0.22 * broad(flat * 8).view_as(theta)
-        + waves * clump(flat * (9 if look.hair_style in ("curly", "afro") else 4)).view_as(theta)
-    )
+    fine = 9 if look.hair_style in ("curly", "afro") else 4
+    shape = 1 + 0.22 * broad(flat * 8).view_as(theta) + waves * clump(flat * fine).view_as(theta)
     edge = inside.clamp(0, 1).sqrt()
     if look.hair_style == "swept":
         lift = gauss(theta - 42, 16.0) * gauss(az, 45.0)
         shape = shape * (1 + 0.9 * lift)
-    part = (
-        gauss(direction[..., 0] * 9 - look.parting, 0.55)
-        * smooth(direction[..., 2], -0.3, 0.3)
-        * (look.hair_style not in ("afro", "curly", "buzz"))
-    )
+    parted = look.hair_style not in ("afro", "curly", "buzz")
+    part = gauss(direction[..., 0] * 9 - look.parting, 0.55) * smooth(direction[..., 2], -0.3, 0.3) * parted
     body = look.hair_thickness * shape * edge * (1 - 0.55 * part)
     if look.fringe and look.hair_style != "afro":
         body = body * (1 - 0.3 * gauss(az, 40.0) * smooth(theta, 55, 70))
@@ -165,21 +154,14 @@ def _hang(point: Tensor, centre: Tensor, theta: Tensor, az: Tensor, look: Look, 
     """Rows beyond the equator fall straight down, a little wavy, tapering or turning in at the tips."""
     below = ((theta - _EQUATOR) / (230 - _EQUATOR)).clamp(min=0)[..., None]  # 0..1 along the hanging part
     length = 7.5 + 3.5 * look.hair_length if look.hair_style == "bob" else 13 + 6 * look.hair_length
-    out = (point - centre) * point.new_tensor([1.0, 0.0, 1.0])
+    out, up = (point - centre) * point.new_tensor([1.0, 0.0, 1.0]), point.new_tensor([0.0, 1.0, 0.0])
     back = smooth(az.abs(), 90, 150)[..., None]
-    wave = 0.05 * clump(torch.cat([out * 0.25, below * length * 0.35], -1)[..., [0, 2, 3]].reshape(-1, 3)).view(
-        *theta.shape, 1
-    )
+    places = torch.cat([out * 0.25, below * length * 0.35], -1)[..., [0, 2, 3]].reshape(-1, 3)
+    wave = 0.05 * clump(places).view(*theta.shape, 1)
     turn_in = 0.30 * below**3 if look.hair_style == "bob" else 0.10 * below**2
-    scale = (
-        1 + (0.10 * torch.sin(math.pi * below.clamp(max=1) * 0.8) + wave) * (below > 0) - turn_in - 0.22 * back * below
-    )
-    return (
-        centre
-        + out * scale
-        + (point - centre) * point.new_tensor([0.0, 1.0, 0.0])
-        - point.new_tensor([0.0, 1.0, 0.0]) * below * length
-    )
+    bulge = 0.10 * torch.sin(math.pi * below.clamp(max=1) * 0.8)
+    scale = 1 + (bulge + wave) * (below > 0) - turn_in - 0.22 * back * below
+    return centre + out * scale + (point - centre) * up - up * below * length
 
 
 def _strands(look: Look, direction: Tensor, theta: Tensor, az: Tensor, body: Tensor, strand: Noise) -> Tensor:

@@ -91,11 +91,9 @@ def sample_look(generator: torch.Generator) -> Look:
     style = dice.choice(list(HAIR_STYLES), [style[1 if bearded else 2] for style in HAIR_STYLES.values()])
     beard = dice.choice(BEARDS, [3.0, 2.6, 0.8, 1.0, 2.2]) if bearded else "none"
     makeup = 0.0 if bearded else dice.uniform(0, 0.9)
-    rosy = (
-        torch.tensor([0.86, 0.60, 0.58])
-        if makeup < 0.4
-        else dice.choice(list(torch.tensor([[0.80, 0.36, 0.38], [0.70, 0.25, 0.32], [0.85, 0.50, 0.48]])))
-    )
+    rosy = torch.tensor([0.86, 0.60, 0.58])
+    if makeup >= 0.4:
+        rosy = dice.choice(list(torch.tensor([[0.80, 0.36, 0.38], [0.70, 0.25, 0.32], [0.85, 0.50, 0.48]])))
     lip = skin * torch.lerp(torch.tensor([0.90, 0.70, 0.68]), rosy, 0.5 + 0.5 * makeup)
     gaze = normalize(torch.tensor([dice.normal(0.08), dice.normal(0.05), 1.0]), dim=0)
     return Look(
@@ -230,9 +228,8 @@ def _mix(base: Tensor, colour: Tensor, amount: Tensor) -> Tensor:
 def _blush(p: Tensor, marks: Tensor, front: Tensor) -> Tensor:
     cheeks = [marks[31] + p.new_tensor([-2.6, 0.8, -1.0]), marks[35] + p.new_tensor([2.6, 0.8, -1.0])]
     spots = sum((gauss((p - cheek).norm(dim=1), 1.7) for cheek in cheeks), p.new_zeros(()))
-    return (
-        spots + 0.8 * gauss((p - marks[30]).norm(dim=1), 1.1) + 0.4 * gauss((p - marks[8]).norm(dim=1), 1.5)
-    ) * front
+    nose, chin = gauss((p - marks[30]).norm(dim=1), 1.1), gauss((p - marks[8]).norm(dim=1), 1.5)
+    return (spots + 0.8 * nose + 0.4 * chin) * front
 
 
 def _eye_rings(p: Tensor, mesh: HeadMesh) -> Tensor:
@@ -270,17 +267,10 @@ def _beard(p: Tensor, marks: Tensor, look: Look, noise: Noise) -> Tensor:
     mouth, nose, chin = marks[[48, 54]].mean(0), marks[33], marks[8]
     side = smooth(x.abs(), 1.5, 7.0)
     line = mouth[1] + 0.4 + side * 4.2  # upper border rises towards the sideburns
-    jaw = (
-        smooth(line - y, -0.3, 0.9)
-        * smooth(y - (chin[1] - 1.8 + 1.5 * side), -0.8, 0.8)
-        * smooth(z, marks[0, 2] - 3.2, marks[0, 2] - 1.2)
-    )
-    lip = (
-        smooth(nose[1] - 0.35 - y, -0.1, 0.4)
-        * smooth(y - mouth[1], -0.6, 0.2)
-        * smooth(3.4 - x.abs(), 0, 0.8)
-        * smooth(z, 8, 9)
-    )
+    jaw = smooth(line - y, -0.3, 0.9) * smooth(y - (chin[1] - 1.8 + 1.5 * side), -0.8, 0.8)
+    jaw = jaw * smooth(z, marks[0, 2] - 3.2, marks[0, 2] - 1.2)
+    lip = smooth(nose[1] - 0.35 - y, -0.1, 0.4) * smooth(y - mouth[1], -0.6, 0.2)
+    lip = lip * smooth(3.4 - x.abs(), 0, 0.8) * smooth(z, 8, 9)
     ring = smooth(3.2 - x.abs() - 0.15 * (mouth[1] - y), 0, 0.8)
     cover = {
         "stubble": torch.maximum(jaw, lip),
