@@ -13,6 +13,21 @@ from .data import GOLDEN_CONFIG, PREFIXES, Golden, deterministic_weights
 
 NUM_VIEWS = 8
 NETWORKS = {kind: REGISTRY[kind].module for kind in PREFIXES}
+# name -> (reference images, camera conditions, view consistency, guidance scale); scale 0 is the unconditional pass.
+SINGLE_PASSES = {
+    "eps_base": (0, False, False, 1.0),
+    "eps_ref": (1, False, False, 1.0),
+    "eps_ref_cn": (1, True, False, 1.0),
+    "eps_cn_only": (0, True, False, 1.0),
+    "eps_motion_condpath": (0, False, True, 1.0),
+    "eps_cn_motion": (0, True, True, 1.0),
+    "eps_ref_motion": (1, False, True, 1.0),
+    "eps_full": (1, True, True, 1.0),
+    "eps_full_2ref": (2, True, True, 1.0),
+    "eps_uncond": (1, True, True, 0.0),
+    "eps_cfg3": (1, True, True, 3.0),
+}
+TRAJECTORIES = {"ddim_eta0": 0.0, "ddim_eta05": 0.5}
 
 
 def golden_denoiser() -> Denoiser:
@@ -34,25 +49,19 @@ def core_outputs(golden: Golden, denoiser: Denoiser | None = None) -> dict[str, 
 
 @torch.no_grad()
 def single_passes(golden: Golden, denoiser: Denoiser) -> dict[str, Tensor]:
-    inputs, context = golden.inputs, golden.context
-    x, t, hint = inputs["x_noisy"], inputs["t"], inputs["hint"]
-    plain = Denoiser(denoiser.unet, denoiser.reference_encoder, denoiser.view_controlnet)
-    bank = denoiser.bank(inputs["ref_latent"], t, context)
-    two_references = torch.cat([inputs["ref_latent"], inputs["ref_latent2"]])
-    bank2 = denoiser.bank(two_references, t, context)
-    return {
-        "eps_base": plain.conditional(x, t, context),
-        "eps_ref": plain.conditional(x, t, context, bank),
-        "eps_ref_cn": plain.conditional(x, t, context, bank, hint),
-        "eps_cn_only": plain.conditional(x, t, context, None, hint),
-        "eps_motion_condpath": denoiser.conditional(x, t, context, None, None, NUM_VIEWS),
-        "eps_cn_motion": denoiser.conditional(x, t, context, None, hint, NUM_VIEWS),
-        "eps_ref_motion": denoiser.conditional(x, t, context, bank, None, NUM_VIEWS),
-        "eps_full": denoiser.conditional(x, t, context, bank, hint, NUM_VIEWS),
-        "eps_full_2ref": denoiser.conditional(x, t, context, bank2, hint, NUM_VIEWS),
-        "eps_uncond": denoiser.unconditional(x, t, context, NUM_VIEWS),
-        "eps_cfg3": denoiser.guided(x, t, context, bank, hint, NUM_VIEWS, scale=3.0),
-    }
+    inputs, context, outputs = golden.inputs, golden.context, {}
+    x, t = inputs["x_noisy"], inputs["t"]
+    latents = torch.cat([inputs["ref_latent"], inputs["ref_latent2"]])
+    banks = [None, *(denoiser.bank(latents[:count], t, context) for count in (1, 2))]
+    alone = denoiser.with_networks(view_consistency=None)
+    for name, (references, control, views, scale) in SINGLE_PASSES.items():
+        networks, num_views = (denoiser, NUM_VIEWS) if views else (alone, None)
+        if scale == 0.0:
+            outputs[name] = networks.unconditional(x, t, context, num_views)
+        else:
+            hint = inputs["hint"] if control else None
+            outputs[name] = networks.guided(x, t, context, banks[references], hint, num_views, scale)
+    return outputs
 
 
 @torch.no_grad()
@@ -63,7 +72,7 @@ def trajectories(golden: Golden, denoiser: Denoiser) -> dict[str, Tensor]:
         bank = denoiser.bank(inputs["ref_latent"], t, golden.context)
         return denoiser.guided(x, t, golden.context, bank, inputs["hint"], NUM_VIEWS, scale=3.0)
 
-    for name, eta in (("ddim_eta0", 0.0), ("ddim_eta05", 0.5)):
+    for name, eta in TRAJECTORIES.items():
         start = start_noise(inputs["proxy_latent"], inputs["q_noise"], schedule)
         xs, predictions = [start], []
 

@@ -16,27 +16,12 @@ from torch import Tensor
 
 from diffportrait3d.networks import UNetConfig
 
-from .core import NETWORKS
+from .core import NETWORKS, SINGLE_PASSES, TRAJECTORIES
 from .data import GOLDEN_CONFIG, PREFIXES, Golden, deterministic_weights
 
 LATENT_SCALE = 0.18215
 # For tests of the mechanics: all blocks of SD1.5, a hundredth of its weights, a short positional table.
 NARROW_CONFIG = UNetConfig(model_channels=32, context_dim=32, max_views=6)
-# name -> (reference images, camera conditions, view consistency, guidance scale); scale 0 is the unconditional pass.
-SINGLE_PASSES = {
-    "eps_base": (0, False, False, 1.0),
-    "eps_ref": (1, False, False, 1.0),
-    "eps_ref_cn": (1, True, False, 1.0),
-    "eps_cn_only": (0, True, False, 1.0),
-    "eps_motion_condpath": (0, False, True, 1.0),
-    "eps_cn_motion": (0, True, True, 1.0),
-    "eps_ref_motion": (1, False, True, 1.0),
-    "eps_full": (1, True, True, 1.0),
-    "eps_full_2ref": (2, True, True, 1.0),
-    "eps_uncond": (1, True, True, 0.0),
-    "eps_cfg3": (1, True, True, 3.0),
-}
-TRAJECTORIES = {"ddim_eta0": 0.0, "ddim_eta05": 0.5}
 
 
 @lru_cache(maxsize=2)
@@ -116,13 +101,6 @@ class HostPath:
         return LATENT_SCALE * self._sample(
             model, positive, inputs, GivenNoise(inputs["x_noisy"]), latent, self._probe(), sigmas, scale
         )
-
-    def stock_control_net(self):
-        """The same network as one of the host's loaders gives it: no range of ours. The host takes a second patcher
-        around one module, left behind by a test, for a memory leak; so both share theirs."""
-        control_net = self.comfy.controlnet.ControlNet.copy(self.control_net)
-        control_net.preprocess_image = self.comfy.controlnet.ControlBase().preprocess_image
-        return control_net
 
     def residuals(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """What the ControlNet adds at the golden timestep: 12 skip residuals and the middle one, each [8, C, h, w]."""

@@ -12,6 +12,8 @@ import torch
 
 from evaluation.goldens.host import NARROW_CONFIG, HostPath, host_path, known_weights
 
+from .conftest import stock_control_net
+
 VIEWS, STEPS = 4, 2
 ATTENTIONS = 16
 
@@ -240,7 +242,7 @@ def test_other_controlnets_before_and_after(host, path):
     """Two in one chain, in both orders, with the host's own Apply node for the other one."""
     images = torch.rand(VIEWS, 64, 64, 3, generator=torch.Generator().manual_seed(8))
     others = torch.rand(VIEWS, 64, 64, 3, generator=torch.Generator().manual_seed(9))
-    other = path.stock_control_net()
+    other = stock_control_net(path)
     text, negative = [[draw(4, 1, 7, 32), {}]], [[draw(5, 1, 7, 32), {}]]
     cameras = path.patches.view_controlnet.apply_view_controlnet
 

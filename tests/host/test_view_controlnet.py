@@ -8,6 +8,8 @@ import torch
 from evaluation.goldens.data import load_golden
 from evaluation.goldens.host import NARROW_CONFIG, SINGLE_PASSES, HostPath, host_path
 
+from .conftest import stock_control_net
+
 VIEWS, STEPS = 4, 2
 
 
@@ -132,7 +134,7 @@ def test_strength_and_percent_range(path, prompt, images):
 
 
 def test_control_net_of_the_host_s_loader_gets_our_range(path, prompt, images):
-    stock = path.stock_control_net()
+    stock = stock_control_net(path)
     views = run(path, apply(path, prompt, images, control_net=stock), prompt)
     assert torch.equal(views, run(path, apply(path, prompt, images), prompt))
     with pytest.raises(ValueError, match="not T2IAdapter"):

@@ -10,6 +10,8 @@ import torch
 from diffportrait3d.views import view_windows, window_weights
 from evaluation.goldens.host import NARROW_CONFIG, HostPath, host_path
 
+from .conftest import stock_control_net
+
 WINDOW, STEPS = 6, 2  # the narrow networks' positional table holds 6 views
 
 
@@ -88,7 +90,7 @@ def test_each_window_is_as_a_batch_of_its_views(path, prompts, closed):
     """Windows with reference, cameras and another ControlNet equal the weighted mean of separate runs."""
     positive, negative = prompts
     control, x, hints, others = path.patches.view_controlnet, draw(9, 8, 4, 8, 8) * 14, images(8), images(9)[1:]
-    stock = path.stock_control_net()
+    stock = stock_control_net(path)
 
     def conditions(views):
         chain = [[positive[0][0], {"control": stock.copy().set_cond_hint(others[views].movedim(-1, 1), 0.5)}]]
