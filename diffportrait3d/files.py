@@ -55,6 +55,15 @@ def read_text(path: Path) -> str:
         raise ValueError("it is not a text file in UTF-8 (or UTF-16 or UTF-32)") from None
 
 
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """The object that a text in JSON is; None if it is damaged, or anything else."""
+    try:
+        content = json.loads(text)
+    except ValueError:  # not JSON, or no text at all
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def folders_below(root: str | os.PathLike, enter: Callable[[str], bool]) -> Iterator[tuple[str, list[str]]]:
     """(folder, names of its files) for `root`, which is "", and for everything below it; folders are named relative to
     `root`, with "/". Links are followed, but a folder is not entered again below itself, so that a link to a folder

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.command import run_main
-from diffportrait3d.files import write_atomically, write_text
+from diffportrait3d.files import json_object, write_atomically, write_text
 from diffportrait3d.images import save_image
 from diffportrait3d.synthetic_heads import IctHeads, Scene, portrait_scene, render_views
 from diffportrait3d.weights.safetensors_writer import write_tensors
@@ -183,11 +183,8 @@ def _check_folder(out: Path, settings: dict) -> None:
 
 def _settings_before(out: Path, path: Path, asked: dict) -> dict:
     """Those of the images that are there: from settings.json or, if that is damaged, from the manifest."""
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # not JSON, or no text at all
-        there = None
-    if isinstance(there, dict):
+    there = json_object(path.read_bytes())
+    if there is not None:
         return there
     try:
         there, source = read_manifest(out)[0], "the manifest's are taken"

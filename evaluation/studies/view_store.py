@@ -26,7 +26,7 @@ from diffportrait3d.files import write_atomically, write_text
 from diffportrait3d.images import as_pixels, sheet
 from diffportrait3d.pipeline import Sampling
 
-from ..subjects.dataset import Subject
+from ..subjects.dataset import Subject, json_digest, rounded
 from ..subjects.variants import Variant
 from .generator import ViewGenerator
 
@@ -72,7 +72,7 @@ class ViewStore:
 
     def folder(self, kind: str, conditions: dict) -> Path:
         """Where views of these conditions are kept."""
-        return self.root / f"{kind}-{_digest(conditions)[:12]}"
+        return self.root / f"{kind}-{json_digest(conditions)[:12]}"
 
     def load_or_make(
         self, kind: str, conditions: dict, name: str, inputs: dict, make: Callable[[], Tensor]
@@ -82,14 +82,14 @@ class ViewStore:
         kind, name: how folder and file are called.
         """
         folder = self.folder(kind, conditions)
-        path = folder / f"{name}-{_digest(inputs)[:12]}.png"
+        path = folder / f"{name}-{json_digest(inputs)[:12]}.png"
         if (found := _read(path)) is not None:
             return found
         start = time.perf_counter()
         images = make()
         seconds = round(time.perf_counter() - start, 3)
         write_text(folder / "conditions.json", json.dumps(conditions, indent=1, sort_keys=True) + "\n", durable=False)
-        views = StoredViews(_rounded(images), seconds)
+        views = StoredViews(rounded(images), seconds)
         _write(path, views)
         return views
 
@@ -168,18 +168,10 @@ def _portrait(subject: Subject) -> dict:
     }
 
 
-def _digest(facts: dict) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def _tensor_digest(values: Tensor) -> str:
     digest = hashlib.sha256(repr(tuple(values.shape)).encode())
     digest.update(values.float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _rounded(images: Tensor) -> Tensor:
-    return (images.clamp(0, 1) * 255).round() / 255
 
 
 def _write(path: Path, views: StoredViews) -> None:

@@ -73,7 +73,7 @@ def load_subject(root: Path, line: dict, views: int, references: int = 1, depth:
         exact = {"depth": torch.stack([d for d, _ in pairs]), "mask": torch.stack([m for _, m in pairs])}
     return Subject(
         id=name,
-        digest=subject_digest(line),
+        digest=json_digest(line),
         reference=read_images(root, portraits, "image"),
         reference_label=_labels(portraits),
         images=read_images(root, targets, "image"),
@@ -87,6 +87,11 @@ def resize(images: Tensor, size: int) -> Tensor:
     """[N, 3, H, W] to [N, 3, size, size] by antialiased bicubic interpolation, rounded to 8 bits as files would be."""
     if images.shape[-1] != size or images.shape[-2] != size:
         images = F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return rounded(images)
+
+
+def rounded(images: Tensor) -> Tensor:
+    """What is left of images in [0, 1] in a file of 8 bits."""
     return (images.clamp(0, 1) * 255).round() / 255
 
 
@@ -106,9 +111,9 @@ def _labels(views: list[dict]) -> Tensor:
     return torch.tensor([view["label"] for view in views], dtype=torch.float32)
 
 
-def subject_digest(line: dict) -> str:
-    """sha256 of a manifest line."""
-    return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()
+def json_digest(facts: dict) -> str:
+    """sha256 of facts such as a manifest line."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _depth_file(name: str, view: dict) -> str:

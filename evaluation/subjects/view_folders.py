@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffportrait3d.files import write_folder, write_text
+from diffportrait3d.files import json_object, write_folder, write_text
 from diffportrait3d.images import save_image
 from training.dataset.images import DataError
 
@@ -79,11 +79,8 @@ def read_header(root: Path) -> dict:
 
 
 def _read_header(path: Path) -> dict:
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # not JSON, or no text at all
-        header = None
-    if not isinstance(header, dict):
+    header = json_object(path.read_bytes())
+    if header is None:
         raise DataError(
             f"'{path}' is damaged, so that it is not known how the views beside it were made: write it again by hand "
             "(docs/evaluation.md), or delete the folder and generate them again."

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffportrait3d.files import append_line, write_text
+from diffportrait3d.files import append_line, json_object, write_text
 from training.dataset.images import DataError, read_manifest
 
-from ..subjects.dataset import subject_digest
+from ..subjects.dataset import json_digest
 
 RECORD = ("digest", "results")  # what every record has
 
@@ -34,7 +34,7 @@ def read_log(path: Path, expected: dict, root: Path) -> list[dict]:
     expected = json.loads(json.dumps(expected))  # tuples are lists there
     differing = [name for name in expected if found.get(name) != expected[name]]
     test = [s for s in read_manifest(root)[1] if s["split"] == "test"]
-    if any(record["digest"] != subject_digest(line) for record, line in zip(records, test, strict=False)):
+    if any(record["digest"] != json_digest(line) for record, line in zip(records, test, strict=False)):
         differing.append("subjects")
     if differing:
         raise DataError(f"'{path}' holds results with other {', '.join(differing)}; delete it or choose another --out.")
@@ -47,8 +47,8 @@ def _read_lines(path: Path) -> list[dict]:
         return []
     lines, read = path.read_bytes().split(b"\n"), []
     for number, line in enumerate(lines):
-        entry = _entry(line, RECORD if number else ())
-        if entry is None:
+        entry = json_object(line)
+        if entry is None or not all(name in entry for name in (RECORD if number else ())):
             break
         read.append(entry)
     if not read:
@@ -60,14 +60,6 @@ def _read_lines(path: Path) -> list[dict]:
         print(rest, file=sys.stderr)
         write_text(path, "".join(f"{json.dumps(entry)}\n" for entry in read))
     return read
-
-
-def _entry(line: bytes, needed: tuple[str, ...]) -> dict | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:  # not JSON, or no text at all
-        return None
-    return entry if isinstance(entry, dict) and all(name in entry for name in needed) else None
 
 
 def append_record(path: Path, record: dict) -> None:

@@ -11,7 +11,7 @@ from diffportrait3d.pipeline import Sampling
 from evaluation import miniature
 from evaluation.studies.generator import ViewGenerator
 from evaluation.studies.study import test_data as data_of
-from evaluation.subjects.dataset import held_out_lines, load_subject, subject_digest
+from evaluation.subjects.dataset import held_out_lines, json_digest, load_subject
 from evaluation.subjects.variants import PART_VARIANTS
 from evaluation.tables.report import save_png, stack_pages
 from evaluation.tables.results_log import append_record, read_log
@@ -91,7 +91,7 @@ DAMAGE = {  # what is left of a journal of two records, and how many of these co
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_journal_is_named_and_measured_again(tmp_path, ball_dataset, capsys, damage):
     lines = held_out_lines(ball_dataset, 2)
-    records = [{"id": line["id"], "digest": subject_digest(line), "results": {"full": {"psnr": 1.0}}} for line in lines]
+    records = [{"id": line["id"], "digest": json_digest(line), "results": {"full": {"psnr": 1.0}}} for line in lines]
     path, expected = tmp_path / "run.identities.jsonl", {"views": 3}
     assert read_log(path, expected, ball_dataset) == []
     for record in records:

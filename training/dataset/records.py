@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from diffportrait3d.files import json_object
 
 FILES = ("image", "condition", "depth")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -45,11 +46,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _content(record: Path) -> dict | None:
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError:  # not JSON, or no text at all
-        return None
-    whole = isinstance(content, dict) and "id" in content and isinstance(content.get("views"), list)
+    content = json_object(record.read_bytes())
+    whole = content is not None and "id" in content and isinstance(content.get("views"), list)
     return content if whole and all(isinstance(view, dict) for view in content["views"]) else None
 
 
