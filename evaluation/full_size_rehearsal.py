@@ -12,6 +12,7 @@ memory (mapped files included) are printed, and the two limits that the converte
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import mmap
 import os
@@ -50,7 +51,7 @@ MEMORY_LIMIT = 20e9  # bytes, of a full-size step in ComfyUI
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 REMAP_BYTES = 2**30
 NARROW_AUTOENCODER = replace(SD15_AUTOENCODER, ch=32, num_res_blocks=1)
-VIEWS, PIXELS = 8, 64
+VIEWS, PIXELS = 8, 64  # as in full_size_rehearsal.json
 NARROW_BASE = "rehearsal"
 
 
@@ -227,54 +228,16 @@ def write_narrow_base(checkpoint: Path, folder: Path, config: UNetConfig) -> Non
 
 
 def workflow(full_size: bool) -> dict:
-    """API format. At full size the base model and the ControlNet go through the host's own loaders."""
-    if full_size:
-        base = {
-            "base": node("CheckpointLoaderSimple", ckpt_name=BASE_FILE),
-            "prompt": node("CLIPTextEncode", text="", clip=["base", 1]),
-            "control_net": node("ControlNetLoader", control_net_name=CONTROL.spec.file_name),
-        }
-        vae, prompt = ["base", 2], ["prompt", 0]
-    else:
-        base = {
-            "base": node("DP3D_LoadMiniature", name=NARROW_BASE),
-            "control_net": node("DP3D_LoadViewControlNet", name=CONTROL.spec.file_name),
-        }
-        vae, prompt = ["base", 1], ["base", 2]
-    arc = {"kind": "arc", "yaw_min": -45.0, "yaw_max": 45.0, "pitch_min": 0.0, "pitch_max": 0.0, "roll": 0.0}
-    whole = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
-    rendered = {"cameras": ["cameras", 0], "resolution": PIXELS}
-    schedule = {"preset": "custom", "steps": 1, "eta": 0.5, "start": "t=999"}
-    return base | {
-        "cameras": node("DP3D_CameraTrajectory", **arc, views=VIEWS, radius=2.7, fov=13.37),
-        "conditions": node("DP3D_RenderCameraConditions", **rendered, subject=0),
-        "proxies": node("DP3D_RenderCameraConditions", **rendered, subject=1),
-        "portrait": node("ImageFromBatch", image=["proxies", 0], batch_index=VIEWS // 2, length=1),
-        "encoder": node("DP3D_LoadReferenceEncoder", name="reference_encoder.safetensors"),
-        "reference": node(
-            "DP3D_ApplyReferenceAttention",
-            **{"model": ["base", 0], "reference_encoder": ["encoder", 0], "vae": vae, "image": ["portrait", 0]},
-            **whole,
-        ),
-        "control": node(
-            "DP3D_ViewControlNet",
-            **{"positive": prompt, "control_net": ["control_net", 0], "image": ["conditions", 0]},
-            **whole,
-        ),
-        "consistency": node("DP3D_LoadViewConsistency", name="view_consistency.safetensors"),
-        "noise": node("DP3D_3DAwareNoise", vae=vae, **rendered, proxies=["proxies", 0], seed=42),
-        "sampler": node(
-            "DP3D_ViewConsistencySampler",
-            **{"model": ["reference", 0], "positive": ["control", 0], "view_consistency": ["consistency", 0]},
-            **{"latent": ["noise", 0], "noise": ["noise", 1], "cfg": 3.0},
-            **schedule,
-        ),
-        "result": node("PreviewAny", source=["sampler", 0]),
-    }
-
-
-def node(class_type: str, /, **inputs) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
+    """`full_size_rehearsal.json` (API format), where the base model and the ControlNet go through the host's own
+    loaders; narrow ones go through ours."""
+    prompt = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    if not full_size:
+        del prompt["prompt"]  # Load Miniature brings the empty one
+        prompt["base"] = {"class_type": "DP3D_LoadMiniature", "inputs": {"name": NARROW_BASE}}
+        prompt["control_net"] = {"class_type": "DP3D_LoadViewControlNet", "inputs": {"name": CONTROL.spec.file_name}}
+        prompt["reference"]["inputs"]["vae"] = prompt["noise"]["inputs"]["vae"] = ["base", 1]
+        prompt["control"]["inputs"]["positive"] = ["base", 2]
+    return prompt
 
 
 def run(stage: str, *command: str) -> int:

@@ -14,6 +14,7 @@ import sys
 from diffportrait3d.files import write_text
 from tools.embedded import nodes_command
 from tools.host import PACK
+from tools.locales import node_texts
 
 FOLDER = PACK / "web/docs"
 SECTIONS = ("When to change something", "Around it", "Errors and ways out")  # written by hand, below the tables
@@ -26,12 +27,9 @@ def section(title: str, node: dict) -> str:
     Args:
         node: description of the node as the host's /object_info gives it.
     """
-    if title == "Inputs":
-        groups = [node["input"].get(group, {}) for group in ("required", "optional")]
-        rows = [(name, spec[1].get("tooltip", "")) for group in groups for name, spec in group.items()]
-    else:
-        rows = zip(node["output_name"], node["output_tooltips"], strict=True)
-    lines = [f"| {title[:-1]} | What it is |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in rows)]
+    texts = node_texts(node)[title.lower()].values()
+    rows = [f"| `{each['name']}` | {each['tooltip']} |" for each in texts]
+    lines = [f"| {title[:-1]} | What it is |", "|---|---|", *rows]
     return "\n".join([f"## {title}", "", *lines])
 
 

@@ -42,10 +42,11 @@ def english(nodes: dict[str, dict]) -> dict:
     Args:
         nodes: node id -> description of the node as the host's /object_info gives it
     """
-    return {node_id: _node_texts(nodes[node_id]) for node_id in sorted(nodes)}
+    return {node_id: node_texts(nodes[node_id]) for node_id in sorted(nodes)}
 
 
-def _node_texts(node: dict) -> dict:
+def node_texts(node: dict) -> dict:
+    """Those of one node."""
     groups = [node["input"].get(group, {}) for group in ("required", "optional")]
     inputs = {name: (spec[1] if len(spec) > 1 else {}) for group in groups for name, spec in group.items()}
     outputs = zip(node["output_name"], node["output_tooltips"], strict=True)

@@ -267,10 +267,8 @@ def _parser() -> argparse.ArgumentParser:
         add("--source", type=Path, required=True, help="folder of the data set as it was downloaded or exported")
         add("--out", type=Path, required=True, help="folder of the result; an interrupted import continues")
         add("--resolution", type=int, default=512, help="side of the images in pixels, a multiple of 8 (default 512)")
-        help_conditions = (
-            "'render' draws them with our renderer (default); a folder has renders of cameras.json's cameras"
-        )
-        add("--conditions", default="render", help=help_conditions)
+        ways = "'render' draws them with our renderer (default); a folder has renders of cameras.json's cameras"
+        add("--conditions", default="render", help=ways)
         add("--condition-people", type=int, default=64, help="people in rendered conditions, per library (default 64)")
         add("--workers", type=int, default=1, help="processes (default 1)")
         command.set_defaults(extract=None)
