@@ -63,15 +63,18 @@ class Bench:
         """Record of one part with one number of views, for every checkout."""
         part = PARTS[part_name]
         record: dict = {"part": part_name, "views": views, "side": self.side}
-        seconds = {name: [] for name in self.paths}
-        if not self.options.count:
-            for _ in range(self.options.rounds):
-                for name, path in self.paths.items():
-                    seconds[name] += path.step_seconds(part, views, self.side, self.options.steps)
+        seconds, operators = ({name: [] for name in self.paths} for _ in range(2))
+        measured = part, views, self.side, self.options.steps
+        for _ in range(0 if self.options.count else self.options.rounds):
+            for name, path in self.paths.items():
+                seconds[name] += path.step_seconds(*measured)
+                if self.options.width == "tiny":  # all tensors of a step are kept
+                    operators[name] += path.operator_seconds(*measured)
         for name, path in self.paths.items():
             record[name] = self.count(path, part, views)
-            if seconds[name]:
-                record[name]["seconds"] = statistics.median(seconds[name])
+            for what, times in (("seconds", seconds[name]), ("operator_seconds", operators[name])):
+                if times:
+                    record[name][what] = statistics.median(times)
         if seconds["this"] and "other" in seconds:
             pairs = zip(seconds["other"], seconds["this"], strict=True)
             record["other_by_this"] = statistics.median(other / own for other, own in pairs)
@@ -147,15 +150,15 @@ def part_table(records: list[dict], name: str) -> str:
     rows = []
     for record in records:
         found = record[name]
-        seconds = f"{found['seconds']:.4f}" if "seconds" in found else "-"
+        seconds = (f"{found[which]:.4f}" if which in found else "-" for which in ("seconds", "operator_seconds"))
         rows.append(
             [
-                *(str(record["views"]), record["part"], seconds, str(found["kernels"]), f"{found['bytes'] / GIB:.3f}"),
+                *(str(record["views"]), record["part"], *seconds, str(found["kernels"]), f"{found['bytes'] / GIB:.3f}"),
                 *(f"{found['flops'] / 1e12:.4f}", f"{found['activation_bytes'] / GIB:.3f}", str(sum_of_waits(found))),
             ]
         )
-    header = ["views", "part", "s/step", "kernels", "GiB moved", "TFLOP", "peak of activations (GiB)", "waits"]
-    return markdown_table(header, rows)
+    header = ["views", "part", "s/step", "operators alone (s)", "kernels", "GiB moved", "TFLOP"]
+    return markdown_table([*header, "peak of activations (GiB)", "waits"], rows)
 
 
 def sum_of_waits(found: dict) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from diffportrait3d.networks import UNetConfig
 
 from ..goldens.core import NETWORKS
 from ..goldens.host import GivenNoise, HostPath
+from .tape import OperatorTape, clock
 
 WIDTHS = {
     "tiny": UNetConfig(model_channels=32, context_dim=32, max_views=64),
@@ -115,16 +115,23 @@ class BenchPath(HostPath):
         """Seconds of every step but the first, which loads and warms up; on a CPU those of this process alone."""
         times: list[float] = []
 
-        def on_step() -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-                times.append(time.perf_counter())
-            else:
-                times.append(time.process_time())
-
         with torch.inference_mode():  # as the host runs a workflow
-            self.run(part, views, side, steps + 1, on_step)
+            self.run(part, views, side, steps + 1, lambda: times.append(clock()))
         return [end - start for start, end in zip(times, times[1:], strict=False)]
+
+    def operator_seconds(self, part: Part, views: int, side: int, plays: int) -> list[float]:
+        """Seconds of the operators of one step without the Python around them, `plays` times."""
+        tape, steps = OperatorTape(), 0
+
+        def second_step_only() -> None:
+            nonlocal steps
+            steps += 1
+            tape.recording = steps == 1
+
+        with torch.inference_mode():
+            with tape:
+                self.run(part, views, side, 3, second_step_only)
+            return [tape.play() for _ in range(plays + 1)][1:]
 
 
 def weight_bytes(weights: dict[str, dict[str, Tensor]]) -> dict[str, int]:

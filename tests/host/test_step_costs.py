@@ -153,6 +153,46 @@ def test_a_step_reads_nothing_back_from_the_device(path):
     assert counts.kernels and not [place for place in counts.waits if place.startswith("patches/")]
 
 
+def costs(path, monkeypatch) -> tuple:
+    """Of a run: what the host loads after how many steps, calls of F, F_ref and F_cam, kernels of all steps but the
+    first, and the views."""
+    steps, loads, counts = [], [], StepCounts()
+    loaded_model = path.comfy.model_management.LoadedModel
+    load = loaded_model.model_load
+
+    def noted(loaded, *args, **kwargs):
+        loads.append((type(loaded.model.model).__name__, len(steps)))
+        return load(loaded, *args, **kwargs)
+
+    def after_step(*_):
+        steps.append(None)
+        counts.counting = True
+
+    monkeypatch.setattr(loaded_model, "model_load", noted)
+    networks = path.model.model.diffusion_model, path.encoder.patcher.model, path.control_net.control_model
+    with inputs_of(*networks) as calls, counts:
+        views = run(path, callback=after_step)
+    monkeypatch.undo()
+    return Counter(loads), Counter(number for number, _ in calls), counts.kernels, views
+
+
+def test_a_later_run_costs_what_the_first_does(pack, path, host, monkeypatch):
+    """Also after other networks have come and gone: each of ours is loaded once a run, none at a step."""
+    host.comfy.model_management.unload_all_models()
+    first = costs(path, monkeypatch)
+    networks = ("BaseModel", "UNetModel", "ControlNet", "CrossViewAttention")
+    assert first[0] == {(name, 0): 1 for name in networks}
+    assert first[1] == dict.fromkeys(range(3), STEPS) and first[2].total() > 0
+    for unload in (False, True):
+        others = HostPath(pack, host.comfy, NARROW_CONFIG)
+        run(others)
+        if unload:
+            host.comfy.model_management.unload_all_models()
+        del others
+        again = costs(path, monkeypatch)
+        assert again[:3] == first[:3] and torch.equal(again[3], first[3])
+
+
 def test_guidance_in_a_part_of_the_schedule(path):
     """Steps outside of it are single passes, and the views those of a run in two parts."""
     unet = path.model.model.diffusion_model.time_embed
