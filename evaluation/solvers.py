@@ -33,7 +33,9 @@ class SolverStudy(SamplingStudy):
             for solver in options.solvers
             for steps in options.steps
         }
-        titles = {name: f"{TITLES[each.solver]}, {each.steps} steps" for name, each in samplings.items()}
+        titles = {
+            name: f"{TITLES.get(each.solver, each.solver)}, {each.steps} steps" for name, each in samplings.items()
+        }
         super().__init__(options, samplings, titles)
 
     def setting(self) -> str:
