@@ -23,7 +23,7 @@ def render_conditions(labels: Tensor, resolution: int, subject: int, framing: st
     """IMAGE [V, resolution, resolution, 3] of invented person `subject` from cameras [V, 25]: the images of
     `synthetic_heads.render_camera_images`, with the host's progress bar and its chance to interrupt. framing: how large
     the head is, see `portraits.alignment`."""
-    scene, progress, images = portrait_scene(subject), comfy.utils.ProgressBar(len(labels)), []
+    scene, progress, images = _head(subject), comfy.utils.ProgressBar(len(labels)), []
     for label in framed_labels(labels, framing):
         comfy.model_management.throw_exception_if_processing_interrupted()
         images.append(render_views(scene, label[None], resolution).image)  # [1, 3, H, W]
@@ -56,13 +56,14 @@ def compare_with_head(portrait: Tensor, label: Tensor, layout: str, opacity: flo
     if layout not in LAYOUTS:
         raise ValueError(f"Reference View shows {', '.join(LAYOUTS)}, not {layout!r}.")
     photo = resize_images(portrait[..., :3].cpu(), size, size)  # [1, S, S, 3]
-    view = render_views(_model(), label[None], size)
+    view = render_views(_head(0), label[None], size)
     head = view.image.movedim(1, -1)  # [1, S, S, 3]
     blended = torch.lerp(photo, head, opacity * view.mask[..., None].to(photo))
     return torch.cat({BLENDED: [blended], BESIDE: [photo, head], ALL: [photo, blended, head]}[layout], dim=2)
 
 
-@lru_cache(maxsize=1)
-def _model() -> Scene:
-    """The head that portraits are compared with: about 2 MB that are kept, so that it turns without delay."""
-    return portrait_scene(0)
+@lru_cache(maxsize=2)
+def _head(subject: int) -> Scene:
+    """Invented person `subject`, 0 for comparisons with a portrait: about 3 MB each that are kept, as the same head is
+    seen again and again from other cameras."""
+    return portrait_scene(subject)

@@ -19,17 +19,19 @@ from __future__ import annotations
 
 import argparse
 import collections
-import copy
 import json
 import random
 import sys
 import time
+from collections.abc import Iterable, Iterator
 
 from tools.host import PACK_NAME, HostError
 from tools.server import ServerError
-from tools.tiny_server import HangError, TinyServer, small_turntable, tiny_server
+from tools.tiny_server import NOISE, HangError, TinyServer, small_turntable, tiny_server
 
 OURS = "DP3D_"
+QUEUED = 8  # prompts in the server's queue
+CHECKED = 100  # every so many prompts the whole turntable has to run
 # Numbers inside of their range are drawn up to these, so that a prompt is small: it has to end, whatever it says.
 SMALL = {"views": 5, "steps": 2, "resolution": 96, "width": 128, "height": 128, "loops": 2, "start_points": 300}
 SMALL |= {"batch_size": 4, "length": 4, "fps": 30, "end_at_step": 4, "gap": 16, "columns": 6}
@@ -167,13 +169,13 @@ class Fuzzer:
         }
 
 
-def verdict(server: TinyServer, prompt: dict) -> tuple[str, str]:
-    """(what became of the prompt, what was said); see the top of this file.
+def verdict(server: TinyServer, submitted: tuple[int, dict]) -> tuple[str, str]:
+    """(what became of a prompt, what was said) by the server's answer to it; see the top of this file.
 
     Raises:
         HangError, ServerError: see TinyServer.
     """
-    status, answer = server.submit(prompt)
+    status, answer = submitted
     if status != 200:
         nodes = (answer.get("node_errors") or {}).values()
         failures = [error for node in nodes for error in node["errors"] if error["type"] in FAILED_CHECKS]
@@ -196,28 +198,51 @@ def _blame(traceback: str) -> str:
     return "unclear" if PACK_NAME in traceback else "host"
 
 
+def verdicts(server: TinyServer, prompts: Iterable[dict]) -> Iterator[tuple[str, str]]:
+    """The verdict on every prompt, in order, while the server always has some more to do.
+
+    Raises:
+        HangError, ServerError: with the prompts that were in the queue, the first of which was run.
+    """
+    waiting = collections.deque()
+    try:
+        for prompt in prompts:
+            waiting.append((json.dumps(prompt), server.submit(prompt)))
+            if len(waiting) > QUEUED:
+                yield verdict(server, waiting[0][1])
+                waiting.popleft()
+        while waiting:
+            yield verdict(server, waiting[0][1])
+            waiting.popleft()
+    except (HangError, ServerError) as error:
+        raise type(error)("\n".join([str(error), *(text for text, _ in waiting)])) from error
+
+
 def fuzz(prompts: int, seed: int, show: int = 20) -> str:
     """Runs it all; returns what is wrong, "" if nothing is."""
     counts, said, begun = collections.Counter(), collections.Counter(), time.monotonic()
     with tiny_server() as server:
-        fuzzer, good = Fuzzer(server.node_info(), seed), small_turntable()
+        fuzzer = Fuzzer(server.node_info(), seed)
+        checks = {*range(CHECKED, prompts, CHECKED), prompts}  # after these prompts
+
+        def stream() -> Iterator[dict]:
+            for number in range(1, prompts + 1):
+                yield fuzzer.prompt()
+                if number in checks:
+                    good = small_turntable()
+                    good[NOISE]["inputs"]["seed"] = number
+                    yield good
+
+        found = verdicts(server, stream())
         for number in range(1, prompts + 1):
-            prompt = fuzzer.prompt()
-            kept = copy.deepcopy(prompt)
-            try:
-                kind, message = verdict(server, prompt)
-            except (HangError, ServerError) as error:
-                return f"prompt {number}: {error}\n{json.dumps(kept)}"
+            kind, message = next(found)
             counts[kind] += 1
             if kind == "unclear":
                 said[message] += 1
                 if said[message] == 1 and len(said) <= show:
                     print(f"prompt {number}, unclear: {message}", flush=True)
-            if number % 100 == 0 or number == prompts:
-                good["11"]["inputs"]["seed"] = number
-                if (again := verdict(server, good))[0] != "runs":
-                    return f"after prompt {number} the turntable no longer runs: {again[1]}"
-                server.post("history", clear=True)
+            if number in checks and (again := next(found))[0] != "runs":
+                return f"after prompt {number} the turntable no longer runs: {again[1]}"
             if number % 500 == 0 or number == prompts:
                 print(f"{number} prompts, {time.monotonic() - begun:.0f} s: {dict(counts)}", flush=True)
     return f"{counts['unclear']} errors without clear words, {len(said)} different" if counts["unclear"] else ""
@@ -230,7 +255,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         problem = fuzz(options.prompts, options.seed)
-    except (HostError, ServerError) as error:
+    except (HangError, HostError, ServerError) as error:
         problem = str(error)
     print(f"Error: {problem}" if problem else "Every prompt ran or was told why not.", flush=True)
     return 1 if problem else 0

@@ -30,6 +30,7 @@ SETS = {"narrow": 1.0, "other": 0.95}  # folder of networks -> factor on the kno
 PORTRAITS = ("red.png", "green.png", "blue.png")
 SIDE = 64  # pixels of a view
 HANG_SECONDS = 120
+CLOSING_SECONDS = 2  # a server that ends closes its sockets first
 
 
 class HangError(RuntimeError):
@@ -44,23 +45,23 @@ class TinyServer:
         self._session = requests.Session()
 
     def submit(self, prompt: dict) -> tuple[int, dict]:
-        """HTTP status and answer of POST /prompt."""
+        """HTTP status and answer of POST /prompt. See `_ask` for errors."""
         body = json.dumps({"prompt": prompt})  # as text: NaN and infinity are sent as a client would send them
-        headers = {"Content-Type": "application/json"}
-        response = self._session.post(f"{self.server.url}/prompt", data=body, headers=headers, timeout=HANG_SECONDS)
+        response = self._ask("post", "prompt", data=body, headers={"Content-Type": "application/json"})
         is_json = response.headers.get("Content-Type", "").startswith("application/json")
         return response.status_code, response.json() if is_json else {"error": response.text}
 
     def wait(self, prompt_id: str) -> dict:
-        """The prompt's entry in the history, once it has ended.
+        """The prompt's entry in the history, once it has ended; it is taken out, the host would keep 10,000.
 
         Raises:
-            HangError: not in HANG_SECONDS. ServerError: the server has ended.
+            HangError: not in HANG_SECONDS. See `_ask` for others.
         """
         begun, pause = time.monotonic(), 0.01
         while time.monotonic() - begun < HANG_SECONDS:
-            history = self._session.get(f"{self.server.url}/history/{prompt_id}", timeout=HANG_SECONDS).json()
+            history = self._ask("get", f"history/{prompt_id}").json()
             if prompt_id in history:
+                self.post("history", delete=[prompt_id])
                 return history[prompt_id]
             self.server.check_alive()
             time.sleep(pause)
@@ -68,10 +69,19 @@ class TinyServer:
         raise HangError(f"prompt {prompt_id} has not ended in {HANG_SECONDS} s")
 
     def post(self, path: str, **values) -> None:
-        self._session.post(f"{self.server.url}/{path}", json=values, timeout=HANG_SECONDS).raise_for_status()
+        self._ask("post", path, json=values).raise_for_status()
 
     def node_info(self) -> dict[str, dict]:
-        return self._session.get(f"{self.server.url}/object_info", timeout=HANG_SECONDS).json()
+        return self._ask("get", "object_info").json()
+
+    def _ask(self, method: str, path: str, **options) -> requests.Response:
+        """Raises ServerError if the server has ended."""
+        try:
+            return self._session.request(method, f"{self.server.url}/{path}", timeout=HANG_SECONDS, **options)
+        except requests.ConnectionError:
+            time.sleep(CLOSING_SECONDS)
+            self.server.check_alive()
+            raise
 
     def megabytes(self) -> float:
         """Resident memory of the server's process."""
