@@ -68,6 +68,7 @@ CHOICES: dict[str, tuple] = {
 LAST = 5  # prompts that are compared with a fresh server's
 INTERRUPTED = 10  # every so many
 WARM, GROWTH = 50, 0.03  # after so many prompts the memory grows by less than this part
+COLLECTED = 10.0  # seconds after which the host collects garbage when a prompt has ended
 LEAK = "memory leak with model"
 
 
@@ -130,6 +131,16 @@ def run(server: TinyServer, prompt: dict, interrupt_after: float | None = None) 
         raise RuntimeError(f"failed: {messages['execution_error']}")
 
 
+def settled(server: TinyServer, seed: int) -> float:
+    """Megabytes after the same turntable every time: between others memory depends on what they leave loaded."""
+    time.sleep(COLLECTED)
+    prompt = prompt_of({key: values[0] for key, values in CHOICES.items()} | {f"{NOISE}.seed": seed})
+    prompt["save"]["inputs"]["filename_prefix"] = "settled"
+    run(server, prompt)
+    time.sleep(1.0)
+    return server.megabytes()
+
+
 def last_latents(server: TinyServer) -> list[Tensor]:
     """Latents [V, 4, h, w] of the last prompts."""
     files = sorted(Path(server.server.base_directory, "output").glob("views*.latent"))[-LAST:]
@@ -141,14 +152,13 @@ def soak(prompts: int, seed: int) -> str:
     chance, memory, begun = random.Random(seed), {}, time.monotonic()
     queue = [prompt_of({**chosen, f"{NOISE}.seed": n}) for n, chosen in enumerate(choices_of(prompts, chance))]
     with tiny_server() as server:
-        print(f"prompt 0: {server.megabytes():.0f} MB", flush=True)
         for number, prompt in enumerate(queue, start=1):
             interrupted = number % INTERRUPTED == 0 and number <= prompts - LAST
             if interrupted:
                 prompt[SAMPLER]["inputs"]["steps"] = 50
             run(server, prompt, chance.uniform(0.0, 0.5) if interrupted else None)
             if number in MARKS or number == prompts:
-                memory[number] = server.megabytes()
+                memory[number] = settled(server, number)
                 print(f"prompt {number}: {memory[number]:.0f} MB, {time.monotonic() - begun:.0f} s", flush=True)
         found, log = last_latents(server), server.server.log()
     with tiny_server() as fresh:

@@ -12,6 +12,7 @@ import psutil
 import requests
 from PIL import Image, ImageDraw
 
+from diffportrait3d.networks import UNetConfig
 from evaluation.goldens.narrow_files import write_networks
 from tools.host import PACK
 from tools.server import Server
@@ -29,7 +30,11 @@ LOADERS = {
 SETS = {"narrow": 1.0, "other": 0.95}  # folder of networks -> factor on the known weights
 PORTRAITS = ("red.png", "green.png", "blue.png")
 SIDE = 64  # pixels of a view
-HANG_SECONDS = 120
+# Two levels of one block each: a UNet call is mostly Python, and takes a third of the time of four levels.
+CONFIG = UNetConfig(
+    model_channels=32, context_dim=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0,), max_views=6
+)
+HANG_SECONDS = 600  # as a run may take on a busy machine
 CLOSING_SECONDS = 2  # a server that ends closes its sockets first
 
 
@@ -94,7 +99,7 @@ def tiny_server() -> Iterator[TinyServer]:
     with Server(cpu=True) as server:
         for folder, scale in SETS.items():
             networks = server.base_directory / "models/diffportrait3d" / folder
-            write_networks(networks, scale, image_size=SIDE)
+            write_networks(networks, scale, CONFIG, image_size=SIDE)
             _draw_portrait("grey").save(networks / "portrait.png")
         for name in PORTRAITS:
             _draw_portrait(name.removesuffix(".png")).save(server.base_directory / "input" / name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
+from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL, UNetConfig
 from diffportrait3d.networks.novel_view import NovelViewConfig, NovelViewModel
 from diffportrait3d.weights.files import save_network
 
@@ -25,15 +25,16 @@ _SMALL_S = NovelViewConfig(
 )
 
 
-def write_networks(folder: Path, scale: float = 1.0, **metadata) -> None:
+def write_networks(folder: Path, scale: float = 1.0, config: UNetConfig = NARROW_CONFIG, **metadata) -> None:
     """Writes UNet, F_ref, F_cam, view consistency, autoencoder and S into `folder`.
 
     Args:
         scale: factor on the known weights; with another one the set gives other views.
+        config: of the networks made like the UNet.
         metadata: for the files of the networks around the UNet; the autoencoder's gets the image size of it.
     """
-    for kind, weights in known_weights(NARROW_CONFIG).items():
-        network = NETWORKS[kind](NARROW_CONFIG)
+    for kind, weights in known_weights(config).items():
+        network = NETWORKS[kind](config)
         network.load_state_dict({name: scale * tensor for name, tensor in weights.items()})
         save_network(folder / f"{kind}.safetensors", network, kind, torch.float16, **metadata)
     torch.manual_seed(0)
