@@ -74,6 +74,7 @@ class RunState:
 
     def __init__(self, guider, key: str, views: int):
         self.views = views
+        check_stock_controls(guider.conds, views)
         self.without_control = share_control(guider.conds)
         self.positive: list[bool] = []  # for every chunk of the UNet call: is it a positive condition?
         self._evaluating = False
@@ -119,6 +120,27 @@ class RunState:
         if not self._evaluating:
             self.begin_evaluation(transformer_options["sigmas"])
         self.positive = self._positive_chunks(transformer_options)
+
+
+def check_condition_count(images: int, views: int, node: str) -> None:
+    """Raises ValueError unless there is one condition image per view, or one for all."""
+    if images not in (1, views):
+        raise ValueError(
+            f"{node} got {images} condition images for {views} views; give one per view, in the order of the latents "
+            "(Render Camera Conditions makes them from the same cameras), or a single one."
+        )
+
+
+def check_stock_controls(conds: dict[str, list[dict]], views: int) -> None:
+    """`check_condition_count` for view ControlNets that the host's own node has applied: it would repeat or leave out
+    images without a word."""
+    for cond in (cond for side in conds.values() for cond in side or ()):
+        control = cond.get("control")
+        while control is not None:
+            images = getattr(control, "cond_hint_original", None)
+            if images is not None and getattr(getattr(control, "control_model", None), "reads_cameras", False):
+                check_condition_count(len(images), views, "Apply ControlNet")
+            control = control.previous_controlnet
 
 
 def share_control(conds: dict[str, list[dict]]) -> frozenset:

@@ -24,7 +24,7 @@ from ..host.compatibility import check_control_heads, check_control_width
 from ..host.images import as_images, check_images, resize_images
 from ..host.loading import build_control_model, set_trained_side
 from .feature_sizes import fit_residuals
-from .run_state import SigmaRange, chunk_size, chunks_without_control
+from .run_state import SigmaRange, check_condition_count, chunk_size, chunks_without_control
 
 
 def to_hint_range(images: Tensor) -> Tensor:
@@ -88,11 +88,7 @@ class ViewControlNet(comfy.controlnet.ControlNet):
             numbers, total = window.index_list, window.total_frames
         elif numbers is None:
             total = views
-        if images.shape[0] not in (1, total):
-            raise ValueError(
-                f"View ControlNet got {images.shape[0]} condition images for {total} views; give one per view, in the "
-                "order of the latents (Render Camera Conditions makes them from the same cameras), or a single one."
-            )
+        check_condition_count(images.shape[0], total, "View ControlNet")
         serves = None if images.shape[0] == 1 or numbers is None else tuple(numbers)
         if serves is not None:
             images = images[list(serves)]
@@ -128,6 +124,7 @@ def _with_zeros(residual: Tensor | None, left_out: list[bool]) -> Tensor | None:
 def build_view_controlnet(tensors: dict[str, Tensor], config: UNetConfig) -> comfy.controlnet.ControlNet:
     """CONTROL_NET from F_cam's weights: of the host's own class, with our hint range."""
     module = build_control_model(tensors, config)
+    module.reads_cameras = True  # see `run_state.check_stock_controls`
     device = model_management.get_torch_device()
     cast = model_management.unet_manual_cast(module.dtype, device)
     settings = {"load_device": device, "manual_cast_dtype": cast, "preprocess_image": to_hint_range}

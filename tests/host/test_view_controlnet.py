@@ -149,6 +149,25 @@ def test_stock_apply_node_takes_our_control_net(host, path, prompt, images):
     assert difference(run(path, positive, prompt), run(path, apply(path, prompt, images), prompt)) < 1e-5
 
 
+def test_stock_apply_node_with_images_for_other_views(host, path, prompt, images):
+    """The host would repeat them; on a MODEL with a patch of ours the run is stopped before the first step."""
+    stock = host.nodes.ControlNetApplyAdvanced().apply_controlnet
+    model = path.patches.cross_view_attention.apply_cross_view_attention(path.model, path.views)
+    for count in (3, VIEWS + 1):
+        batch = images.repeat(2, 1, 1, 1)[:count]
+        positive, negative = stock(prompt, prompt, path.control_net, batch, 1.0, 0.0, 1.0)
+        with pytest.raises(ValueError, match=f"Apply ControlNet got {count} condition images for 4 views"):
+            run(path, positive, negative, model=model)
+    for batch in (images, images[:1]):
+        positive, _ = stock(prompt, prompt, path.control_net, batch, 1.0, 0.0, 1.0)
+        assert (
+            difference(
+                run(path, positive, prompt, model=model), run(path, apply(path, prompt, batch), prompt, model=model)
+            )
+            < 1e-5
+        )
+
+
 def test_keyframes_of_other_packs_find_the_hosts_own_class(path, prompt, images):
     """Advanced-ControlNet gives keyframes and masks to `type(control) == ControlNet` only, and makes its own class of
     it with the same network, hint and range."""
