@@ -73,7 +73,8 @@ def test_the_command(tmp_path):
     assert "the host waits at" in done.stdout and "together" in done.stdout
     whole, alone = (record["this"] for record in json.loads(out.read_text())["records"])
     assert whole["kernels"] > 2 * alone["kernels"] and whole["flops"] > alone["flops"] > 0
-    assert whole["seconds"] > 0 and whole["activation_bytes"] > 0
+    assert whole["seconds"] > 0 and whole["operator_seconds"] > alone["operator_seconds"] > 0
+    assert whole["activation_bytes"] > 0
 
 
 def test_full_width_is_not_computed_on_a_cpu(capsys):
