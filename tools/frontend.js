@@ -3,7 +3,7 @@ window.diffportrait3d = (() => {
   const { app, LiteGraph } = window;
   // Room below the widgets for what a run, or the editor at once, shows there. None for previews, which are off by
   // default: nodes that grow when they are on (and Load Image, once it has an image) are at the end of a column.
-  const IMAGES = { SaveImage: 220, PreviewImage: 150, SaveVideo: 260, DP3D_ReferenceView: 220 };
+  const IMAGES = { SaveImage: 220, PreviewImage: 220, SaveVideo: 260, DP3D_ReferenceView: 220, Load3D: 200 };
   const COLUMN_WIDTH = 276;
   const GAP = 20;
   const COLUMN_GAP = 46;

@@ -5,7 +5,7 @@
 
 `workflows/api/NAME.json` says what is computed; `workflows/layout/NAME.json` where the nodes are, the
 note, and the title, which is the template's file name because the editor shows that. What the frontend makes of them
-is `workflows/TITLE.json`; a subgraph in it is also offered as the blueprint `subgraphs/*.json`. The thumbnail shows
+is `workflows/TITLE.json`; a subgraph may also be offered as a blueprint, `subgraphs/*.json`. The thumbnail shows
 views (`--run`), or a card of text where the weights are not available. Needs Chromium.
 """
 
@@ -41,6 +41,9 @@ THUMBNAIL = (640, 360)
 SETTINGS = {"Comfy.Execution.PreviewMethod": "latent2rgb"}  # previews while sampling
 # What people have and this repository has not: inputs that name a file of theirs, and the folder it is in.
 FOLDERS = {"ckpt_name": "checkpoints", "lora_name": "loras", "control_net_name": "controlnet"}
+ONE_POINT = (
+    "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\nend_header\n0 0 0\n"
+)
 DIALOG = "[data-testid=dialog-overlay]"
 READY = "() => Boolean(window.app?.extensionManager && window.app.canvas && window.LiteGraph)"
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -109,7 +112,7 @@ def prepare(server: Server, prompts: list[dict] = ()) -> None:
     """Settings that keep dialogs off the canvas, the default portrait, and a stand-in for each file a user has.
 
     Stand-ins let the editor's lists hold the names that `prompts` (API form) choose: the miniature's networks under
-    the names of converted ones, empty files for the rest.
+    the names of converted ones, a point for splats, empty files for the rest.
     """
     base = server.base_directory
     settings = base / "user/default/comfy.settings.json"
@@ -126,6 +129,10 @@ def prepare(server: Server, prompts: list[dict] = ()) -> None:
             path = base / "models" / FOLDERS[name] / inputs[name]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+        if "model_file" in inputs:
+            splats = base / "input" / inputs["model_file"]
+            splats.parent.mkdir(exist_ok=True)
+            splats.write_text(ONE_POINT, encoding="utf-8")
         if "folder" in inputs:
             images = base / "input" / inputs["folder"]
             images.mkdir(exist_ok=True)
@@ -158,9 +165,9 @@ def template(name: str) -> Path:
 
 
 def blueprint(name: str) -> Path | None:
-    """The file of a template's subgraph, where it has one; its name is the node's name in the editor's library."""
-    subgraph = layout(name).get("subgraph")
-    return BLUEPRINTS / f"{subgraph['blueprint']}.json" if subgraph else None
+    """The file of a template's subgraph, where it is published; its name is the node's in the editor's library."""
+    published = layout(name).get("subgraph", {}).get("blueprint")
+    return BLUEPRINTS / f"{published}.json" if published else None
 
 
 def write_json(path: Path, value) -> None:
@@ -190,12 +197,10 @@ def sheet(views: list[Image.Image], columns: int, rows: int, size: tuple[int, in
     return out
 
 
-def result_image(name: str, video: Path) -> Image.Image:
-    """What a template made of the portrait: its video's frames, beside the portrait if it says so."""
-    with av.open(str(video)) as container:
-        frames = [frame.to_image() for frame in container.decode(video=0)]
+def result_image(name: str, views: list[Image.Image]) -> Image.Image:
+    """What a template made of the portrait, beside the portrait if it says so."""
     about, (width, height) = layout(name)["thumbnail"], THUMBNAIL
-    views = frames[: about["views"]]  # the rest is the way back, or the path once more
+    views = views[: about["views"]]  # the rest is the way back, or the path once more
     if not about.get("portrait"):
         return sheet(views, about["columns"], about["rows"], THUMBNAIL)
     out = sheet(views, about["columns"], about["rows"], (width - height, height))
@@ -216,20 +221,24 @@ def card(heading: str, lines: list[str]) -> Image.Image:
     return out
 
 
-def run_for_video(frontend: Frontend, name: str, seconds: int, outputs: Path) -> Path:
-    """Run the graph in the editor with as many views as the thumbnail shows; returns the video that it saved.
+def run_for_views(frontend: Frontend, name: str, seconds: int, outputs: Path) -> list[Image.Image]:
+    """Run the graph in the editor with as many views as the thumbnail shows; returns the frames of the video that it
+    saved, or the images where it saved no video.
 
     Raises:
-        FrontendError: the graph was refused or failed, or saved no video
+        FrontendError: the graph was refused or failed, or saved nothing
     """
     frontend.ask("setViews", layout(name)["thumbnail"]["views"])
     seen = frontend.run(seconds)
     if seen["error"] or seen["node_errors"]:
         raise FrontendError(f"{name} failed: {seen['error'] or seen['node_errors']}")
-    videos = [outputs / folder / file for folder, file in seen["files"] if file.endswith(".mp4")]
-    if not videos:
-        raise FrontendError(f"{name} saved no video.")
-    return videos[-1]
+    saved = [path for folder, file in seen["files"] if (path := outputs / folder / file).is_file()]  # no previews
+    for video in (path for path in saved if path.suffix == ".mp4"):
+        with av.open(str(video)) as container:
+            return [frame.to_image() for frame in container.decode(video=0)]
+    if not saved:
+        raise FrontendError(f"{name} saved no views.")
+    return [Image.open(path).convert("RGB") for path in saved]
 
 
 def save(frontend: Frontend, name: str, run: int | None, outputs: Path, screenshots: Path | None) -> None:
@@ -237,16 +246,16 @@ def save(frontend: Frontend, name: str, run: int | None, outputs: Path, screensh
     frontend.build(name)
     about, file = layout(name), template(name)
     write_json(file, with_steady_ids(frontend.ask("workflow"), file))
-    if "subgraph" in about:
-        made = frontend.ask("blueprint", about["subgraph"])
-        write_json(blueprint(name), with_steady_ids(made, blueprint(name)))
+    if published := blueprint(name):
+        write_json(published, with_steady_ids(frontend.ask("blueprint", about["subgraph"]), published))
     if "card" in about:
         write_thumbnail(card(**about["card"]), file.with_suffix(".jpg"))
     elif run:
-        video = run_for_video(frontend, name, run, outputs)
-        write_thumbnail(result_image(name, video), file.with_suffix(".jpg"))
+        views = run_for_views(frontend, name, run, outputs)
+        write_thumbnail(result_image(name, views), file.with_suffix(".jpg"))
     if screenshots is not None:
         screenshots.mkdir(parents=True, exist_ok=True)
+        frontend.page.wait_for_load_state("networkidle")  # what nodes show
         frontend.page.screenshot(path=screenshots / f"{name}.png")
 
 

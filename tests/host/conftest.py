@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +35,13 @@ def pack(host):
 def run_workflow(host, pack):
     """run_workflow(prompt in API format) -> WorkflowResult; see tools.embedded.EmbeddedHost.run_workflow."""
     return host.run_workflow
+
+
+@pytest.fixture(scope="session")
+def photograph() -> Path:
+    """scikit-image's astronaut; the package is not imported, its file is opened."""
+    [folder] = importlib.util.find_spec("skimage").submodule_search_locations
+    return Path(folder) / "data/astronaut.png"
 
 
 @pytest.fixture(scope="session")

@@ -97,6 +97,7 @@ def test_example_opens(editor, nodes, name):
         unsaid = {key: value for key, value in queued[node_id]["inputs"].items() if key not in node["inputs"]}
         assert queued[node_id]["inputs"] == node["inputs"] | unsaid, f"node {node_id}"
         whole = {key for key in unsaid if "." not in key}  # the rest is what a newer host asks about a choice
+        whole -= {"image"} if node["class_type"] == "Load3D" else set()  # what its viewport shows
         assert {key: unsaid[key] for key in whole} == {key: default_of(nodes[node["class_type"]], key) for key in whole}
 
 
@@ -343,8 +344,8 @@ def test_every_language_is_served(server):
 
 def test_every_template_is_served_with_its_thumbnail(server):
     """Under a title that is a sentence: the editor shows the file's name as title and as description."""
-    titles = sorted(frontend.layout(name)["title"] for name in frontend.names())
-    assert sorted(json.loads(fetch(server, "/workflow_templates")[1])[PACK_NAME]) == titles
+    titles = sorted((frontend.layout(name)["title"] for name in frontend.names()), key=lambda t: int(t.split()[0]))
+    assert set(json.loads(fetch(server, "/workflow_templates")[1])[PACK_NAME]) == set(titles)
     for number, title in enumerate(titles, start=1):
         assert re.fullmatch(rf"{number} [A-Z][a-z]+( [\w.]+){{5,}}", title), title
         address = f"/api/workflow_templates/{PACK_NAME}/{urllib.parse.quote(title)}"

@@ -13,17 +13,9 @@ from PIL import Image
 
 from diffportrait3d.cameras.labels import camera_angles
 from diffportrait3d.networks import UNetConfig
-from tools import frontend
 
 DATA = Path(__file__).parents[1] / "data"
 FIVE = "203.5 102, 246.5 103.5, 223.5 125, 202 139.5, 245 141"  # of the astronaut, by hand
-
-
-@pytest.fixture(scope="module")
-def photograph() -> Path:
-    """scikit-image's astronaut; the package is not imported, its file is opened."""
-    [folder] = importlib.util.find_spec("skimage").submodule_search_locations
-    return Path(folder) / "data/astronaut.png"
 
 
 @pytest.fixture
@@ -272,29 +264,3 @@ def test_whose_file_an_image_is(pack):
     }
     assert ask(prompt, "1", "image") and not ask(prompt, "2", "image")
     assert not ask(None, None, "image") and not ask({}, "3", "image")
-
-
-def test_the_template_of_a_photograph_runs(host, pack, run_workflow, photograph, caplog):
-    """Template 7 with the miniature in place of the weights that are not here: video, grid and export of a photograph,
-    and the warning that the miniature does not know photographs."""
-    inputs = Path(host.folder_paths.get_input_directory())
-    (inputs / "astronaut.png").write_bytes(photograph.read_bytes())
-    prompt = frontend.prompt("photograph")
-    prompt["1"] = {"class_type": "DP3D_LoadMiniature", "inputs": {"name": "miniature"}}
-    for number, name in (("5", "reference_encoder"), ("7", "view_controlnet"), ("9", "view_consistency")):
-        prompt[number]["inputs"]["name"] = f"miniature/{name}.safetensors"
-    prompt["6"]["inputs"]["vae"] = prompt["11"]["inputs"]["vae"] = prompt["13"]["inputs"]["vae"] = ["1", 1]
-    prompt["8"]["inputs"]["positive"] = ["1", 2]
-    del prompt["10"]
-    prompt["2"]["inputs"]["image"] = "astronaut.png"
-    prompt["3"]["inputs"]["views"] = 3
-    prompt["11"]["inputs"]["resolution"] = 128
-    prompt["12"]["inputs"] |= {"preset": "custom", "steps": 1, "eta": 0.0}
-    result = run_workflow(prompt)
-    views = result.values["13"][0]
-    assert views.shape == (3, 128, 128, 3) and torch.isfinite(views).all() and views.std() > 0.02
-    assert result.values["16"] and result.outputs["19"]["images"][0]["filename"].endswith(".mp4")
-    folder = Path(result.values["20"][0])
-    assert len(list((folder / "images").iterdir())) == 3 and (folder / "transforms.json").is_file()
-    said = [record.message for record in caplog.records if "Apply Reference Attention" in record.message]
-    assert len(said) == 1 and "rendered heads only" in said[0]
