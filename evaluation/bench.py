@@ -26,9 +26,9 @@ import torch
 
 from diffportrait3d.command import run_main
 from diffportrait3d.files import write_text
+from training.engine.cost import SMALL, StepCounts
 
 from .many_views import peak_bytes
-from .speed.counting import SMALL, StepCounts
 from .speed.guided_step import PARTS, WIDTHS, BenchPath, Part, random_weights, weight_bytes
 from .studies.command import parse_options, run_command
 from .tables.report import markdown_table
@@ -82,7 +82,7 @@ class Bench:
 
     def count(self, path: BenchPath, part: Part, views: int) -> dict:
         """Kernels, bytes and FLOPs of the second step by group, waits, and the peak of a run of two steps."""
-        counts = StepCounts(None if self.cuda else SMALL, path.networks())
+        counts = StepCounts(None if self.cuda else SMALL, path.networks(), counting=False)
         steps = 0
 
         def second_step_only() -> None:

@@ -17,8 +17,8 @@ import torch
 
 from diffportrait3d.command import run_main
 from diffportrait3d.pipeline import Sampling
+from training.engine.cost import SMALL, StepCounts
 
-from .speed.counting import SMALL, StepCounts
 from .studies.command import add_weights, parse_study, run_command, study_parser
 from .studies.samplings import SamplingStudy
 from .tables.report import markdown_table
@@ -67,7 +67,6 @@ class ShortcutStudy(SamplingStudy):
         side = pipeline.resolution // 8
         latents, images = torch.zeros(views, 4, side, side), torch.zeros(views, 3, 8 * side, 8 * side)
         with torch.no_grad(), StepCounts(SMALL) as counts:
-            counts.counting = True
             pipeline.denoise(latents, latents[:1], images, 0, replace(sampling, window=views))
         return counts.flops.total() / 1e12
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from evaluation import bench
-from evaluation.speed.counting import StepCounts
+from training.engine.cost import StepCounts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def counted(network: nn.Module, x: torch.Tensor, **settings) -> tuple[StepCounts, torch.Tensor]:
     counts = StepCounts(**settings)
     with torch.no_grad(), counts:
-        counts.counting = True
         out = network(x)
     return counts, out
 
@@ -35,7 +34,6 @@ def test_kernels_bytes_and_flops():
     q = torch.randn(2, 4, 16, 8)
     counts = StepCounts()
     with torch.no_grad(), counts:
-        counts.counting = True
         nn.functional.scaled_dot_product_attention(q, q, q)
     assert counts.kernels == {"attention": 1} and counts.flops["attention"] == 2 * 2 * 2 * 4 * 16 * 16 * 8
 
@@ -55,7 +53,6 @@ def test_places_where_the_host_waits():
     x = torch.ones(3)
     counts = StepCounts()
     with counts:
-        counts.counting = True
         x.sum().item()
         x.cpu()
         float(x[0])

@@ -26,7 +26,7 @@ from diffportrait3d.weights.sd15 import network_of
 
 from ..dataset.images import read_manifest
 from .config import StageConfig
-from .cost import Cost, CostMode
+from .cost import Cost, StepCounts
 from .device import pick_device, pick_precision
 from .optimizer import state_bytes
 from .stage import Stage
@@ -82,26 +82,26 @@ class Unallocated:
         return torch.zeros(1, CLIP_TOKENS if context_dim == CLIP_WIDTH else 1, context_dim)
 
 
-class StepMode(CostMode):
+class StepMode(StepCounts):
     """Follows the bytes of tensors, too, from the operation that makes them until nobody holds them."""
 
     def __init__(self, known: Iterable[Tensor]):
         super().__init__()
         self.living = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
-        self.bytes = self.peak = 0
+        self.held = self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = super().__torch_dispatch__(function, types, args, kwargs)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.living:
                 self.living.add(storage)
-                self.bytes += storage.nbytes()
+                self.held += storage.nbytes()
                 weakref.finalize(storage, self._remove, storage.nbytes())
-        self.peak = max(self.peak, self.bytes)
+        self.peak = max(self.peak, self.held)
         return out
 
     def _remove(self, size: int) -> None:
-        self.bytes -= size
+        self.held -= size
 
 
 def make_plan(stage: type[Stage], config: StageConfig, resolution: int | None = None, processes: int = 1) -> Plan:
@@ -158,7 +158,7 @@ def _measure(stage: Stage, config: StageConfig, samples: int, dtype: torch.dtype
     with step:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss = stage.dummy_loss(samples)["loss"]
-        activations = step.bytes
+        activations = step.held
         loss.backward()
     trained = [p for p in parameters if p.grad is not None]
     memory = {
@@ -193,6 +193,6 @@ def describe(made: Plan) -> str:
         rows.append(f"  {what:<18}{size / 2**30:8.2f} GiB")
     rows += [
         f"  {'work':<18}{made.cost.flops / 1e12:8.2f} TFLOP per step",
-        f"  {'traffic':<18}{made.cost.bytes / 1e9:8.2f} GB read and written by {made.cost.operators:,} operations",
+        f"  {'traffic':<18}{made.cost.bytes / 1e9:8.2f} GB read and written by {made.cost.operators:,} kernels",
     ]
     return "\n".join(rows)

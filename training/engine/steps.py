@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .config import StageConfig
-from .cost import Cost, CostMode
+from .cost import Cost, StepCounts
 
 WARM_UP = 3  # plain steps before a recording: kernels are chosen, the optimizer makes its states
 AHEAD = 4  # steps that the host may be ahead of the device: a time limit must not be known too late
@@ -105,9 +105,9 @@ class Steps:
 
     def _counted(self, key: tuple[str, ...], passes: list[Pass]) -> Tensor:
         """The first step of its variant."""
-        with CostMode() as mode:
+        with StepCounts() as counts:
             values = self.recorder.plain(lambda: self.work(passes)) if self.recorder else self.work(passes)
-        self.costs[key] = mode.cost()
+        self.costs[key] = counts.cost()
         return values
 
     def flops(self) -> int:
