@@ -167,7 +167,7 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             nn.GroupNorm(config.norm_groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(config.embedding_channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(config.embedding_channels, out_channels))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(config.norm_groups, out_channels),
             nn.SiLU(),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import UNetConfig
@@ -73,8 +74,11 @@ class UNetEncoder(nn.Module):
         )
 
     def embed(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
-        """Timesteps [N] -> embedding [N, 4 * model_channels] in the type of the network's activations."""
-        return self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
+        """Timesteps [N] -> embedding [N, 4 * model_channels] in the type of the network's activations.
+
+        With the SiLU that SD1.5's ResBlocks begin with: all of them read the same.
+        """
+        return F.silu(self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype)))
 
 
 class UNet(UNetEncoder):

@@ -90,6 +90,9 @@ class LoopConfig(Settings):
     frozen_precision: Literal["float32", "training"] = Field(
         "float32", description="of frozen weights in memory; training: that of precision"
     )
+    cast_once: bool = Field(
+        True, description="in bfloat16 a step casts all weights at once, and norms compute in it; off: autocast alone"
+    )
     graphs: bool = Field(True, description="on CUDA steps are recorded as graphs; off: their kernels come one by one")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, description="torch intra-op threads")

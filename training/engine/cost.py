@@ -34,22 +34,39 @@ GROUPS = {
     "copies": ("clone", "copy_", "_to_copy", "cat", "stack", "repeat", "index", "index_select", "fill_", "zero_"),
 }
 OTHER = "elementwise"
-NO_KERNEL = ("empty", "new_empty", "_unsafe_view", "_reshape_alias", "resize_", "detach", "lift_fresh", "set_")
+NO_KERNEL = (
+    "empty",
+    "new_empty",
+    "empty_like",
+    "_unsafe_view",
+    "_reshape_alias",
+    "resize_",
+    "detach",
+    "lift_fresh",
+    "set_",
+)
 READ_BACK = ("_local_scalar_dense", "nonzero", "equal")  # the host needs the values: it waits for the device
 TO_HOST = ("cpu", "numpy", "tolist")
 SMALL = 4096  # elements of what is computed also where networks are only counted, as noise levels are
+NORMS = (nn.GroupNorm, nn.LayerNorm)
 TORCH = str(Path(torch.__file__).parent)
 
 
-# torch counts the attention kernels of GPUs only.
-@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
 def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(q, k, v)
 
 
-@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
 def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return sdpa_backward_flop_count(grad, q, k, v)
+
+
+# torch counts the attention kernels of GPUs only.
+for target, count in {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}.items():
+    if target not in flop_registry:  # this file may be loaded beside that of another checkout
+        register_flop_formula(target)(count)
 
 
 class Cost(NamedTuple):
@@ -158,6 +175,14 @@ def caller() -> str:
         return "unknown"
     path = Path(frame.f_code.co_filename)
     return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
+
+
+def norms_as_on_gpus(network: nn.Module) -> None:
+    """Gives norms float32, as autocast does on GPUs; on CPUs they compute in the type of their input. Those that a
+    training step has told their type keep it."""
+    for layer in network.modules():
+        if isinstance(layer, NORMS) and "forward" not in vars(layer):
+            layer.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
 
 
 def _name(func) -> str:

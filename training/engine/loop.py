@@ -31,6 +31,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.func import functional_call
 from tqdm import tqdm
 
 from diffportrait3d.files import file_hash, write_text, writing
@@ -40,6 +41,7 @@ from .device import pick_precision, prepare
 from .distributed import Call, init, shard
 from .log import RunLog
 from .optimizer import build_optimizer, learning_rate, restore_optimizer, set_rate
+from .precision import cast_weights, casts_once, norms_in_type_of_weights
 from .stage import Stage
 from .state import (
     CONFIG,
@@ -92,6 +94,10 @@ class Trainer:
         stage.trainable.to(self.device)
         stage.freeze(config.loop.checkpointing)
         self.call = accelerator.prepare_model(Call(stage.trainable))
+        self.cast_once = casts_once(config, self.dtype, accelerator.num_processes)
+        if self.cast_once:
+            for module in (stage.trainable, *stage.frozen.values()):
+                norms_in_type_of_weights(module)
         self.parameters = list(stage.trainable.parameters())
         self._assert_separate()
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
@@ -214,14 +220,21 @@ class Trainer:
         part, weight = shard(batch, self.accelerator)
         return Pass(self.stage.inputs(part, variant), variant, weight)
 
+    def losses(self, inputs: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
+        """The stage's, of a batch."""
+        with self.autocast():
+            if not self.cast_once:
+                return self.call(self.stage.loss, inputs, variant)
+            weights = cast_weights(self.call, self.dtype)
+            return functional_call(self.call, weights, (self.stage.loss, inputs, variant))
+
     def descend(self, passes: list[Pass]) -> Tensor:
         """One step, all of it on the device: its losses and the gradient's norm, float64, in the order of `names`."""
         values = []
         for index, (inputs, variant, weight) in enumerate(passes):
             last = index == len(passes) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.call):
-                with self.autocast():
-                    losses = self.call(self.stage.loss, inputs, variant)
+                losses = self.losses(inputs, variant)
                 self.scaler.scale(losses["loss"] * (weight / len(passes))).backward()
             values.append(torch.stack([loss.detach().double() for loss in losses.values()]) * weight)
             self.names = [*losses, "grad_norm"]

@@ -33,11 +33,9 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
     """
     settings: dict[str, Any] = {"lr": config.lr, "betas": (BETA1, config.beta2), "weight_decay": config.weight_decay}
     if config.name == "adamw":
-        if parameters[0].device.type == "cuda":
-            # The default one makes a temporary copy of all weights; a recorded step reads its rate on the device.
-            rate = torch.tensor(config.lr, device=parameters[0].device)
-            settings |= {"lr": rate, "fused": True, "capturable": True}
-        return torch.optim.AdamW(parameters, **settings)
+        if parameters[0].device.type == "cuda":  # a recorded step reads its rate on the device
+            settings |= {"lr": torch.tensor(config.lr, device=parameters[0].device), "capturable": True}
+        return torch.optim.AdamW(parameters, fused=True, **settings)  # one kernel for many weights, no copies of them
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

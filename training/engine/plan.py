@@ -26,14 +26,13 @@ from diffportrait3d.weights.sd15 import network_of
 
 from ..dataset.images import read_manifest
 from .config import StageConfig
-from .cost import Cost, StepCounts
+from .cost import NORMS, Cost, StepCounts, norms_as_on_gpus
 from .device import pick_device, pick_precision
 from .optimizer import state_bytes
 from .stage import Stage
 
 SD15_RESOLUTION = 512
 CLIP_WIDTH, CLIP_TOKENS = 768, 77
-NORMS = (nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass
@@ -125,7 +124,7 @@ def make_plan(stage: type[Stage], config: StageConfig, resolution: int | None = 
         built.freeze(config.loop.checkpointing)
         if device.type == "cuda":
             for module in (built.trainable, *built.frozen.values()):
-                _norms_in_float32(module)
+                norms_as_on_gpus(module)
         return _measure(built, config, samples, dtype, notes)
 
 
@@ -134,13 +133,6 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     for child in module.modules():
         for name, p in () if isinstance(child, NORMS) else child.named_parameters(recurse=False):
             child._parameters[name] = nn.Parameter(p.detach().to(dtype), requires_grad=False)
-
-
-def _norms_in_float32(module: nn.Module) -> None:
-    """As autocast has it on GPUs; on CPUs norms compute in the type of their input."""
-    for child in module.modules():
-        if isinstance(child, NORMS):
-            child.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
 
 
 def _resolution(config: StageConfig, notes: list[str]) -> int:
