@@ -51,22 +51,23 @@ class Denoiser(nn.Module):
         own.update(networks)
         return Denoiser(**own)
 
-    def bank(self, reference_latents: Tensor, t: Tensor, context: Tensor) -> list[Tensor] | None:
-        """Tokens of R references of one person, joined (paper eq. 5); None without F_ref.
+    def bank(self, reference_latents: Tensor, t: Tensor, context: Tensor, people: int = 1) -> list[Tensor] | None:
+        """Tokens of R references of one person, joined (paper eq. 5), or of each of P people; None without F_ref.
 
         Args:
-            reference_latents: clean scaled latents [R, 4, h, w].
+            reference_latents: clean scaled latents [P*R, 4, h, w].
             t: timestep of the step [1] or [N]; the first entry counts.
             context: [1 or N, L, C]; the first row counts.
 
         Returns:
-            16 tensors [1, R*M, C]
+            16 tensors [P, R*M, C]
         """
         if self.reference_encoder is None:
             return None
         count = reference_latents.shape[0]
         t = t[:1].expand(count) * (self.reference_timestep == "current")
-        return join_references(self.reference_encoder(reference_latents, t, context[:1].expand(count, -1, -1)))
+        tokens = self.reference_encoder(reference_latents, t, context[:1].expand(count, -1, -1))
+        return join_references(tokens, people)
 
     def conditional(
         self,

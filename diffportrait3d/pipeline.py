@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +77,25 @@ PRESETS = {
 }
 
 
+@dataclass(frozen=True)
+class Person:
+    """What the networks are given of one person; all views in the order of `views`.
+
+    Attributes:
+        start: latents at the last timestep [V, 4, h, w].
+        references: clean latents [R, 4, h, w] for F_ref.
+        camera_images: [V, 3, S, S] in [-1, 1] for F_cam.
+        seed: of the noise.
+        views: their numbers, from 0; view i's noise depends on the seed and i alone.
+    """
+
+    start: Tensor
+    references: Tensor
+    camera_images: Tensor
+    seed: int
+    views: Sequence[int]
+
+
 class Pipeline:
     """All networks of the method in float32, and what turns a portrait into views.
 
@@ -135,8 +155,32 @@ class Pipeline:
         denoiser = self.denoiser.with_networks(**networks)
         return Pipeline(denoiser, self.autoencoder, self.novel_view, self.schedule, self.window, self.device)
 
-    @torch.inference_mode()
     def __call__(
+        self,
+        portrait: Tensor,
+        cameras: Tensor,
+        *,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """The person of `portrait` as seen by `cameras`.
+
+        Args:
+            portrait, cameras, inputs: as of `person`.
+            sampling: solver, guidance and windows; None is the default of `Sampling`.
+            progress: called as (finished steps, all steps).
+
+        Returns:
+            views [V, 3, S, S] in [0, 1] on the CPU, S the size that the networks were trained at
+
+        Raises:
+            ValueError: an unknown `start`, or shapes that do not fit each other.
+        """
+        return self.views([self.person(portrait, cameras, **inputs)], sampling or Sampling(), progress)[0]
+
+    @torch.inference_mode()
+    def person(
         self,
         portrait: Tensor,
         cameras: Tensor,
@@ -149,10 +193,8 @@ class Pipeline:
         strength: float = 1.0,
         order: Tensor | None = None,
         seed: int = 0,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> Tensor:
-        """The person of `portrait` as seen by `cameras`.
+    ) -> Person:
+        """Everything that the networks are given of a person.
 
         Args:
             portrait: [R, 3, H, W] in [0, 1]; S reads the first image alone.
@@ -166,11 +208,6 @@ class Pipeline:
             strength: factor of the proxies' latents.
             order: in which the networks are given the views, a permutation [V]; None: as they come.
             seed: view i's noise depends on it and i alone.
-            sampling: solver, guidance and windows; None is the default of `Sampling`.
-            progress: called as (finished steps, all steps).
-
-        Returns:
-            views [V, 3, S, S] in [0, 1] on the CPU, S the size that the networks were trained at
 
         Raises:
             ValueError: an unknown `start`, or shapes that do not fit each other.
@@ -196,10 +233,20 @@ class Pipeline:
         latents = view_noise(seed, views, reference_latents.shape[1:]).to(self.device)
         if proxies is not None:
             latents = start_noise(strength * self.encode(self.fit(proxies)), latents, self.schedule)
-        # all of it, step by step
         camera_images = self.fit(camera_images).to(self.device) * 2 - 1
-        latents = self.denoise(latents, reference_latents, camera_images, seed, sampling or Sampling(), order, progress)
-        return self.decode(latents)
+        order = torch.arange(len(cameras)) if order is None else order
+        return Person(latents[order], reference_latents, camera_images[order], seed, order.tolist())
+
+    @torch.inference_mode()
+    def views(
+        self, people: Sequence[Person], sampling: Sampling, progress: Callable[[int, int], object] | None = None
+    ) -> list[Tensor]:
+        """The views [V, 3, S, S] of each person, 0 first; all people in the same calls of the denoiser."""
+        denoised = self.denoise(people, sampling, progress)  # [P, V, 4, h, w]
+        return [
+            self.decode(latents[torch.tensor(person.views).argsort()])
+            for person, latents in zip(people, denoised, strict=True)
+        ]
 
     def fit(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W] cut to their central square and resized to the networks' size [N, 3, S, S]."""
@@ -232,62 +279,67 @@ class Pipeline:
         return ((self.autoencoder.decode(latents) + 1) / 2).clamp(0, 1).cpu()
 
     def denoise(
-        self,
-        start: Tensor,
-        references: Tensor,
-        camera_images: Tensor,
-        seed: int,
-        sampling: Sampling,
-        order: Tensor | None = None,
-        progress: Callable[[int, int], object] | None = None,
+        self, people: Sequence[Person], sampling: Sampling, progress: Callable[[int, int], object] | None = None
     ) -> Tensor:
-        """Latents of the views from their start noise, all views together or window by window.
+        """Latents of the views from their start noise, a person's views all together or window by window.
 
         Args:
-            start: latents at the last timestep [V, 4, h, w].
-            references: clean latents [R, 4, h, w] for F_ref.
-            camera_images: [V, 3, S, S] in [-1, 1] for F_cam.
-            seed, sampling, order, progress: as in the call.
+            people: P of them, with equal numbers of views V and of references.
+            sampling, progress: as in the call.
 
         Returns:
-            latents [V, 4, h, w]
+            latents [P, V, 4, h, w], in the order that the networks were given
         """
-        count, denoiser = len(start), self.denoiser
-        order = torch.arange(count) if order is None else order
-        back = order.argsort()
-        camera_images = camera_images[order]
-        context = start.new_zeros(count, 1, denoiser.unet.config.context_dim)  # the empty prompt of these networks
+        number, count, denoiser = len(people), len(people[0].views), self.denoiser
+        start, references = (torch.cat([getattr(p, name) for p in people]) for name in ("start", "references"))
+        camera_images = torch.stack([person.camera_images for person in people], 1)  # [V, P, 3, S, S]
+        context = start.new_zeros(len(start), 1, denoiser.unet.config.context_dim)  # the networks' empty prompt
         window = count if denoiser.view_consistency is None else sampling.window or self.window
         steps = itertools.count()
+
+        def bank(t: Tensor) -> list[Tensor] | None:
+            return denoiser.bank(references, t, context, number)
+
         once = None
         if sampling.reference_timestep is not None:
-            once = denoiser.bank(references, torch.tensor([sampling.reference_timestep], device=start.device), context)
+            once = bank(torch.tensor([sampling.reference_timestep], device=start.device))
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            bank, timestep = once or denoiser.bank(references, t, context), int(t[0])
+            tokens, timestep = once or bank(t), int(t[0])
             scale = sampling.guidance if timestep in range(*sampling.guided) else 1.0
             images = camera_images if timestep in range(*sampling.posed) else None
-            x = x[order]
+            x = x.unflatten(0, (number, count)).transpose(0, 1)  # [V, P, 4, h, w]
 
             def guided(views: list[int]) -> Tensor:
-                rows = x[views], t[views], context[views], bank, None if images is None else images[views]
-                return denoiser.guided(*rows, num_views=len(views), scale=scale)
+                size = number * len(views)
+                shown = None if images is None else by_person(images[views])
+                rows = by_person(x[views]), t[:size], context[:size], tokens, shown
+                out = denoiser.guided(*rows, num_views=len(views), scale=scale)
+                return out.unflatten(0, (number, len(views))).transpose(0, 1)
 
             if count <= window:
-                return guided(list(range(count)))[back]
+                return by_person(guided(list(range(count))))
             windows = view_windows(count, window, sampling.overlap, sampling.closed, next(steps))
-            return over_windows(guided, windows, x)[back]
+            return by_person(over_windows(guided, windows, x))
 
         def fresh(step: int, x: Tensor) -> Tensor:
-            return view_noise(seed, range(count), x.shape[1:], stream=step + 1).to(x)
+            drawn = [view_noise(person.seed, person.views, x.shape[1:], stream=step + 1) for person in people]
+            return torch.cat(drawn).to(x)
 
         def report(step: int, *_: Tensor) -> None:
             if progress is not None:
                 progress(step + 1, sampling.steps)
 
         if sampling.solver == "ddim":
-            return ddim_sample(eps, start, self.schedule, sampling.steps, sampling.eta, fresh, report)
-        return dpmpp_2m_sample(eps, start, self.schedule, sampling.steps, report)
+            latents = ddim_sample(eps, start, self.schedule, sampling.steps, sampling.eta, fresh, report)
+        else:
+            latents = dpmpp_2m_sample(eps, start, self.schedule, sampling.steps, report)
+        return latents.unflatten(0, (number, count))
+
+
+def by_person(x: Tensor) -> Tensor:
+    """[V, P, ...] -> [P*V, ...], a person's views in a row."""
+    return x.transpose(0, 1).flatten(0, 1)
 
 
 def over_windows(predict: Callable[[list[int]], Tensor], windows: Sequence[list[int]], like: Tensor) -> Tensor:

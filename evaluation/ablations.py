@@ -27,7 +27,7 @@ from training.dataset.images import FIRST_CONDITION
 
 from .metrics.faces import FACE_METRICS
 from .metrics.views import ABLATION_METRICS, measure_variant
-from .studies.command import add_sampling, add_weights, parse_study, run_command, study_parser
+from .studies.command import add_batch, add_sampling, add_weights, parse_study, run_command, study_parser
 from .studies.generator import ViewGenerator
 from .studies.study import Study
 from .subjects.dataset import Subject
@@ -57,7 +57,9 @@ class AblationStudy(Study):
 
     def __init__(self, options: argparse.Namespace):
         others = dict(zip(ORDER_WEIGHTS, options.order_weights or (), strict=False))
-        super().__init__(options, chosen_variants(options), ViewGenerator(options.weights, others, options.device))
+        super().__init__(
+            options, chosen_variants(options), ViewGenerator(options.weights, others, options.device, options.precision)
+        )
         self.command = "ablations" if options.group == "all" else f"ablations --group {options.group}"
 
     def subject(self, index: int) -> Subject:
@@ -126,6 +128,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = study_parser("ablations", __doc__, "runs/ablations.json")
     add_weights(parser)
     add_sampling(parser)
+    add_batch(parser)
     add = parser.add_argument
     add(
         "--group",

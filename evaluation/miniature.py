@@ -1,7 +1,7 @@
 """What each part of the miniature brings, on held-out identities against exact ground truth.
 
     python -m evaluation.miniature --weights weights/miniature [--data DIR] [--identities 100] [--workers 2]
-        [--solver dpmpp_2m] [--steps 8] [--out FILE.json] [--doc PAGE]
+        [--device cuda --batch 16 --precision bfloat16] [--solver dpmpp_2m] [--steps 8] [--out FILE.json] [--doc PAGE]
 
 For every held-out subject: the full system and the system less one part (reference, camera, view consistency, S's
 start noise) generate the same views from the same noise. Printed with 95 % bootstrap intervals over identities:
@@ -19,7 +19,7 @@ from torch import Tensor
 from diffportrait3d.command import run_main
 
 from .metrics.views import METRICS
-from .studies.command import add_sampling, add_weights, parse_study, run_command, study_parser
+from .studies.command import add_batch, add_sampling, add_weights, parse_study, run_command, study_parser
 from .studies.generator import ViewGenerator
 from .studies.study import Study
 from .subjects.dataset import Subject
@@ -32,7 +32,9 @@ class MiniatureStudy(Study):
     command, metrics, compared = "miniature", METRICS, tuple(METRICS)
 
     def __init__(self, options: argparse.Namespace):
-        super().__init__(options, PART_VARIANTS, ViewGenerator(options.weights, device=options.device))
+        super().__init__(
+            options, PART_VARIANTS, ViewGenerator(options.weights, None, options.device, options.precision)
+        )
 
     def more_metrics(self, name: str, subject: Subject, views: dict[str, Tensor]) -> dict[str, float]:
         return {}
@@ -45,6 +47,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = study_parser("miniature", __doc__, "runs/evaluation/miniature.json")
     add_weights(parser)
     add_sampling(parser)
+    add_batch(parser)
     return parse_study(parser, arguments)
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from diffportrait3d.command import run_main
-from diffportrait3d.pipeline import Sampling
+from diffportrait3d.pipeline import Person, Sampling
 from training.engine.cost import SMALL, StepCounts
 
 from .studies.command import add_weights, parse_study, run_command, study_parser
@@ -67,7 +67,8 @@ class ShortcutStudy(SamplingStudy):
         side = pipeline.resolution // 8
         latents, images = torch.zeros(views, 4, side, side), torch.zeros(views, 3, 8 * side, 8 * side)
         with torch.no_grad(), StepCounts(SMALL) as counts:
-            pipeline.denoise(latents, latents[:1], images, 0, replace(sampling, window=views))
+            person = Person(latents, latents[:1], images, 0, range(views))
+            pipeline.denoise([person], replace(sampling, window=views))
         return counts.flops.total() / 1e12
 
 

@@ -6,7 +6,8 @@ One line a problem, then notes, then a summary; the exit status is 1 if there ar
 set. Checked are: files that are missing or cannot be read, their sizes, camera labels (25 finite numbers, a rotation,
 EG3D's units, a head in the image), ids and people in more than one split, the same image in two splits, conditions
 that show the portrait's own person or, outside train, a person that train's conditions show, and splits that training
-needs. Notes are no faults: what an import left out and why, and what was decided for the user about an image.
+needs; of shards, that they hold the people and conditions that the manifest names. Notes are no faults: what an import
+left out and why, and what was decided for the user about an image.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from diffportrait3d.images import ImageError, read_image
 
 from .dataset.images import SHARDED, SPLITS, DataError, read_manifest
 from .dataset.records import note_lines, notes_of
+from .dataset.shards import read_records, read_tensors
 from .sources.reader import read_json
 
 Subject = dict[str, Any]  # a line of the manifest
@@ -46,8 +48,6 @@ def problems(root: Path, images: bool = True, progress: bool = False, notes: lis
     """One sentence for everything that is wrong with what is there. Without `images` no image is opened, only looked
     for. `notes` gets lines that are worth knowing, but no problems."""
     header, subjects = read_manifest(root)
-    if header["version"] == SHARDED:
-        raise DataError(f"'{root}' holds shards; only data sets of image files are checked here.")
     resolution = header.get("resolution")
     if not isinstance(resolution, int) or resolution < 1:
         raise DataError(f"'{root / 'manifest.jsonl'}' must give a 'resolution' in its header, not {resolution!r}.")
@@ -59,7 +59,10 @@ def problems(root: Path, images: bool = True, progress: bool = False, notes: lis
     yield from _people(subjects)
     yield from _conditions(subjects)
     of_images: list[Note] = []
-    yield from _files(root, views, resolution, images, progress, of_images)
+    in_files = [view for subject in subjects if "shard" not in subject for view in _views(subject)]
+    yield from _files(root, in_files, resolution, images, progress, of_images)
+    if header["version"] == SHARDED:
+        yield from _shards(root, [subject for subject in subjects if "shard" in subject], resolution, images)
     yield from _left_out(root, notes)
     of_images += [
         (f"in the source, {note}", f"{_name(subject)}, {name}")
@@ -181,6 +184,50 @@ def _view_files(
     if len(digests) == 2 and digests["image"] == digests["condition"]:
         wrong.append(f"{where}: the condition is the portrait itself ('{view['condition']}')")
     return wrong, notes, digests.get("image")
+
+
+def _shards(root: Path, subjects: list[Subject], resolution: int, images: bool) -> Iterator[str]:
+    """What is wrong with the shards that people are in, and with the bank of their conditions."""
+    for name, people in itertools.groupby(subjects, lambda subject: subject["shard"]):
+        people = list(people)
+        where = [view for subject in people for view, _ in _views(subject)]
+        if not (root / name).is_file():
+            yield f"{name}: this shard of {len(people)} people is missing"
+        elif images:
+            yield from _stored(root / name, where, resolution, name)
+            if [record["id"] for record in read_records(root / name) or []] != [subject["id"] for subject in people]:
+                yield f"{name}: its people are not those that the manifest names, in their order"
+    there: set[int] = set()
+    for path in sorted((root / "conditions").glob("*.safetensors")):
+        try:
+            rows = read_tensors(path, "rows")[0].tolist()
+        except ValueError as error:
+            yield str(error)
+            continue
+        there.update(rows)
+        if images:
+            name = path.relative_to(root).as_posix()
+            yield from _stored(path, [f"{name}, condition {row}" for row in rows], resolution, name)
+    for subject in subjects:
+        for where, view in _views(subject):
+            if view.get("condition_row") not in there:
+                yield f"{where}: no file in 'conditions' holds its condition, {view.get('condition_row')}"
+
+
+def _stored(path: Path, where: list[str], resolution: int, name: str) -> Iterator[str]:
+    """What is wrong with the images of a shard, or of a file of the bank; `where` each is used."""
+    try:
+        pixels = read_tensors(path, "images")[0]
+    except ValueError as error:
+        yield str(error)
+        return
+    wanted = (len(where), 3, resolution, resolution)
+    if tuple(pixels.shape) != wanted:
+        yield f"{name}: its images are {tuple(pixels.shape)}, the manifest says {wanted}"
+        return
+    flat = pixels.flatten(1)
+    plain = flat.amin(1) == flat.amax(1)
+    yield from (f"{view}: the image has a single colour" for view, found in zip(where, plain, strict=True) if found)
 
 
 def _image(path: Path, resolution: int) -> tuple[str | None, tuple[str, ...]]:

@@ -92,19 +92,28 @@ def render_arguments(preset: str, data: Path, ict: Path | None) -> list[str]:
     return [*arguments, *(f"--{key.replace('_', '-')}={value}" for key, value in settings.items())]
 
 
+def is_complete(data: Path) -> bool:
+    """Whether there is a dataset of which nothing is left to render.
+
+    Raises:
+        DataError: it is damaged, and was not rendered here.
+    """
+    if not (data / "manifest.jsonl").is_file():
+        return False
+    try:
+        return read_manifest(data)[0].get("complete", True)
+    except DataError as error:
+        if not (data / "settings.json").is_file():
+            raise
+        print(f"data: {error}", file=sys.stderr)
+        return False
+
+
 def render_data(preset: str, data: Path, ict: Path | None) -> None:
     """Render the preset's dataset; one that is complete is left as it is, an interrupted one continues."""
-    manifest = data / "manifest.jsonl"
-    if manifest.is_file():
-        try:
-            if read_manifest(data)[0].get("complete", True):
-                print(f"data: '{data}' is there.")
-                return
-        except DataError as error:
-            if not (data / "settings.json").is_file():  # rendered by nobody here
-                raise
-            print(f"data: {error}", file=sys.stderr)
-    if render.main(render_arguments(preset, data, ict)) != 0:
+    if is_complete(data):
+        print(f"data: '{data}' is there.")
+    elif render.main(render_arguments(preset, data, ict)) != 0:
         raise ValueError(f"Rendering to '{data}' failed; the message is above.")
 
 
@@ -151,7 +160,9 @@ def run_minutes(
     configs = stage_configs(preset, out, data, [*overrides, f"loop.steps={10**9}"], start)
     budget, summaries = Budget(out, minutes, settings), []
     with contextlib.ExitStack() as rendering:
-        if finished(out / STAGES[0].name) is None:  # later stages want the data as they are by then
+        if finished(out / STAGES[0].name) is None and not is_complete(
+            data
+        ):  # later stages want the data as they are by then
             arguments = render_arguments(preset, data, ict)
             renderer = rendering.enter_context(Background("training.render", arguments, out / "render.log"))
             wait_for_people(data, settings.first_people, renderer)
@@ -160,6 +171,7 @@ def run_minutes(
             rendering.close()
             budget.note(sum(map(trained_seconds, map(Path, (c.run_dir for c in configs)))) - budget.begun)
             done(stage)
+    print(f"{minutes:g} minutes were given, {minutes - budget.left() / 60:.2f} taken.")
     return summaries
 
 

@@ -57,13 +57,13 @@ class ReferenceEncoder(UNetEncoder):
         return [tokens for tokens in bank if tokens is not None]
 
 
-def join_references(bank: Sequence[Tensor]) -> list[Tensor]:
-    """Joins the tokens of R references of one person into one bank (paper eq. 5).
+def join_references(bank: Sequence[Tensor], people: int = 1) -> list[Tensor]:
+    """Joins the tokens of R references of each of P people into a bank (paper eq. 5).
 
     Args:
-        bank: tensors [R, M, C].
+        bank: tensors [P*R, M, C], a person's references in a row.
 
     Returns:
-        tensors [1, R*M, C], references in order.
+        tensors [P, R*M, C], references in order.
     """
-    return [rearrange(tokens, "r m c -> 1 (r m) c") for tokens in bank]
+    return [rearrange(tokens, "(p r) m c -> p (r m) c", p=people) for tokens in bank]

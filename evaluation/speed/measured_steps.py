@@ -101,7 +101,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         with contextlib.redirect_stdout(sys.stderr):
-            if "stage" in request:
+            if isinstance(request, dict):
                 measured = Measured(**request)
                 answer: Any = None
             elif request == "count":

@@ -73,6 +73,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="where the networks run, e.g. cuda (default %(default)s)")
 
 
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    """How a GPU makes the views of many people."""
+    add = parser.add_argument
+    add("--batch", type=int, default=1, help="people whose views the networks make together (default %(default)s)")
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of making views (default %(default)s)")
+
+
 def add_sampling(parser: argparse.ArgumentParser, default: Sampling = Sampling()) -> None:  # noqa: B008
     """How views are sampled."""
     parser.add_argument("--solver", choices=SOLVERS, default=default.solver, help="default %(default)s")
@@ -111,7 +118,7 @@ def study_parser(command: str, doc: str, out: str) -> argparse.ArgumentParser:
 
 def parse_study(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The options of a study, checked."""
-    return parse_options(parser, arguments, identities=1, views=1, steps=1, workers=1)
+    return parse_options(parser, arguments, identities=1, views=1, steps=1, workers=1, batch=1)
 
 
 def parse_options(parser: argparse.ArgumentParser, arguments: list[str] | None, **least: int) -> argparse.Namespace:

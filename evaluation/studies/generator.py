@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from diffportrait3d.cameras.labels import camera_angles
 from diffportrait3d.files import file_hash
 from diffportrait3d.networks import NETWORKS, ReferenceEncoder
-from diffportrait3d.pipeline import Pipeline, Sampling
+from diffportrait3d.pipeline import Person, Pipeline, Sampling
 from diffportrait3d.weights.files import load_network, network_files
 
 from ..subjects.dataset import Subject
@@ -29,13 +30,16 @@ class ViewGenerator:
         folder: holds `<network>.safetensors` for all six networks, of any width.
         others: more view-consistency files by the name that variants call them.
         device: where the networks run; images are given and returned on the CPU.
+        precision: that variants' views are computed in; S's, and what goes through the autoencoder alone, in float32.
 
     Raises:
         CheckpointError: a network is missing, damaged or of another kind.
     """
 
-    def __init__(self, folder: Path, others: dict[str, Path] | None = None, device: str = "cpu"):
-        self.pipeline = Pipeline.from_folder(folder, device)
+    def __init__(
+        self, folder: Path, others: dict[str, Path] | None = None, device: str = "cpu", precision: str = "float32"
+    ):
+        self.pipeline, self.precision = Pipeline.from_folder(folder, device), precision
         self.view_consistency = {"trained": self.pipeline.denoiser.view_consistency, "none": None}
         self.hashes: dict[str, str] = {}  # sha256 of every file
         for spec in NETWORKS.values():
@@ -87,8 +91,21 @@ class ViewGenerator:
             proxies: S's views from `proxies`, the same for every variant.
             sampling: the command's, which a variant may change.
         """
+        return self.generate_together(variant, [(subject, proxies, seed)], sampling)[0]
+
+    def generate_together(
+        self, variant: Variant, people: Sequence[tuple[Subject, Tensor, int]], sampling: Sampling
+    ) -> list[Tensor]:
+        """The views of several people (subject, proxies, seed), all in the same calls of the denoiser."""
+        pipeline = self.variant_pipeline(variant)
+        sampling = replace(variant.sampling(sampling), window=len(people[0][0].labels))
+        dtype = getattr(torch, self.precision)
+        with torch.autocast(pipeline.device.type, dtype, enabled=dtype != torch.float32):
+            return pipeline.views([self._person(pipeline, variant, *person) for person in people], sampling)
+
+    def _person(self, pipeline: Pipeline, variant: Variant, subject: Subject, proxies: Tensor, seed: int) -> Person:
         starts = {"proxy": proxies, "reference": subject.reference[:1].expand_as(proxies), "truth": subject.images}
-        return self.variant_pipeline(variant)(
+        return pipeline.person(
             subject.reference[:1],
             subject.labels,
             references=_references(variant, subject, seed),
@@ -98,7 +115,6 @@ class ViewGenerator:
             strength=variant.strength,
             order=camera_angles(subject.labels).yaw.argsort() if variant.in_order else None,
             seed=seed,
-            sampling=replace(variant.sampling(sampling), window=len(subject.labels)),
         )
 
 

@@ -36,7 +36,7 @@ from ..tables.results_log import append_record, read_log, write_json
 from ..tables.summary import Intervals, as_dicts, difference_table, differences, face_table, mean_table, means
 from .command import sampling_of, sampling_text
 from .generator import ViewGenerator
-from .view_store import SubjectViews, ViewStore
+from .view_store import SubjectViews, ViewStore, make_together
 
 CONTEXT = {
     "ground_truth": "ground truth (floor)",
@@ -90,8 +90,8 @@ class Study:
 
     def conditions(self) -> dict:
         """Everything, besides the subjects, that the numbers depend on; only results under equal ones are joined."""
-        options, sampling = self.options, self.store.sampling
-        return {
+        options, sampling, precision = self.options, self.store.sampling, self.generator.precision
+        return ({} if precision == "float32" else {"precision": precision}) | {
             "weights_sha256": self.generator.hashes,
             "pose_regressor_sha256": self.regressor_hash,
             "views": options.views,
@@ -193,16 +193,30 @@ class Study:
             faces.add_face_metrics(records)
         return records
 
+    def made_together(self, indices: range) -> Iterator[int]:
+        """The identities, each when its views are in the store, if several are to be made at once: by this process, on
+        its device, while those of --workers measure."""
+        batch = getattr(self.options, "batch", 1)
+        for first in range(0, len(indices), batch):
+            chunk = indices[first : first + batch]
+            if batch > 1:
+                seeds = [self.options.seed + index for index in chunk]
+                pairs = zip(map(self.subject, chunk), seeds, strict=True)
+                people = [SubjectViews(self.store, subject, seed) for subject, seed in pairs]
+                for variant in self.variants.values():
+                    make_together(people, variant)
+            yield from chunk
+
     @contextlib.contextmanager
     def _record_stream(self, indices: range) -> Iterator[Iterator[dict]]:
         """The records of identities in order, made in this process or by --workers of them."""
-        workers = min(self.options.workers, len(indices))
+        workers, made = min(self.options.workers, len(indices)), self.made_together(indices)
         if workers <= 1:
-            yield map(self.measure, indices)
+            yield map(self.measure, made)
             return
         threads = max(1, torch.get_num_threads() // workers)
         with worker_pool(workers, _start_worker, (type(self), self.options, threads)) as pool:
-            yield pool.imap(_measure, indices)
+            yield pool.imap(_measure, made)
 
     def run(self) -> dict:
         """Measure what is not measured yet; print and write tables, JSON and images; return the results."""

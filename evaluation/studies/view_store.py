@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +54,8 @@ class ViewStore:
     def variant_conditions(self, variant: Variant, views: int) -> dict:
         """Everything, besides a person's inputs, that the views of a variant depend on."""
         pipeline = self.generator.pipeline
-        return {
+        precision = self.generator.precision
+        return ({} if precision == "float32" else {"precision": precision}) | {
             "version": VERSION,
             "weights_sha256": self.generator.hashes_for(variant),
             "resolution": pipeline.resolution,
@@ -81,15 +82,22 @@ class ViewStore:
 
         kind, name: how folder and file are called.
         """
-        folder = self.folder(kind, conditions)
-        path = folder / f"{name}-{json_digest(inputs)[:12]}.png"
+        path = self.path(kind, conditions, name, inputs)
         if (found := _read(path)) is not None:
             return found
         start = time.perf_counter()
         images = make()
-        seconds = round(time.perf_counter() - start, 3)
-        write_text(folder / "conditions.json", json.dumps(conditions, indent=1, sort_keys=True) + "\n", durable=False)
-        views = StoredViews(rounded(images), seconds)
+        return self.keep(path, conditions, images, time.perf_counter() - start)
+
+    def path(self, kind: str, conditions: dict, name: str, inputs: dict) -> Path:
+        """Where the views of a person are kept."""
+        return self.folder(kind, conditions) / f"{name}-{json_digest(inputs)[:12]}.png"
+
+    def keep(self, path: Path, conditions: dict, images: Tensor, seconds: float) -> StoredViews:
+        """Views that have been made, as they will be read."""
+        text = json.dumps(conditions, indent=1, sort_keys=True) + "\n"
+        write_text(path.with_name("conditions.json"), text, durable=False)
+        views = StoredViews(rounded(images), round(seconds, 3))
         _write(path, views)
         return views
 
@@ -111,15 +119,20 @@ class SubjectViews:
 
     def variant(self, variant: Variant) -> StoredViews:
         """The views of a variant."""
-        store, subject = self.store, self.subject
-        conditions = store.variant_conditions(variant, len(subject.labels))
-        sampling = variant.sampling(store.sampling)
+        store = self.store
 
         def make() -> Tensor:
-            return store.generator.generate(variant, subject, self.proxies, self.seed, store.sampling)
+            return store.generator.generate(variant, self.subject, self.proxies, self.seed, store.sampling)
 
+        return store.load_or_make(*self.place(variant), make)
+
+    def place(self, variant: Variant) -> tuple[str, dict, str, dict]:
+        """Kind, conditions, name and inputs of a variant's views in the store."""
+        store, subject = self.store, self.subject
+        sampling = variant.sampling(store.sampling)
+        conditions = store.variant_conditions(variant, len(subject.labels))
         kind = f"{sampling.solver}-{sampling.steps}"
-        return store.load_or_make(kind, conditions, subject.id, variant_inputs(variant, subject, self.seed), make)
+        return kind, conditions, subject.id, variant_inputs(variant, subject, self.seed)
 
     def autoencoder(self) -> StoredViews:
         """The ground truth through the autoencoder and back: the best the system could do."""
@@ -135,6 +148,22 @@ class SubjectViews:
         conditions = store.network_conditions("novel_view", len(subject.labels))
         inputs = {"labels": _tensor_digest(subject.labels)} | _portrait(subject)
         return store.load_or_make("proxy", conditions, subject.id, inputs, lambda: self.proxies)
+
+
+def make_together(people: Sequence[SubjectViews], variant: Variant) -> None:
+    """Makes what is missing of the views of a variant of several people, in the same calls of the networks."""
+    store = people[0].store
+    places = [person.place(variant) for person in people]
+    paths = [store.path(*place) for place in places]
+    missing = [index for index, path in enumerate(paths) if _read(path) is None]
+    if not missing:
+        return
+    given = [(people[index].subject, people[index].proxies, people[index].seed) for index in missing]
+    start = time.perf_counter()
+    made = store.generator.generate_together(variant, given, store.sampling)
+    seconds = (time.perf_counter() - start) / len(missing)
+    for index, images in zip(missing, made, strict=True):
+        store.keep(paths[index], places[index][1], images, seconds)
 
 
 def sampling_facts(sampling: Sampling) -> dict:

@@ -191,6 +191,23 @@ def test_f_ref_reads_the_references_that_it_is_given(pipeline, portrait):
     assert not torch.equal(own, pipeline(portrait, cameras, references=other, sampling=sampling))
 
 
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
+def test_people_together_are_those_one_by_one(pipeline, portrait, solver):
+    """Each with its own reference, cameras, order and noise; also in windows."""
+    cameras = trajectory("arc", 5)
+    given = [
+        pipeline.person(portrait, cameras, seed=1),
+        pipeline.person(portrait.flip(-1), cameras.flip(0), seed=2, order=torch.tensor([3, 0, 4, 1, 2])),
+        pipeline.person(1 - portrait, cameras, seed=3, start="independent"),
+    ]
+    sampling = Sampling(2, solver, window=3)
+    together = pipeline.views(given, sampling)
+    for person, views in zip(given, together, strict=True):
+        assert (views - pipeline.views([person], sampling)[0]).abs().max() < 1e-5
+    assert (together[0] - together[1]).abs().max() > 1e-3
+    assert torch.equal(pipeline.views(given[:1], sampling)[0], pipeline(portrait, cameras, seed=1, sampling=sampling))
+
+
 def test_more_views_than_the_module_holds_are_made_in_windows(pipeline, portrait):
     seen = []
     denoiser = pipeline.denoiser

@@ -59,6 +59,32 @@ def test_commands_share_views_of_the_same_arm(weights, ball_dataset, tmp_path, g
     assert first["summary"] == second["summary"] and first["seconds_per_identity"] == second["seconds_per_identity"]
 
 
+def test_people_are_made_together(weights, ball_dataset, tmp_path, generated):
+    """The same numbers as one by one; what an earlier command has left is not made again."""
+    few = ["--arms", "two_references", "no_view_consistency", "random_noise", "--solver", "ddim"]
+    more = ["--identities", "3", "--views", "3", "--steps", "2"]
+    alone, together = (command(weights, ball_dataset, tmp_path / name, "a.json", *few, *more) for name in ("1", "2"))
+    assert ablations.main(alone) == 0 and len(generated) == 12
+    del generated[:]
+    assert ablations.main([*together, "--identities", "1"]) == 0 and len(generated) == 4
+    assert ablations.main([*together, "--batch", "2"]) == 0 and len(generated) == 4
+    alone, together = (json.loads((tmp_path / name / "a.json").read_text())["identities"] for name in ("1", "2"))
+    assert [record["id"] for record in together] == [record["id"] for record in alone]
+    for own, other in zip(together, alone, strict=True):
+        for row, metrics in other["results"].items():
+            assert own["results"][row] == pytest.approx(metrics, rel=1e-4, abs=1e-4, nan_ok=True)
+
+
+def test_bfloat16_has_views_of_its_own(weights, subject, tmp_path):
+    """Close to those in float32, which keep their keys."""
+    made = {}
+    for precision in ("float32", "bfloat16"):
+        store = ViewStore(tmp_path, ViewGenerator(weights, precision=precision), Sampling(2))
+        made[precision] = SubjectViews(store, subject, 0).variant(PART_VARIANTS["full"]).images
+    assert len(list(tmp_path.glob("dpmpp_2m-2-*/*.png"))) == 2
+    assert 0 < (made["bfloat16"] - made["float32"]).abs().mean() < 0.05
+
+
 def test_an_interrupted_person_keeps_its_finished_arms(weights, ball_dataset, tmp_path, monkeypatch):
     titles, generate = [], ViewGenerator.generate
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffportrait3d.weights.files import load_network
 from training import miniature
@@ -77,6 +79,20 @@ def test_a_run_in_minutes_survives_being_killed(tmp_path):
         assert f'src="{stage.name}/validation/' in page
         load_network(weights / f"{stage.kind}.safetensors", stage.kind)
     assert gone(out / "data", 0)
+    taken = float(re.search(r"0.4 minutes were given, ([\d.]+) taken", done.stdout)[1])
+    assert taken < MINUTES + 10 / 60
+
+    start = ["--start", str(weights), "--data", str(out / "data"), "--out", str(tmp_path / "on"), "--minutes", "0.1"]
+    subprocess.run([*command[:4], "smoke", *start, "--set", *QUICK], check=True, capture_output=True, env=environment)
+    assert not (tmp_path / "on/render.log").exists(), "the data are complete"
+    before, after = (
+        load_network(folder / "autoencoder.safetensors", "autoencoder")[0].state_dict()
+        for folder in (weights, tmp_path / "on/autoencoder")
+    )
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name].float())}
+    assert changed <= {"decoder", "post_quant_conv"} and "decoder" in changed
+    report = json.loads((tmp_path / "on/report.json").read_text())
+    assert [summary["stage"] for summary in report] == [stage.name for stage in miniature.STAGES]
 
 
 def config(**changes) -> BudgetConfig:

@@ -12,8 +12,9 @@ from PIL import Image
 from diffportrait3d import synthetic_heads as heads
 from diffportrait3d.cameras.labels import camera_angles, validate_labels
 from diffportrait3d.files import WriteError
-from training import render
+from training import check_data, render
 from training.dataset.images import MultiViewDataset, read_manifest
+from training.dataset.shards import read_records, read_tensors, write_shard
 
 COUNTS = {"train": 1, "val": 0, "test": 1}
 SHARDED = {"train": 5, "val": 1, "test": 1}
@@ -163,6 +164,32 @@ def test_a_damaged_bank_is_named(sharded, tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match="Camera condition .* run training.render again"):
         _ = MultiViewDataset(tmp_path / "set", "train").conditions
+
+
+def test_shards_are_checked(sharded, tmp_path, capsys):
+    """A missing and a damaged shard, exchanged people, an image of one colour, and a condition that is nowhere."""
+    assert check_data.main([str(sharded)]) == 0 and "no problems" in capsys.readouterr().out
+    root = shutil.copytree(sharded, tmp_path / "set")
+    first, second, third = sorted((root / "train").glob("*.safetensors"))
+    bank = min((root / "conditions").glob("*.safetensors"))
+    images, records = read_tensors(first, "images")[0], read_records(first)
+    images[1] = 7
+    write_shard(first, images, records[::-1])
+    second.write_bytes(second.read_bytes()[:5000])
+    third.unlink()
+    rows = set(read_tensors(bank, "rows")[0].tolist())
+    bank.unlink()
+    assert check_data.main([str(root)]) == 1
+    *lines, summary = capsys.readouterr().out.splitlines()
+    views = [view for subject in read_manifest(root)[1] if "shard" in subject for view in subject["views"]]
+    lost = sum(view["condition_row"] in rows for view in views)
+    assert sum("no file in 'conditions' holds its condition" in line for line in lines) == lost > 0
+    found = "\n".join(lines)
+    assert f"train/{records[0]['id']}, view 1: the image has a single colour" in found
+    assert f"train/{first.name}: its people are not those" in found
+    assert (
+        f"{second.name}' cannot be read" in found and f"train/{third.name}: this shard of 1 people is missing" in found
+    )
 
 
 def test_the_bank_covers_the_range_evenly():
