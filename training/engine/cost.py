@@ -44,6 +44,7 @@ NO_KERNEL = (
     "detach",
     "lift_fresh",
     "set_",
+    "_local_scalar_dense",
 )
 READ_BACK = ("_local_scalar_dense", "nonzero", "equal")  # the host needs the values: it waits for the device
 TO_HOST = ("cpu", "numpy", "tolist")
