@@ -118,15 +118,14 @@ def test_a_view_s_noise_does_not_depend_on_the_number_of_views(pipeline, portrai
 
 
 @torch.inference_mode()
-def test_start_noise_is_proxies_at_a_strength_or_gaussian(pipeline, portrait, monkeypatch):
+def test_start_noise_is_proxies_at_a_strength_or_gaussian(pipeline, portrait):
     cameras, given = trajectory("arc", 3), torch.rand(3, 3, SIDE, SIDE)
-    monkeypatch.setattr(pipeline, "denoise", lambda start, *_: start)
-    monkeypatch.setattr(pipeline, "decode", lambda latents: latents)
     noise = view_noise(7, range(3), (4, SIDE // 8, SIDE // 8))
     expected = start_noise(0.5 * pipeline.encode(given), noise, pipeline.schedule)
-    assert torch.equal(pipeline(portrait, cameras, proxies=given, strength=0.5, seed=7), expected)
-    assert torch.equal(pipeline(portrait, cameras, start="independent", seed=7), noise)
-    assert torch.equal(pipeline(portrait, cameras, start="shared", seed=7), noise[:1].expand(3, -1, -1, -1))
+    assert torch.equal(pipeline.person(portrait, cameras, proxies=given, strength=0.5, seed=7).start, expected)
+    assert torch.equal(pipeline.person(portrait, cameras, start="independent", seed=7).start, noise)
+    shared = pipeline.person(portrait, cameras, start="shared", seed=7).start
+    assert torch.equal(shared, noise[:1].expand(3, -1, -1, -1))
     with pytest.raises(ValueError, match="start must be one of proxies, independent, shared"):
         pipeline(portrait, cameras, start="none")
 
