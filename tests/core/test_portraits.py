@@ -12,6 +12,7 @@ import torch
 from diffportrait3d.cameras.labels import PIVOT, camera_angles, orbit_camera
 from diffportrait3d.cameras.projection import project
 from diffportrait3d.portraits.alignment import FRAMINGS, AlignmentError, face_points, photograph_crop
+from diffportrait3d.portraits.detector import FaceDetector
 from diffportrait3d.portraits.face import MEAN_LANDMARKS, five_of
 from diffportrait3d.portraits.landmarks import MEDIAPIPE, LandmarkError, Landmarks, read_landmarks
 from diffportrait3d.portraits.warping import corners, paste, sample, transformed
@@ -147,3 +148,9 @@ def test_a_view_goes_back_where_it_came_from():
     away = torch.eye(3, dtype=torch.float64)
     away[0, 2] = 5.0
     assert torch.equal(paste(photograph, view, torch.ones(side, side), away)[0], photograph)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 800), (800, 4), (8, 8)])
+def test_dlib_is_not_asked_about_images_too_small_for_a_face(size):
+    image = np.zeros((*size, 3), np.uint8)
+    assert FaceDetector().faces(image, image) == []
