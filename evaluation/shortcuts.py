@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from diffportrait3d.command import run_main
-from diffportrait3d.pipeline import Person, Sampling
+from diffportrait3d.pipeline import PRESETS, Person, Sampling
 from training.engine.cost import SMALL, StepCounts
 
 from .studies.command import add_weights, parse_study, run_command, study_parser
@@ -26,14 +26,15 @@ from .tables.report import markdown_table
 NOISY = (500, 1000)  # timesteps
 BOTH = {"guided": NOISY, "posed": NOISY}
 ROWS = {
-    "release": ("DDIM, 50 steps (release)", Sampling(50, "ddim", eta=0.5)),
-    "eight": ("DPM++ 2M, 8 steps", Sampling(8)),
+    "release": ("DDIM, 50 steps (release)", PRESETS["release"]),
+    "eight": ("DPM++ 2M, 8 steps", PRESETS["fast"]),
     "guided": ("8 steps, guidance in the noisy half", Sampling(8, guided=NOISY)),
     "middle": ("8 steps, guidance in the middle half", Sampling(8, guided=(250, 750))),
     "posed": ("8 steps, F_cam in the noisy half", Sampling(8, posed=NOISY)),
     "once": ("8 steps, F_ref once, at 0", Sampling(8, reference_timestep=0)),
     "once_middle": ("8 steps, F_ref once, at 500", Sampling(8, reference_timestep=500)),
     "eight_both": ("8 steps, guidance and F_cam in the noisy half", Sampling(8, **BOTH)),
+    "faster": ("6 steps, guidance in the noisy half", PRESETS["faster"]),
     "four": ("DPM++ 2M, 4 steps", Sampling(4)),
     "four_guided": ("4 steps, guidance in the noisy half", Sampling(4, guided=NOISY)),
     "four_both": ("4 steps, guidance and F_cam in the noisy half", Sampling(4, **BOTH)),
