@@ -68,6 +68,10 @@ class Fuzzer:
         for _ in range(self.chance.choice([1, 1, 2, 3, 5])):
             spoil = self.chance.choice([self.value, self.value, self.wire, self.over_a_wire, self.leave_out, self.add])
             spoil(prompt)
+        for node in prompt.values():  # a wire from nowhere into an input that no node has ends the host's thread
+            wire = node["inputs"].get(UNKNOWN)
+            if isinstance(wire, list) and wire[0] not in prompt:
+                del node["inputs"][UNKNOWN]
         return prompt
 
     def value(self, prompt: dict) -> None:
