@@ -8,7 +8,7 @@ import torch
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule, start_noise, view_noise
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL, NovelViewConfig, NovelViewModel
-from diffportrait3d.pipeline import PRESETS, Pipeline
+from diffportrait3d.pipeline import PRESETS, Person, Pipeline
 from evaluation.goldens.core import NETWORKS
 from evaluation.goldens.host import LATENT_SCALE, NARROW_CONFIG, HostPath, host_path, known_weights
 
@@ -63,7 +63,8 @@ def test_views_are_those_of_the_core(path, core, host, name):
     finally:
         hook.remove()
     start = start_noise(latents, view_noise(SEED, range(VIEWS), (4, 8, 8)), core.schedule)
-    expected = core.denoise(start, inputs["ref_latent"], inputs["hint"], SEED, PRESETS[name])
+    person = Person(start, inputs["ref_latent"], inputs["hint"], SEED, range(VIEWS))
+    expected = core.denoise([person], PRESETS[name])[0]
     assert (views * LATENT_SCALE - expected).abs().max() < 1e-4 * expected.abs().max()
     timesteps = Schedule().trailing_timesteps(PRESETS[name].steps)[::-1]
     assert rows == [2 * VIEWS if t in range(*PRESETS[name].guided) else VIEWS for t in timesteps]
