@@ -7,7 +7,7 @@ from tools.soak import soak
 
 
 def test_views_and_log_after_many_changes():
-    assert soak(prompts=15, seed=1) == ""
+    assert soak(prompts=100, seed=1) == ""
 
 
 def test_random_prompts_run_or_are_told_why_not():
