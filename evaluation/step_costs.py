@@ -73,10 +73,10 @@ class Checkout:
 
 def request(stage: str, options: argparse.Namespace, data: Path, timed: bool) -> dict[str, Any]:
     """What a stage's trainer is built of."""
-    cuda = torch.cuda.is_available()
-    values = {f"inputs.{kind}": options.weights / f"{kind}.safetensors" for kind in NETWORKS[stage_kind(stage)].needs}
+    cuda, trained = torch.cuda.is_available(), next(found for found in STAGES if found.name == stage)
+    values = {f"inputs.{kind}": options.weights / f"{kind}.safetensors" for kind in NETWORKS[trained.kind].needs}
     values |= {"data.root": data, "run_dir": options.out.parent / "step_costs", "loop.precision": "bfloat16"}
-    if "latents_dir" in next(s for s in STAGES if s.name == stage).config_class.model_fields:
+    if "latents_dir" in trained.config_class.model_fields:
         values["latents_dir"] = data
     if timed and not cuda:
         values |= {"loop.precision": "float32", "loop.batch_size": SMALLEST[stage], "loop.threads": 1}
@@ -86,10 +86,6 @@ def request(stage: str, options: argparse.Namespace, data: Path, timed: bool) ->
                  for key, value in values.items()]  # fmt: skip
     config = f"training/configs/{options.preset}/{stage}.yaml"  # each checkout's own
     return {"stage": stage, "config": config, "overrides": [*overrides, *options.overrides], "progress": 0.0}
-
-
-def stage_kind(stage: str) -> str:
-    return next(found.kind for found in STAGES if found.name == stage)
 
 
 def measure(options: argparse.Namespace, checkouts: dict[str, Checkout], data: Path) -> list[dict[str, Any]]:

@@ -160,9 +160,8 @@ def run_minutes(
     configs = stage_configs(preset, out, data, [*overrides, f"loop.steps={10**9}"], start)
     budget, summaries = Budget(out, minutes, settings), []
     with contextlib.ExitStack() as rendering:
-        if finished(out / STAGES[0].name) is None and not is_complete(
-            data
-        ):  # later stages want the data as they are by then
+        # Later stages want the data as they are by then.
+        if finished(out / STAGES[0].name) is None and not is_complete(data):
             arguments = render_arguments(preset, data, ict)
             renderer = rendering.enter_context(Background("training.render", arguments, out / "render.log"))
             wait_for_people(data, settings.first_people, renderer)
