@@ -1,14 +1,15 @@
 """What a training step of every stage costs: kernels, bytes, FLOPs, waits, samples per second; of two checkouts.
 
     python -m evaluation.step_costs [--preset gpu] [--against DIR] [--stages base reference ...] [--set KEY=VALUE ...]
-        [--seconds] [--rounds 3] [--weights weights/miniature] [--out runs/step_costs.json]
+        [--seconds] [--rounds 3] [--losses 20] [--weights weights/miniature] [--out runs/step_costs.json]
 
 Counted is a whole step at the preset's batch: sampler, noise, passes, clipping, AdamW, average. On a GPU it is
 computed; on a CPU operators on large tensors give empty ones, in bfloat16 and with norms in the type that a GPU's
 autocast gives them, so that a large GPU's step is counted in seconds. --seconds times steps, too: on a GPU at the
 preset's batch, on a CPU in float32 at the smallest one. --against measures the loop of another checkout of this
-repository in the same way, in a process of its own, round by round in turns. The networks that a stage builds on are
-read from --weights; the data are one rendered person.
+repository in the same way, in a process of its own, round by round in turns; --losses trains so many steps by both, in
+float32 at the smallest batch from the same random numbers. The networks that a stage builds on are read from --weights;
+the data are one rendered person.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ WORKER = ROOT / "evaluation/speed/measured_steps.py"
 SMALLEST = {"autoencoder": 2, "base": 8, "reference": 1, "view_control": 1, "view_consistency": 1, "novel_view": 1}
 TIMED_STEPS = 2
 VIEWS = 9  # of the person: a reference and a group
+RANGE = 60.0, 20.0  # degrees of yaw and pitch
 
 
 class Checkout:
@@ -51,8 +53,8 @@ class Checkout:
             command, cwd=folder, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def ask(self, request: Any) -> Any:
-        """Its answer.
+    def ask(self, *request: Any) -> Any:
+        """What the method of `Measured` that the request begins with answers.
 
         Raises:
             ValueError: it has ended; its message is above.
@@ -71,21 +73,21 @@ class Checkout:
         self.process.wait()
 
 
-def request(stage: str, options: argparse.Namespace, data: Path, timed: bool) -> dict[str, Any]:
+def settings(stage: str, options: argparse.Namespace, data: Path, small: bool) -> tuple[str, str, list[str]]:
     """What a stage's trainer is built of."""
-    cuda, trained = torch.cuda.is_available(), next(found for found in STAGES if found.name == stage)
+    trained = next(found for found in STAGES if found.name == stage)
     values = {f"inputs.{kind}": options.weights / f"{kind}.safetensors" for kind in NETWORKS[trained.kind].needs}
     values |= {"data.root": data, "run_dir": options.out.parent / "step_costs", "loop.precision": "bfloat16"}
     if "latents_dir" in trained.config_class.model_fields:
         values["latents_dir"] = data
-    if timed and not cuda:
+    if small:
         values |= {"loop.precision": "float32", "loop.batch_size": SMALLEST[stage], "loop.threads": 1}
     if stage == "view_consistency":
         values["unconditional"] = 0.0  # every step the same
     overrides = [f"{key}={json.dumps(value if isinstance(value, int | float) else str(value))}"
                  for key, value in values.items()]  # fmt: skip
     config = f"training/configs/{options.preset}/{stage}.yaml"  # each checkout's own
-    return {"stage": stage, "config": config, "overrides": [*overrides, *options.overrides], "progress": 0.0}
+    return stage, config, [*overrides, *options.overrides]
 
 
 def measure(options: argparse.Namespace, checkouts: dict[str, Checkout], data: Path) -> list[dict[str, Any]]:
@@ -94,10 +96,17 @@ def measure(options: argparse.Namespace, checkouts: dict[str, Checkout], data: P
     for stage in options.stages:
         record: dict[str, Any] = {"stage": stage}
         for name, checkout in checkouts.items():
-            checkout.ask(request(stage, options, data, timed=False))
+            checkout.ask("build", *settings(stage, options, data, small=False))
             record[name] = checkout.ask("count")
+        if options.losses:
+            losses = []
+            for checkout in checkouts.values():
+                checkout.ask("build", *settings(stage, options, data, small=True))
+                losses.append(checkout.ask("losses", options.losses))
+            record["loss_difference"] = max(abs(a / b - 1) for a, b in zip(*losses, strict=True))
         if options.seconds:
-            seconds = time_in_turns(checkouts, request(stage, options, data, timed=True), options.rounds)
+            small = settings(stage, options, data, small=not torch.cuda.is_available())
+            seconds = time_in_turns(checkouts, small, options.rounds)
             batch = checkouts["this"].ask("samples")
             for name, taken in seconds.items():
                 record[name]["samples_per_second"] = batch / statistics.median(taken)
@@ -109,15 +118,15 @@ def measure(options: argparse.Namespace, checkouts: dict[str, Checkout], data: P
     return records
 
 
-def time_in_turns(checkouts: dict[str, Checkout], built: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+def time_in_turns(checkouts: dict[str, Checkout], small: tuple, rounds: int) -> dict[str, list[float]]:
     """Seconds of a step by every checkout, round by round, after one that warms up."""
     for checkout in checkouts.values():
-        checkout.ask(built)
-        checkout.ask(1)
+        checkout.ask("build", *small)
+        checkout.ask("time", 1)
     seconds: dict[str, list[float]] = {name: [] for name in checkouts}
     for _ in range(rounds):
         for name, checkout in checkouts.items():
-            seconds[name].append(checkout.ask(TIMED_STEPS))
+            seconds[name].append(checkout.ask("time", TIMED_STEPS))
     return seconds
 
 
@@ -126,17 +135,18 @@ def table(records: list[dict[str, Any]]) -> str:
     rows = []
     for record in records:
         sides = [record[name] for name in ("other", "this") if name in record]
-        row = [record["stage"], str(sides[-1]["samples"])]
-        row.append(arrow(f"{sum(side['kernels'].values()):,}" for side in sides))
-        row.append(arrow(f"{sum(side['bytes'].values()) / 1e9:.1f}" for side in sides))
-        row.append(arrow(f"{sum(side['flops'].values()) / 1e12:.2f}" for side in sides))
-        row.append(arrow(str(sum(side["waits"].values())) for side in sides))
+        row = {"stage": record["stage"], "samples": str(sides[-1]["samples"])}
+        row["kernels"] = arrow(f"{sum(side['kernels'].values()):,}" for side in sides)
+        row["GB"] = arrow(f"{sum(side['bytes'].values()) / 1e9:.1f}" for side in sides)
+        row["TFLOP"] = arrow(f"{sum(side['flops'].values()) / 1e12:.2f}" for side in sides)
+        row["waits"] = arrow(str(sum(side["waits"].values())) for side in sides)
+        if "loss_difference" in record:
+            row["losses differ by"] = f"{record['loss_difference']:.2g}"
         if "samples_per_second" in sides[-1]:
-            row.append(arrow(f"{side['samples_per_second']:.3g}" for side in sides))
-            row.append(f"{record['other_by_this']:.2f}" if "other_by_this" in record else "")
+            row["samples/s"] = arrow(f"{side['samples_per_second']:.3g}" for side in sides)
+            row["ratio"] = f"{record['other_by_this']:.2f}" if "other_by_this" in record else ""
         rows.append(row)
-    header = ["stage", "samples", "kernels", "GB", "TFLOP", "waits", "samples/s", "ratio"]
-    return markdown_table(header[: len(rows[0])], rows)
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def arrow(values) -> str:
@@ -145,10 +155,9 @@ def arrow(values) -> str:
 
 def run(options: argparse.Namespace) -> None:
     options.weights, options.out = options.weights.resolve(), options.out.resolve()
-    settings = yaml.safe_load((CONFIGS / options.preset / "render.yaml").read_text(encoding="utf-8"))
-    resolution = settings["resolution"]
+    resolution = yaml.safe_load((CONFIGS / options.preset / "render.yaml").read_text(encoding="utf-8"))["resolution"]
     data = options.cache.resolve() / f"step_costs-{resolution}px"
-    made = render.dataset_settings(resolution, VIEWS, settings["yaw"], settings["pitch"], 0.0, 2, 0)
+    made = render.dataset_settings(resolution, VIEWS, *RANGE, 0.0, 2, 0)
     render.render_dataset(data, made, {"train": 1, "val": 1, "test": 0}, None)
     checkouts = {"this": Checkout(ROOT)}
     if options.against:
@@ -177,11 +186,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--against", type=Path, metavar="DIR", help="another checkout of this repository")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides", help="of every stage")
     add("--seconds", action="store_true", help="time steps, too")
+    add("--losses", type=int, default=0, metavar="STEPS", help="compare the losses of so many steps with --against's")
     add("--rounds", type=int, default=3, help="of timing (default %(default)s)")
     add("--weights", type=Path, default=WEIGHTS, help="folder of the networks that stages build on")
     add("--cache", type=Path, default=Path(".cache/evaluation"), help="where the person is rendered")
     add("--out", type=Path, default=Path("runs/step_costs.json"), help="results")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.losses and not options.against:
+        parser.error("--losses compares with the loop of --against DIR")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
     PYTHONPATH=CHECKOUT python -P evaluation/speed/measured_steps.py
 
-Every line of its input is a request in JSON, every line of its output an answer.
+Every line of its input is a request in JSON, [method of `Measured`, *arguments], every line of its output an answer.
 """
 
 from __future__ import annotations
@@ -45,14 +45,13 @@ class Measured:
         stage: its name.
         config: file with its settings.
         overrides: "key=value".
-        progress: of the run, in [0, 1].
     """
 
-    def __init__(self, stage: str, config: str, overrides: list[str], progress: float):
+    def __init__(self, stage: str, config: str, overrides: list[str]):
         stage_class = next(found for found in miniature.STAGES if found.name == stage)
         settings = load_config(stage_class.config_class, config, overrides)
         device = prepare(settings.loop)
-        self.progress, self.cuda = progress, device.type == "cuda"
+        self.cuda = device.type == "cuda"
         self.trainer = Trainer(stage_class.build(settings, device), settings, init(device))
 
     def count(self) -> dict[str, Any]:
@@ -69,25 +68,39 @@ class Measured:
         self.trainer.optimizer.register_step_post_hook(lambda *_: setattr(counts, "waits", Counter(own)))
         with counts:
             for counts.counting in (False, True):
-                self.trainer.one_step(self.progress)
+                self.trainer.one_step(0.0)
         found = {name: dict(getattr(counts, name)) for name in ("kernels", "bytes", "flops", "waits")}
-        return {**found, "samples": self.trainer.seen // 2}
+        return {**found, "samples": self.samples()}
+
+    def samples(self) -> int:
+        """Of a step."""
+        return self.trainer.seen // self.trainer.step
+
+    def losses(self, steps: int) -> list[float]:
+        """Of the first steps of a run of that length."""
+        found = []
+        for step in range(steps):
+            values = self.trainer.one_step(step / steps) or self.trainer.read()  # earlier loops gave them at once
+            found.append(values["loss"])
+        return found
 
     def lists_as_on_gpus(self) -> None:
-        """There, AdamW and clipping take lists of tensors where they are left the choice; in this process alone."""
+        """There, AdamW and clipping take lists of tensors where they are left the choice, and AdamW one kernel where
+        it is told what to do; in this process alone."""
         for group in self.trainer.optimizer.param_groups:
+            group["fused"] = group["fused"] is not None
             group["foreach"] = not group["fused"]
         torch.nn.utils.clip_grad_norm_ = functools.partial(torch.nn.utils.clip_grad_norm_, foreach=True)
 
     def time(self, steps: int) -> float:
         """Seconds of a step, those of the processor on a CPU."""
         while self.cuda and self.trainer.step < BEFORE_GRAPHS:
-            self.trainer.one_step(self.progress)
+            self.trainer.one_step(0.0)
         clock = time.perf_counter if self.cuda else time.process_time
         self.wait()
         start = clock()
         for _ in range(steps):
-            self.trainer.one_step(self.progress)
+            self.trainer.one_step(0.0)
         self.wait()
         return (clock() - start) / steps
 
@@ -99,17 +112,12 @@ class Measured:
 def main() -> None:
     measured = None
     for line in sys.stdin:
-        request = json.loads(line)
+        name, *arguments = json.loads(line)
         with contextlib.redirect_stdout(sys.stderr):
-            if isinstance(request, dict):
-                measured = Measured(**request)
-                answer: Any = None
-            elif request == "count":
-                answer = measured.count()
-            elif request == "samples":
-                answer = measured.trainer.seen // measured.trainer.step
+            if name == "build":
+                measured, answer = Measured(*arguments), None
             else:
-                answer = measured.time(request)
+                answer = getattr(measured, name)(*arguments)
         print(json.dumps(answer), flush=True)
 
 

@@ -33,9 +33,11 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
     """
     settings: dict[str, Any] = {"lr": config.lr, "betas": (BETA1, config.beta2), "weight_decay": config.weight_decay}
     if config.name == "adamw":
-        if parameters[0].device.type == "cuda":  # a recorded step reads its rate on the device
+        cuda = parameters[0].device.type == "cuda"
+        if cuda:  # a recorded step reads its rate on the device
             settings |= {"lr": torch.tensor(config.lr, device=parameters[0].device), "capturable": True}
-        return torch.optim.AdamW(parameters, fused=True, **settings)  # one kernel for many weights, no copies of them
+        # One kernel for many weights, without copies of them; on CPUs it rounds otherwise than the plain one.
+        return torch.optim.AdamW(parameters, fused=cuda, **settings)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
