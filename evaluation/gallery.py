@@ -27,7 +27,7 @@ from diffportrait3d.files import file_hash, write_atomically, write_text
 from diffportrait3d.images import as_pixels
 from diffportrait3d.pipeline import Pipeline
 from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render_views
-from diffportrait3d.synthetic_heads.materials import Look, sample_look
+from diffportrait3d.synthetic_heads.materials import Look
 from training.dataset.images import FIRST_SEED
 
 from .studies.command import WEIGHTS, add_device, add_sampling, parse_options, run_command, sampling_of
@@ -61,7 +61,7 @@ def choose(seed: int) -> list[Chosen]:
 
 def _first_that_fits(wish: str, seed: int) -> Chosen:
     while True:
-        look = sample_look(torch.Generator().manual_seed(seed))
+        look = Look(torch.Generator().manual_seed(seed))
         if WISHES[wish](look):
             return Chosen(wish, seed, round(float(look.skin.mean()), 3), look.hair_style, look.beard)
         seed += 1

@@ -2,5 +2,3 @@
 
 from .layout import Component, Inspection, inspect
 from .split import Conversion, Options, convert
-
-__all__ = ["Component", "Conversion", "Inspection", "Options", "convert", "inspect"]

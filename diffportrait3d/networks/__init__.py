@@ -9,22 +9,3 @@ from .reference_encoder import ReferenceEncoder, join_references
 from .registry import NETWORKS, NetworkSpec, title_of
 from .unet import UNet
 from .view_controlnet import ViewControlNet
-
-__all__ = [
-    "LATENT_SCALE",
-    "NETWORKS",
-    "AutoencoderConfig",
-    "AutoencoderKL",
-    "NetworkConfig",
-    "NetworkSpec",
-    "NovelViewConfig",
-    "NovelViewModel",
-    "ReferenceEncoder",
-    "UNet",
-    "UNetConfig",
-    "CrossViewAttention",
-    "ViewControlNet",
-    "join_references",
-    "set_checkpointing",
-    "title_of",
-]

@@ -6,25 +6,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .analytic import AnalyticHeads
+from .analytic import analytic_head
 from .clothes import dress
 from .hair import hair_surfaces
 from .ict import IctHeads
-from .materials import Look, eyeballs, paint_head, sample_look
+from .materials import Look, eyeballs, paint_head
 from .mesh import HeadMesh, to_world
 from .scene import Scene, View, build_scene, render, render_views
-
-__all__ = [
-    "AnalyticHeads",
-    "IctHeads",
-    "Scene",
-    "View",
-    "portrait_landmarks",
-    "portrait_scene",
-    "render",
-    "render_camera_images",
-    "render_views",
-]
 
 
 def portrait_scene(seed: int, provider: str | IctHeads = "analytic", device: torch.device | str = "cpu") -> Scene:
@@ -52,10 +40,10 @@ def _person(seed: int, provider: str | IctHeads) -> tuple[Look, HeadMesh, torch.
     """Look and head, and the generator that goes on from there."""
     if isinstance(provider, str) and provider != "analytic":
         raise ValueError(f"unknown head provider {provider!r}; use 'analytic' or an IctHeads")
-    heads = AnalyticHeads() if isinstance(provider, str) else provider
+    draw_head = analytic_head if isinstance(provider, str) else provider.head
     generator = torch.Generator().manual_seed(seed)
-    look = sample_look(generator)
-    return look, heads.head(generator), generator
+    look = Look(generator)
+    return look, draw_head(generator), generator
 
 
 def render_camera_images(labels: Tensor, resolution: int, subject: int = 0, supersample: int = 2) -> Tensor:

@@ -7,7 +7,6 @@ opening are pieces of their own. Proportions follow common anatomical averages i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,74 +19,39 @@ ROWS, COLUMNS = 112, 120
 _SECTIONS = TABLES["head sections"]
 
 
-@dataclass
 class Shape:
-    """The proportions of one head, in cm unless said otherwise."""
+    """The proportions of one head with a mild expression, drawn; in cm unless said otherwise."""
 
-    width: float = 1.0  # factors
-    height: float = 1.0
-    depth: float = 1.0
-    jaw: float = 1.0
-    chin: float = 0.5
-    cheek: float = 0.5
-    brow: float = 0.45
-    eye_x: float = 3.15
-    eye_y: float = 3.5
-    lid_open: float = 0.55
-    lid_tilt: float = 0.05
-    nose_length: float = 1.0
-    nose_width: float = 1.1
-    nose_height: float = 2.6
-    mouth_y: float = -3.4
-    mouth_width: float = 2.5
-    lip: float = 0.45
-    smile: float = 0.0  # how far the corners rise
-    opening: float = 0.0  # gap between the lips
-    brow_raise: float = 0.0
-    ear: float = 1.0
-    ear_angle: float = 24.0  # degrees from the skull
-
-
-class AnalyticHeads:
-    """`head(generator)` draws a head of its own proportions with a mild expression."""
-
-    name = "analytic"
-
-    def head(self, generator: torch.Generator) -> HeadMesh:
-        return build_head(sample_shape(generator))
+    def __init__(self, generator: torch.Generator):
+        dice = Dice(generator)
+        n = dice.normal
+        self.width = 1 + n(0.04)  # factors
+        self.height = 1 + n(0.025)
+        self.depth = 1 + n(0.025)
+        self.jaw = 1 + n(0.06)
+        self.chin = 0.4 + n(0.3)
+        self.cheek = 0.5 + n(0.25)
+        self.brow = 0.45 + n(0.2)
+        self.eye_x = 3.15 + n(0.12)
+        self.eye_y = 3.5 + n(0.12)
+        self.lid_open = dice.uniform(0.40, 0.66)
+        self.lid_tilt = n(0.08)
+        self.nose_length = 1 + n(0.07)
+        self.nose_width = 1.15 + n(0.13)
+        self.nose_height = 2.6 + n(0.3)
+        self.mouth_y = -3.4 + n(0.2)
+        self.mouth_width = 2.45 + n(0.2)
+        self.lip = 0.45 + n(0.12)
+        self.smile = max(-0.25, dice.uniform(-0.45, 0.8))  # how far the corners rise
+        self.opening = max(0.0, dice.uniform(-0.9, 0.55))  # gap between the lips
+        self.brow_raise = n(0.25)
+        self.ear = 1 + n(0.08)
+        self.ear_angle = 24 + n(5.0)  # degrees from the skull
 
 
-def sample_shape(generator: torch.Generator) -> Shape:
-    dice = Dice(generator)
-    n = dice.normal
-    return Shape(
-        width=1 + n(0.04),
-        height=1 + n(0.025),
-        depth=1 + n(0.025),
-        jaw=1 + n(0.06),
-        chin=0.4 + n(0.3),
-        cheek=0.5 + n(0.25),
-        brow=0.45 + n(0.2),
-        eye_x=3.15 + n(0.12),
-        eye_y=3.5 + n(0.12),
-        lid_open=dice.uniform(0.40, 0.66),
-        lid_tilt=n(0.08),
-        nose_length=1 + n(0.07),
-        nose_width=1.15 + n(0.13),
-        nose_height=2.6 + n(0.3),
-        mouth_y=-3.4 + n(0.2),
-        mouth_width=2.45 + n(0.2),
-        lip=0.45 + n(0.12),
-        smile=max(-0.25, dice.uniform(-0.45, 0.8)),
-        opening=max(0.0, dice.uniform(-0.9, 0.55)),
-        brow_raise=n(0.25),
-        ear=1 + n(0.08),
-        ear_angle=24 + n(5.0),
-    )
-
-
-def build_head(shape: Shape) -> HeadMesh:
-    """The mesh of a head; the expression is part of the shape, so posed and rest vertices are the same."""
+def analytic_head(generator: torch.Generator) -> HeadMesh:
+    """Draws a head; the expression is part of its shape, so posed and rest vertices are the same."""
+    shape = Shape(generator)
     skin = _skull_and_face(shape)
     eyes = torch.tensor([[side * shape.eye_x, shape.eye_y, 7.85] for side in (-1.0, 1.0)])
     eye_radius = 1.5

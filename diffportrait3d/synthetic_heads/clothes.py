@@ -41,11 +41,9 @@ def _garment(vertices: Tensor, triangles: Tensor, height: Tensor, look: Look, no
         return []
     lift = 0.55 - 1.1 * smooth(height, -0.45, 0.45) + 0.10 * noise(vertices * 2) * smooth(-height, 0, 2)
     cloth = vertices + vertex_normals(vertices, triangles) * lift[:, None]
-    used = near.unique()
-    renumber = torch.full((len(vertices),), -1)
-    renumber[used] = torch.arange(len(used))
+    used, near = near.unique(return_inverse=True)
     colour = _fabric(cloth, height, look, noise)[used]
-    return [Surface(cloth[used], renumber[near], colour, torch.full((len(used),), 0.03))]
+    return [Surface(cloth[used], near, colour, torch.full((len(used),), 0.03))]
 
 
 def _bust(width: float) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .materials import Dice
 from .mesh import SKIN, SOCKET, TEETH, HeadMesh
 
 # The 68 iBUG landmarks as vertex numbers, published with the model (FaceXModel/vertex_indices.json).
@@ -39,8 +40,6 @@ _PAIRED = (
 class IctHeads:
     """Loads the model once; `head(generator)` draws a person. Raises ValueError naming the file if it is
     missing or wrong."""
-
-    name = "ict"
 
     def __init__(self, path: str | os.PathLike):
         arrays = _load(Path(path))
@@ -76,28 +75,23 @@ class IctHeads:
         eye_radius = float((high - low)[:, :2].mean()) / 2
         eyes = torch.cat([(low + high)[:, :2] / 2, low[:, 2:] + eye_radius], 1)
         ears = torch.stack([rest[ear].mean(0) for ear in self._ear])
-        used = self.triangles.unique()
-        renumber = torch.full((len(rest),), -1)
-        renumber[used] = torch.arange(len(used))
+        used, triangles = self.triangles.unique(return_inverse=True)
         return HeadMesh(
             vertices=posed[used],
             rest=rest[used],
-            triangles=renumber[self.triangles],
+            triangles=triangles,
             part=self.part[used],
             landmarks=rest[list(LANDMARKS)],
             posed_landmarks=posed[list(LANDMARKS)],
             eyes=eyes,
             eye_radius=eye_radius,
-            skull=renumber[self.skull],
+            skull=torch.searchsorted(used, self.skull),
             ears=ears,
         )
 
     def sample_expression(self, generator: torch.Generator) -> dict[str, float]:
         """A mild, mostly symmetric expression: a mouth shape, the brows, the eyes, each present or not."""
-
-        def draw(low: float, high: float) -> float:
-            return low + (high - low) * float(torch.rand(1, generator=generator))
-
+        draw = Dice(generator).uniform
         mouth = ("mouthSmile", "mouthSmile", "mouthSmile", "mouthFrown", "mouthPucker", "mouthFunnel", "", "")
         result: dict[str, float] = {}
         for options, low, high in (

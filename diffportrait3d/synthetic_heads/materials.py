@@ -1,13 +1,12 @@
 """What a person looks like besides the shape: skin, lips, brows, eyes, beard, clothes, light and background.
 
-`sample_look` draws it from a generator; `paint_head` turns it into vertex colours, anchored to the rest
+`Look` draws it from a generator; `paint_head` turns it into vertex colours, anchored to the rest
 shape's landmarks so that it works for every head provider. Colours are sRGB in [0, 1].
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,38 +20,6 @@ SKIN_TONES, NATURAL_HAIR, DYED_HAIR, IRISES, CLOTH = (
 )
 HAIR_STYLES: dict[str, list[float]] = TABLES["hair styles"]  # thickness in cm, weights with a beard and without
 BEARDS = ("none", "stubble", "moustache", "goatee", "full")
-
-
-@dataclass
-class Look:
-    """A sampled appearance; colours sRGB [3], the rest as the names say (lengths in cm, strengths 0..1)."""
-
-    skin: Tensor
-    lip: Tensor
-    hair: Tensor
-    brow: Tensor
-    iris: Tensor
-    gaze: Tensor  # [3] unit
-    hair_style: str
-    hair_thickness: float
-    hair_length: float
-    hairline: float
-    fringe: float
-    parting: float
-    covers_ears: bool
-    beard: str
-    beard_strength: float
-    brow_width: float
-    freckles: float
-    blush: float
-    makeup: float
-    age: float
-    cloth: Tensor
-    cloth_second: Tensor
-    pattern: str
-    collar: float
-    light: Light
-    background: Background
 
 
 class Dice:
@@ -80,50 +47,47 @@ class Dice:
         return options[int(torch.multinomial(weights, 1, generator=self.generator))]
 
 
-def sample_look(generator: torch.Generator) -> Look:
-    """Draw an appearance. Styles, beards and make-up are drawn together so that they suit each other."""
-    dice = Dice(generator)
-    tone = dice.uniform(0, len(SKIN_TONES) - 1.001)
-    low = int(tone)
-    skin = (torch.lerp(SKIN_TONES[low], SKIN_TONES[low + 1], tone - low) * dice.colour_jitter(0.03)).clamp(0.08, 0.97)
-    hair, brow = _hair_colour(dice, tone)
-    bearded = dice.uniform() < 0.5
-    style = dice.choice(list(HAIR_STYLES), [style[1 if bearded else 2] for style in HAIR_STYLES.values()])
-    beard = dice.choice(BEARDS, [3.0, 2.6, 0.8, 1.0, 2.2]) if bearded else "none"
-    makeup = 0.0 if bearded else dice.uniform(0, 0.9)
-    rosy = torch.tensor([0.86, 0.60, 0.58])
-    if makeup >= 0.4:
-        rosy = dice.choice(list(torch.tensor([[0.80, 0.36, 0.38], [0.70, 0.25, 0.32], [0.85, 0.50, 0.48]])))
-    lip = skin * torch.lerp(torch.tensor([0.90, 0.70, 0.68]), rosy, 0.5 + 0.5 * makeup)
-    gaze = normalize(torch.tensor([dice.normal(0.08), dice.normal(0.05), 1.0]), dim=0)
-    return Look(
-        skin=skin,
-        lip=lip,
-        hair=hair,
-        brow=brow,
-        iris=dice.choice(list(IRISES), _iris_weights(tone)) * dice.colour_jitter(0.1),
-        gaze=gaze,
-        hair_style=style,
-        hair_thickness=HAIR_STYLES[style][0] * dice.uniform(0.75, 1.3),
-        hair_length=dice.uniform(),
-        hairline=dice.normal(3.0),
-        fringe=dice.uniform(0.6, 1.0) if dice.uniform() < 0.3 else 0.0,
-        parting=dice.uniform(-4.5, 4.5),
-        covers_ears=dice.uniform() < 0.6,
-        beard=beard,
-        beard_strength=dice.uniform(0.6, 1.0),
-        brow_width=dice.uniform(0.75, 1.3) * (1.15 if bearded else 0.85),
-        freckles=max(0.0, dice.uniform(-1.5, 1.0)) * (tone < 4),
-        blush=dice.uniform(0.2, 1.0),
-        makeup=makeup,
-        age=max(0.0, dice.uniform(-0.8, 1.0)),
-        cloth=dice.choice(list(CLOTH)) * dice.colour_jitter(0.08),
-        cloth_second=dice.choice(list(CLOTH)),
-        pattern=dice.choice(("plain", "stripes", "zip", "knit"), [4.0, 1.5, 1.0, 1.5]),
-        collar=dice.uniform(),
-        light=_sample_light(dice),
-        background=_sample_background(dice),
-    )
+class Look:
+    """An appearance, drawn; styles, beards and make-up are drawn together so that they suit each other.
+
+    Colours are sRGB [3], the rest is what the names say (lengths in cm, strengths 0..1).
+    """
+
+    def __init__(self, generator: torch.Generator):
+        dice = Dice(generator)
+        tone = dice.uniform(0, len(SKIN_TONES) - 1.001)
+        low = int(tone)
+        skin = torch.lerp(SKIN_TONES[low], SKIN_TONES[low + 1], tone - low) * dice.colour_jitter(0.03)
+        self.skin = skin.clamp(0.08, 0.97)
+        self.hair, self.brow = _hair_colour(dice, tone)
+        bearded = dice.uniform() < 0.5
+        weights = [style[1 if bearded else 2] for style in HAIR_STYLES.values()]
+        self.hair_style: str = dice.choice(list(HAIR_STYLES), weights)
+        self.beard: str = dice.choice(BEARDS, [3.0, 2.6, 0.8, 1.0, 2.2]) if bearded else "none"
+        self.makeup = 0.0 if bearded else dice.uniform(0, 0.9)
+        rosy = torch.tensor([0.86, 0.60, 0.58])
+        if self.makeup >= 0.4:
+            rosy = dice.choice(list(torch.tensor([[0.80, 0.36, 0.38], [0.70, 0.25, 0.32], [0.85, 0.50, 0.48]])))
+        self.lip = self.skin * torch.lerp(torch.tensor([0.90, 0.70, 0.68]), rosy, 0.5 + 0.5 * self.makeup)
+        self.gaze = normalize(torch.tensor([dice.normal(0.08), dice.normal(0.05), 1.0]), dim=0)
+        self.iris = dice.choice(list(IRISES), _iris_weights(tone)) * dice.colour_jitter(0.1)
+        self.hair_thickness = HAIR_STYLES[self.hair_style][0] * dice.uniform(0.75, 1.3)
+        self.hair_length = dice.uniform()
+        self.hairline = dice.normal(3.0)
+        self.fringe = dice.uniform(0.6, 1.0) if dice.uniform() < 0.3 else 0.0
+        self.parting = dice.uniform(-4.5, 4.5)
+        self.covers_ears = dice.uniform() < 0.6
+        self.beard_strength = dice.uniform(0.6, 1.0)
+        self.brow_width = dice.uniform(0.75, 1.3) * (1.15 if bearded else 0.85)
+        self.freckles = max(0.0, dice.uniform(-1.5, 1.0)) * (tone < 4)
+        self.blush = dice.uniform(0.2, 1.0)
+        self.age = max(0.0, dice.uniform(-0.8, 1.0))
+        self.cloth = dice.choice(list(CLOTH)) * dice.colour_jitter(0.08)
+        self.cloth_second = dice.choice(list(CLOTH))
+        self.pattern: str = dice.choice(("plain", "stripes", "zip", "knit"), [4.0, 1.5, 1.0, 1.5])
+        self.collar = dice.uniform()
+        self.light = _sample_light(dice)
+        self.background = _sample_background(dice)
 
 
 def paint_head(mesh: HeadMesh, look: Look, generator: torch.Generator) -> Surface:
@@ -152,7 +116,7 @@ def paint_head(mesh: HeadMesh, look: Look, generator: torch.Generator) -> Surfac
         albedo[mesh.part == part] = torch.tensor(colour)
         specular[mesh.part == part] = shine
     specular = specular * (1 - 0.6 * beard * skin)
-    return Surface(mesh.vertices, mesh.triangles, albedo.clamp(0, 1), specular, mesh.two_sided)
+    return Surface(mesh.vertices, mesh.triangles, albedo.clamp(0, 1), specular)
 
 
 def eyeballs(mesh: HeadMesh, look: Look) -> Surface:

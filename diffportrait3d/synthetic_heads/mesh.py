@@ -63,7 +63,6 @@ class HeadMesh:
     eye_radius: float
     skull: Tensor
     ears: Tensor
-    two_sided: bool = False
 
 
 def to_world(points: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.synthetic_heads.materials import sample_look
+from diffportrait3d.synthetic_heads.materials import Look
 from evaluation import gallery
 from training.dataset.images import FIRST_SEED
 
@@ -19,7 +19,7 @@ def test_the_first_person_that_fits_each_wish(seed):
     start = FIRST_SEED["test"] + gallery.FIRST_INDEX + seed * gallery.STRIDE
     for person in people:
         fits = gallery.WISHES[person.wish]
-        looks = [sample_look(torch.Generator().manual_seed(s)) for s in range(start, person.seed + 1)]
+        looks = [Look(torch.Generator().manual_seed(s)) for s in range(start, person.seed + 1)]
         assert [bool(fits(look)) for look in looks] == [False] * (len(looks) - 1) + [True]
     light, dark, bearded = people
     assert light.skin > 0.65 > bearded.skin > 0.36 > dark.skin
