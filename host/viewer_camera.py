@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ..diffportrait3d.cameras.labels import (
@@ -16,7 +18,6 @@ from ..diffportrait3d.cameras.labels import (
     split_label,
     validate_labels,
 )
-from ..diffportrait3d.cameras.rotations import matrix_from_quaternion, quaternion_from_matrix
 
 ANGLES, EXACT = "angles only", "as it is"
 FRAMINGS = (ANGLES, EXACT)
@@ -56,19 +57,18 @@ def viewer_info(label: Tensor, world: str) -> dict:
     turn, position = pose[:3, :3] @ _OPENGL_TO_OPENCV, pose[:3, 3]
     if world == SPLAT:
         turn, position = _OPENGL_TO_OPENCV @ turn, _OPENGL_TO_OPENCV @ position
-    w, x, y, z = quaternion_from_matrix(turn).tolist()
     return {
         "position": _named(position),
         "target": _named(position - turn[:, 2]),
-        "quaternion": {"x": x, "y": y, "z": z, "w": w},
+        "quaternion": _named(Rotation.from_matrix(turn.numpy()).as_quat(canonical=True), "xyzw"),
         "fov": fov_from_focal(float(intrinsics[1, 1])),
         "zoom": 1.0,
         "cameraType": "perspective",
     }
 
 
-def _named(vector: Tensor) -> dict[str, float]:
-    return dict(zip("xyz", vector.tolist(), strict=True))
+def _named(vector: Tensor | np.ndarray, axes: str = "xyz") -> dict[str, float]:
+    return dict(zip(axes, vector.tolist(), strict=True))
 
 
 def _vector(info: dict, name: str, axes: str = "xyz") -> Tensor:
@@ -84,10 +84,10 @@ def _vector(info: dict, name: str, axes: str = "xyz") -> Tensor:
 def _rotation(info: dict, position: Tensor) -> Tensor:
     """Camera-to-world rotation [3, 3] with the viewer's axes (x right, y up, z backwards)."""
     if info.get("quaternion"):
-        quaternion = _vector(info, "quaternion", "wxyz")
+        quaternion = _vector(info, "quaternion", "xyzw")
         if quaternion.norm() < 1e-9:
             raise ValueError("The 3D viewer's camera has a quaternion of length 0, which is no rotation.")
-        return matrix_from_quaternion(quaternion)
+        return torch.from_numpy(Rotation.from_quat(quaternion.numpy()).as_matrix())
     back = position - _vector(info, "target")
     if back.norm() < 1e-9:
         raise ValueError("The 3D viewer's camera is at its target; move it away.")

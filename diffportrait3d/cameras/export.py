@@ -16,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ..files import write_folder
 from .labels import split_label, validate_labels
 from .projection import world_to_camera
-from .rotations import quaternion_from_matrix
 
 IMAGES, MASKS, SPARSE, POINT_CLOUD = "images", "masks", "sparse/0", "points.ply"
 PINHOLE = 1  # the number of COLMAP's camera model
@@ -136,7 +136,8 @@ def _colmap(labels: Tensor, intrinsics: list[Intrinsics], names: list[str], poin
     text, such as the fork of pycolmap that gsplat used until 1.5."""
     lenses = list(dict.fromkeys(intrinsics))  # one camera for all views that share it
     views = world_to_camera(labels.double())  # [V, 4, 4]
-    poses = torch.cat([quaternion_from_matrix(views[:, :3, :3]), views[:, :3, 3]], 1).tolist()  # [V, 7]
+    turns = Rotation.from_matrix(views[:, :3, :3].numpy()).as_quat(canonical=True)  # [V, 4], x first
+    poses = np.concatenate([np.roll(turns, 1, axis=1), views[:, :3, 3]], axis=1).tolist()  # [V, 7], w first
     lens_ids = [lenses.index(lens) + 1 for lens in intrinsics]
     images = list(zip(poses, lens_ids, names, strict=True))
     cloud = list(zip(points.positions.tolist(), _bytes(points), strict=True))

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 import torch
+from scipy.interpolate import CubicHermiteSpline
 from torch import Tensor
 
 LAYOUT = "yaw pitch [roll] [distance] [fov]"
@@ -80,12 +81,4 @@ def _monotone_cubic(knots: Tensor, places: Tensor) -> Tensor:
     before, after = secants[:-1], secants[1:]
     inner = torch.where(before * after > 0, 2 * before * after / (before + after), 0.0)
     slopes = torch.cat([secants[:1], inner, secants[-1:]])  # [K, D]
-    left = places.floor().long().clamp(max=len(knots) - 2)
-    t = (places - left)[:, None]
-    # cubic Hermite basis: value and slope at the left knot, value and slope at the right one
-    return (
-        (1 + 2 * t) * (1 - t) ** 2 * knots[left]
-        + t * (1 - t) ** 2 * slopes[left]
-        + t**2 * (3 - 2 * t) * knots[left + 1]
-        + t**2 * (t - 1) * slopes[left + 1]
-    )
+    return torch.from_numpy(CubicHermiteSpline(range(len(knots)), knots, slopes)(places))

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from ..files import read_text
-from .rotations import matrix_from_quaternion
 
 TRANSFORMS = "transforms.json"
 COLMAP_FILES = ("cameras.txt", "images.txt")
@@ -234,12 +233,12 @@ def _colmap_camera(line: str, where: str) -> tuple[str, tuple[list[float], str |
 
 def _colmap_pose(numbers: list[float], where: str) -> np.ndarray:
     """Camera-to-world [4, 4] from the quaternion (w, x, y, z) and translation of world-to-camera."""
-    quaternion = torch.tensor(numbers[:4], dtype=torch.float64)
-    if not 0 < quaternion.norm() < math.inf:
+    w, x, y, z, *translation = numbers
+    if not 0 < math.hypot(w, x, y, z) < math.inf:
         raise ValueError(f"{where}: the quaternion {numbers[:4]} is no rotation")
     pose = np.eye(4)
-    pose[:3, :3] = matrix_from_quaternion(quaternion).numpy().T
-    pose[:3, 3] = -pose[:3, :3] @ np.array(numbers[4:])
+    pose[:3, :3] = Rotation.from_quat([x, y, z, w]).as_matrix().T
+    pose[:3, 3] = -pose[:3, :3] @ translation
     return pose
 
 
