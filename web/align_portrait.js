@@ -2,6 +2,7 @@
 // a run would make them.
 import { app } from '../../scripts/app.js';
 import { api } from '../../scripts/api.js';
+import { Requests, after, afterLinks, post } from './live.js';
 
 const NODE = 'DP3D_AlignPortrait';
 const NAMES = ['eye on the left', 'eye on the right', 'tip of the nose', 'mouth corner on the left', 'mouth corner on the right'];
@@ -29,6 +30,7 @@ function loaded(node) {
 class Overlay {
   constructor(node) {
     this.node = node;
+    this.requests = new Requests(() => this.ask(), (error) => this.say(error.message));
     this.body = element(null, 'div', { overflow: 'hidden', font: '12px sans-serif', color: '#ddd' });
     this.frame = element(this.body, 'div', { position: 'relative', margin: '0 auto', lineHeight: 0, touchAction: 'none' });
     this.photograph = element(this.frame, 'img', { width: '100%' });
@@ -97,7 +99,7 @@ class Overlay {
   // What a run or the server says: see host/photographs.py.
   show({ points, corners, angles: [yaw, pitch, roll], crop }) {
     this.corners = corners;
-    if (!this.dragging && !this.changed) this.found = points; // else the answer is older than what the hand did
+    if (!this.dragging && !this.requests.changed) this.found = points; // else the answer is older than what the hand did
     this.crop.src = crop;
     this.say(`yaw ${yaw}\u00b0\npitch ${pitch}\u00b0\nroll ${roll}\u00b0`);
     this.place();
@@ -107,24 +109,12 @@ class Overlay {
   forget() {
     this.found = undefined;
     this.widget('points').value = '';
-    this.update();
+    this.requests.update();
   }
 
   open(file) {
     const address = api.apiURL(`/view?${new URLSearchParams(file)}`);
     if (this.photograph.src !== address) this.photograph.src = address;
-  }
-
-  // One request at a time; what changes meanwhile is asked for afterwards, once.
-  async update() {
-    this.changed = true;
-    if (this.asking) return;
-    this.asking = true;
-    while (this.changed) {
-      this.changed = false;
-      await this.ask().catch((error) => this.say(error.message));
-    }
-    this.asking = false;
   }
 
   async ask() {
@@ -134,19 +124,16 @@ class Overlay {
     this.open(source.file);
     if (linked) return this.say('Landmarks are connected: run to see what they give.');
     if (!this.widget('points').value) this.say('Looking for the face ...');
-    const values = Object.fromEntries(this.node.widgets.map(({ name, value }) => [name, value]));
-    const response = await api.fetchApi('/diffportrait3d/align_portrait', {
-      method: 'POST',
-      headers: { 'Content-Type': 'application/json' },
-      body: JSON.stringify({ ...values, shown: undefined, photograph: source.name }),
-    });
-    const answer = await response.json();
-    if (response.ok) return this.show(answer);
-    this.found ??= FIRST.map((place) => [...place]);
-    this.corners = null;
-    this.crop.removeAttribute('src');
-    this.place();
-    throw new Error(answer.error.replace(/^\w+Error: /, ''));
+    try {
+      const response = await post(this.node, 'align_portrait', { shown: undefined, photograph: source.name });
+      this.show(await response.json());
+    } catch (error) {
+      this.found ??= FIRST.map((place) => [...place]);
+      this.corners = null;
+      this.crop.removeAttribute('src');
+      this.place();
+      this.say(error.message.replace(/^\w+Error: /, ''));
+    }
   }
 
   // After a run, also of photographs that come from other nodes.
@@ -165,31 +152,23 @@ app.registerExtension({
     const getMinHeight = () => node.size[0] + 120; // a square and the crop
     const shown = node.addDOMWidget('shown', 'dp3d_photograph', overlay.body, { serialize: false, getMinHeight });
     shown.serialize = false; // not in saved graphs
-    const after = (target, name, work) => {
-      const before = target[name];
-      target[name] = function (...values) {
-        const result = before?.apply(this, values);
-        work(...values);
-        return result;
-      };
-    };
-    for (const name of ['onConfigure', 'onConnectionsChange']) after(node, name, () => setTimeout(() => watch(overlay, after)));
+    afterLinks(node, () => watch(overlay));
     after(node, 'onExecuted', (output) => output?.alignment && overlay.ran(output));
     after(node, 'onResize', () => {
       const [width, least] = [node.size[0], node.computeSize()[1]];
       if (node.size[1] < least) node.setSize([width, least]);
     });
-    for (const widget of node.widgets) if (widget !== shown) after(widget, 'callback', () => overlay.update());
+    for (const widget of node.widgets) if (widget !== shown) after(widget, 'callback', () => overlay.requests.update());
   },
 });
 
 // Asks again when the file of the connected Load Image changes, too.
-function watch(overlay, after) {
+function watch(overlay) {
   const source = overlay.node.getInputNode?.(overlay.node.findInputSlot('image'));
   const file = source?.widgets?.find(({ name }) => name === 'image');
   if (file && !file.watched?.has(overlay)) {
     (file.watched ??= new Set()).add(overlay);
     after(file, 'callback', () => overlay.forget());
   }
-  if (overlay.node.graph) overlay.update();
+  if (overlay.node.graph) overlay.requests.update();
 }

@@ -1,6 +1,7 @@
 // View-Consistency Sampler and Schedule show the numbers that the chosen preset sets; the others are the user's own. The
 // numbers come with the node's definition.
 import { app } from '../../scripts/app.js';
+import { after } from './live.js';
 
 const NODES = ['DP3D_ViewConsistencySampler', 'DP3D_ViewConsistencySchedule'];
 
@@ -23,22 +24,14 @@ function follow(node, { required, optional = {} }) {
     node.setDirtyCanvas(true, true);
   }
 
-  const { callback } = preset;
-  preset.callback = function (...values) {
-    const result = callback?.apply(this, values);
-    show();
-    return result;
-  };
-  const { onConfigure } = node;
-  node.onConfigure = function (...values) {
-    const result = onConfigure?.apply(this, values);
+  after(preset, 'callback', show);
+  after(node, 'onConfigure', () => {
     own.clear(); // another graph's numbers; of this one, those are saved that the preset showed
     for (const each of numbers) {
       if (each.name in (presets[preset.value] ?? {})) own.set(each, (required[each.name] ?? optional[each.name])[1].default);
     }
     show();
-    return result;
-  };
+  });
   show();
 }
 

@@ -1,6 +1,7 @@
 // Reference View shows its image as soon as it is loaded or a number changes, as the run would show it.
 import { app } from '../../scripts/app.js';
 import { api } from '../../scripts/api.js';
+import { Requests, after, afterLinks, post } from './live.js';
 
 const NODE = 'DP3D_ReferenceView';
 
@@ -16,17 +17,6 @@ function portraitOf(node) {
   return miniature ? { portrait: null, miniature: value } : { portrait: value };
 }
 
-async function requestImage(node, portrait) {
-  const values = Object.fromEntries(node.widgets.map(({ name, value }) => [name, value]));
-  const response = await api.fetchApi('/diffportrait3d/reference_view', {
-    method: 'POST',
-    headers: { 'Content-Type': 'application/json' },
-    body: JSON.stringify({ ...values, ...portrait }),
-  });
-  if (!response.ok) throw new Error((await response.json()).error);
-  return response.blob();
-}
-
 // The way by which images come to a node during a run. Meanwhile another graph may have been opened, and a
 // node of that one has the number now.
 function show(node, blob) {
@@ -38,42 +28,13 @@ function show(node, blob) {
 }
 
 function makeLive(node) {
-  let drawing = false;
-  let changed = false;
-
-  // One request at a time; what changes meanwhile is drawn afterwards, once.
-  async function draw() {
-    changed = true;
-    if (drawing || !node.graph?.isRootGraph) return; // inside a subgraph the run shows the image
-    drawing = true;
-    try {
-      while (changed) {
-        changed = false;
-        const portrait = portraitOf(node);
-        if (portrait !== undefined) show(node, await requestImage(node, portrait));
-      }
-    } catch (error) {
-      console.warn(`Reference View: ${error.message}`);
-    } finally {
-      drawing = false;
-    }
-  }
-
-  for (const [when, hook] of [['onConfigure', node.onConfigure], ['onConnectionsChange', node.onConnectionsChange]]) {
-    node[when] = function (...values) {
-      const result = hook?.apply(this, values);
-      setTimeout(draw); // once the whole graph is there
-      return result;
-    };
-  }
-  for (const widget of node.widgets ?? []) {
-    const { callback } = widget;
-    widget.callback = function (...values) {
-      const result = callback?.apply(this, values);
-      draw();
-      return result;
-    };
-  }
+  const requests = new Requests(async () => {
+    if (!node.graph?.isRootGraph) return; // inside a subgraph the run shows the image
+    const portrait = portraitOf(node);
+    if (portrait !== undefined) show(node, await (await post(node, 'reference_view', portrait)).blob());
+  }, (error) => console.warn(`Reference View: ${error.message}`));
+  afterLinks(node, () => requests.update());
+  for (const widget of node.widgets ?? []) after(widget, 'callback', () => requests.update());
 }
 
 app.registerExtension({
