@@ -147,8 +147,8 @@ def run_minutes(
     overrides: list[str],
     start: Path | None,
     done: Callable[[type[Stage]], None],
-) -> list[dict[str, Any]]:
-    """The same within a fixed time. `done` is called with every stage whose network has been written.
+) -> None:
+    """The same within a fixed time, and a page about it. `done` is called with every stage whose network is written.
 
     Raises:
         ValueError: the preset does not say how to divide the time.
@@ -158,7 +158,7 @@ def run_minutes(
         raise ValueError(f"Preset '{preset}' has no {path.name}, which divides the time; use one that has, e.g. gpu.")
     settings = load_config(BudgetConfig, path)
     configs = stage_configs(preset, out, data, [*overrides, f"loop.steps={10**9}"], start)
-    budget, summaries = Budget(out, minutes, settings), []
+    budget, summaries, beside = Budget(out, minutes, settings), [], 0.0
     with contextlib.ExitStack() as rendering:
         # Later stages want the data as they are by then.
         if finished(out / STAGES[0].name) is None and not is_complete(data):
@@ -166,12 +166,14 @@ def run_minutes(
             renderer = rendering.enter_context(Background("training.render", arguments, out / "render.log"))
             wait_for_people(data, settings.first_people, renderer)
         for stage, config in zip(STAGES, configs, strict=True):
-            summaries.append(run_stage(functools.partial(_timed, stage, budget), config))
+            summary = run_stage(functools.partial(_timed, stage, budget), config)
+            summaries.append({**summary, "planned_minutes": round(budget.planned(stage.name), 3)})
             rendering.close()
-            budget.note(sum(map(trained_seconds, map(Path, (c.run_dir for c in configs)))) - budget.begun)
+            beside = budget.note(sum(map(trained_seconds, map(Path, (c.run_dir for c in configs)))) - budget.begun)
             done(stage)
-    print(f"{minutes:g} minutes were given, {minutes - budget.left() / 60:.2f} taken.")
-    return summaries
+    text = table(summaries, (budget.around(), beside / 60))
+    print(f"{minutes:g} minutes were given, {minutes - budget.left() / 60:.2f} taken.\n\n{text}")
+    print(f"'{write_page(out, summaries, text)}' shows it.")
 
 
 def _timed(stage: type[Stage], budget: Budget, config: StageConfig, device: torch.device) -> Stage:
@@ -253,8 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         common = (arguments.preset, arguments.out, data, arguments.ict, overrides, arguments.start)
         if arguments.minutes is not None:
-            summaries = run_minutes(arguments.minutes, *common, done)
-            print(f"\n{table(summaries)}\n'{write_page(arguments.out, summaries)}' shows it.")
+            run_minutes(arguments.minutes, *common, done)
             return
         print("\n" + table(run(*common)))
         if arguments.export:

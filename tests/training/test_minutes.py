@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from diffportrait3d.weights.files import load_network
+from diffportrait3d.networks import CrossViewAttention, NovelViewConfig, NovelViewModel, UNetConfig
+from diffportrait3d.weights.files import load_network, save_network
 from training import miniature
 from training.engine.background import Background
 from training.engine.budget import Budget, BudgetConfig
+
+from .conftest import TINY_UNET
 
 MINUTES = 0.4
 KILLS = 5
@@ -79,6 +84,36 @@ def test_a_run_in_minutes_survives_being_killed(tmp_path):
         load_network(weights / f"{stage.kind}.safetensors", stage.kind)
     assert gone(out / "data", 0)
     assert re.search(r"0.4 minutes were given, [\d.]+ taken", done.stdout)
+
+
+def test_a_run_in_minutes_goes_on_from_networks(dataset, networks, tmp_path, capsys):
+    """Every network is trained on from its file, but for the encoder, whose latents all others know; the page has what
+    was planned beside what was taken."""
+    config, start, out = UNetConfig.from_dict(TINY_UNET), tmp_path / "start", tmp_path / "run"
+    fresh = {
+        "view_consistency": CrossViewAttention(config),
+        "novel_view": NovelViewModel(NovelViewConfig(64, render_size=16, base_channels=16, volume_size=8)),
+    }
+    for kind, network in fresh.items():
+        save_network(start / f"{kind}.safetensors", network, kind)
+    for kind, file in networks.items():
+        shutil.copy(file, start / f"{kind}.safetensors")
+    arguments = ["--preset", "smoke", "--minutes", "0.2", "--out", str(out), "--data", str(dataset), "--start",
+                 str(start), "--set", *QUICK, "optimizer.ema=null"]  # fmt: skip
+    assert miniature.main(arguments) == 0
+    report, page = json.loads((out / "report.json").read_text()), (out / "report.html").read_text()
+    shares = [summary["planned_minutes"] for summary in report]
+    assert shares == pytest.approx([(0.2 - 6 * 1.5 / 60) / 6] * 6, abs=1e-3)
+    assert re.search(r"beside training +0.1 .*\ntotal +0.2 ", capsys.readouterr().out) and "planned" in page
+    for stage, summary in zip(miniature.STAGES, report, strict=True):
+        before, after = (load_network(folder / f"{stage.kind}.safetensors")[0].state_dict()
+                         for folder in (start, out / stage.name))  # fmt: skip
+        moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert moved and summary["steps"] > 0, stage.name
+        if stage.name == "autoencoder":
+            assert not [name for name in moved if name.startswith(("encoder.", "quant_conv."))]
+        change = sum((after[name] - before[name]).square().sum() for name in moved)
+        assert change < 0.1 * sum(before[name].square().sum() for name in moved), stage.name
 
 
 def test_data_that_are_complete_are_not_rendered_again(dataset, tmp_path):

@@ -54,6 +54,15 @@ class Budget:
         """Seconds until the end."""
         return self.deadline - time.monotonic()
 
+    def planned(self, stage: str) -> float:
+        """Minutes of training that a stage has by its share of the whole time."""
+        shares = self.config.shares
+        return max(0.0, self.minutes - self.around()) * shares[stage] / sum(shares.values())
+
+    def around(self) -> float:
+        """Minutes that are expected beside the training."""
+        return self.config.around * len(self.config.shares) / 60
+
     def training_minutes(self, stage: str, run_dir: Path) -> float:
         """Of a stage that has been built, over all its interruptions: its share of what is left to it and those
         behind it."""
@@ -64,10 +73,12 @@ class Budget:
         seconds = (self.left() - self.config.around * (len(behind) - 0.5)) * share
         return (trained_seconds(run_dir) + max(1.0, seconds)) / 60
 
-    def note(self, trained: float) -> None:
-        """Keep what has been used until now; `trained`: seconds of it in which stages of this process trained."""
+    def note(self, trained: float) -> float:
+        """Keep what has been used until now; `trained`: seconds of it in which stages of this process trained. Returns
+        those beside the training, of all processes."""
         beside = self.before + time.monotonic() - self.start - trained
         write_text(self.path, json.dumps({"minutes": self.minutes, "beside": round(beside, 2)}))
+        return beside
 
 
 def trained_seconds(run_dir: Path) -> float:
