@@ -16,15 +16,13 @@ was left out and why), OUT/SPLIT/SUBJECT/NN.png, NN_condition.png, subject.json.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import multiprocessing
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from diffportrait3d.command import run_main
 from diffportrait3d.files import WriteError, write_text
@@ -220,25 +218,16 @@ def _extract(source: NeRSemble, folder: Path, group: ViewGroup) -> None:
             save_image(path, image, durable=False)
 
 
-_job: dict[str, Any] = {}
-
-
 def _each(work: Callable, groups: list[ViewGroup], shared: tuple, workers: int, what: str) -> dict[str, str]:
     """work(*shared, group) of every group; which were skipped and why."""
-    results = run_each(_attempt, groups, _start_worker, (work, shared), workers, unit="group", desc=what)
+    results = run_each(functools.partial, (_attempt, work, shared), groups, workers, unit="group", desc=what)
     return {group: reason for group, reason in results if reason is not None}
 
 
-def _start_worker(work: Callable, shared: tuple) -> None:
-    if multiprocessing.parent_process() is not None:
-        torch.set_num_threads(1)
-    _job.update(work=work, shared=shared)
-
-
-def _attempt(group: ViewGroup) -> tuple[str, str | None]:
+def _attempt(work: Callable, shared: tuple, group: ViewGroup) -> tuple[str, str | None]:
     """The group's id and why it was skipped, if it was."""
     try:
-        _job["work"](*_job["shared"], group)
+        work(*shared, group)
     except WriteError:
         raise
     except Exception as error:  # readers meet every kind of damage: numpy's, PyAV's, of linear algebra

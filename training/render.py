@@ -33,7 +33,7 @@ from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.command import run_main
 from diffportrait3d.files import json_object, write_atomically, write_text
 from diffportrait3d.images import save_image
-from diffportrait3d.synthetic_heads import IctHeads, Scene, portrait_scene, render_views
+from diffportrait3d.synthetic_heads import IctHeads, View, portrait_scene, render_views
 from diffportrait3d.weights.safetensors_writer import write_tensors
 
 from .dataset.images import FIRST_CONDITION, FIRST_SEED, FORMAT, SHARDED, SPLITS, VERSION, DataError, read_manifest
@@ -60,7 +60,7 @@ def render_dataset(
     if done:
         print(f"{len(done)} of {len(jobs)} {'files' if sharded else 'people'} are there already", file=sys.stderr)
     todo = [job for job in jobs if job not in done]
-    for job in run_each(_render, todo, _start_worker, (out, settings, counts, ict, device), workers, unit=unit):
+    for job in run_each(Renderer, (out, settings, counts, ict, device), todo, workers, unit=unit):
         done.add(job)
         if sharded:
             write_manifest(out, {**settings, "complete": False}, [job for job in jobs if job in done])
@@ -172,10 +172,8 @@ def _check_folder(out: Path, settings: dict) -> None:
             )
         return
     there = _settings_before(out, path, settings)
-    different = [
-        f"{key} {there.get(key)!r} there, {value!r} asked" for key, value in settings.items() if there.get(key) != value
-    ]
-    if different:
+    pairs = ((key, there.get(key), value) for key, value in settings.items())
+    if different := [f"{key} {old!r} there, {new!r} asked" for key, old, new in pairs if old != new]:
         raise ValueError(
             f"{out}: holds a data set with other settings ({'; '.join(different)}); use them, or another --out"
         )
@@ -204,81 +202,87 @@ def _path(out: Path, settings: dict, job: Job) -> Path:
     return out / kind / person(settings, kind, index)["id"] / "subject.json"
 
 
-_worker: dict = {}
+class Renderer:
+    """Makes one job after the other, in this process or in one of several."""
+
+    def __init__(self, out: Path, settings: dict, counts: dict[str, int], ict: Path | None, device: str):
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+        self.out, self.settings, self.counts = out, settings, counts
+        self.ict = None if ict is None else IctHeads(ict)
+        self.scene = functools.partial(portrait_scene, device=device)
+        self.condition = functools.lru_cache(maxsize=settings["condition_subjects"])(self.scene)
+
+    def __call__(self, job: Job) -> Job:
+        kind, index = job
+        if kind == "shard":
+            self.make_shard(index)
+        elif kind == "conditions":
+            self.make_conditions(index)
+        else:
+            self.make_person(kind, index)
+        return job
+
+    def portrait(self, who: dict) -> View:
+        scene = self.scene(who["seed"], self.ict if who["provider"] == "ict" else "analytic")
+        return render_views(scene, who["labels"], self.settings["resolution"])
+
+    def make_shard(self, first: int) -> None:
+        """Training people from number `first` on."""
+        path, images, records = _path(self.out, self.settings, ("shard", first)), [], []
+        for index in range(first, min(first + self.settings["people_per_shard"], self.counts["train"])):
+            who = person(self.settings, "train", index)
+            images.append(_bytes(self.portrait(who).image))
+            views = [{"condition_row": row, **shown} for row, shown in zip(who["rows"], _shown(who), strict=True)]
+            records.append({**_record(who), "shard": str(path.relative_to(self.out)), "views": views})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_shard(path, torch.cat(images), records)
+
+    def make_conditions(self, index: int) -> None:
+        """One condition person of the bank at all of its cameras."""
+        settings = self.settings
+        rows = torch.arange(settings["conditions"])
+        rows = rows[bank_person(settings, rows) == index]
+        labels = orbit_camera(*camera_bank(settings)[:, rows % settings["cameras"]])
+        seed = settings["seed"] * SEED_STRIDE + FIRST_CONDITION["train"] + index
+        images = _bytes(render_views(self.scene(seed), labels, settings["resolution"]).image)
+        path = _path(self.out, settings, ("conditions", index))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, {"images": images, "rows": rows}, {"records": "[]"})
+
+    def make_person(self, split: str, index: int) -> None:
+        who = person(self.settings, split, index)
+        folder = self.out / split / who["id"]
+        folder.mkdir(parents=True, exist_ok=True)
+        portrait, views = self.portrait(who), []
+        for k, (condition, shown) in enumerate(zip(who["conditions"], _shown(who), strict=True)):
+            scene, label = self.condition(condition), who["labels"][k]
+            image = render_views(scene, label[None], self.settings["resolution"]).image[0]
+            names = {"image": f"{k:02d}.png", "condition": f"{k:02d}_condition.png"}
+            save_image(folder / names["image"], portrait.image[k], durable=False)
+            save_image(folder / names["condition"], image, durable=False)
+            if split == "test":
+                names["depth"] = f"{k:02d}_depth.npz"
+                _write_depth(folder / names["depth"], portrait.depth[k], portrait.mask[k])
+            views.append({key: f"{split}/{who['id']}/{name}" for key, name in names.items()} | shown)
+        write_text(folder / "subject.json", json.dumps({**_record(who), "views": views}), durable=False)
 
 
-def _start_worker(out: Path, settings: dict, counts: dict[str, int], ict: Path | None, device: str) -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    _worker.update(out=out, settings=settings, counts=counts, ict=None if ict is None else IctHeads(ict))
-    _worker["scene"] = functools.partial(portrait_scene, device=device)
-    _worker["condition"] = functools.lru_cache(maxsize=settings["condition_subjects"])(_worker["scene"])
+def _record(who: dict) -> dict:
+    return {key: who[key] for key in ("id", "split", "provider", "seed")}
 
 
-def _render(job: Job) -> Job:
-    kinds = {"shard": _render_shard, "conditions": _render_conditions}
-    kinds.get(job[0], lambda _: _render_person(job))(job[1])
-    return job
-
-
-def _scene_of(who: dict) -> Scene:
-    return _worker["scene"](who["seed"], _worker["ict"] if who["provider"] == "ict" else "analytic")
+def _shown(who: dict) -> list[dict]:
+    """Of every view: who is in its condition, and its camera."""
+    return [
+        {"condition_subject": f"analytic-{condition:07d}", "label": label.tolist()}
+        for condition, label in zip(who["conditions"], who["labels"], strict=True)
+    ]
 
 
 def _bytes(images: Tensor) -> Tensor:
     """uint8 of images in [0, 1]."""
     return (images.clamp(0, 1) * 255).round().byte().cpu()
-
-
-def _render_shard(first: int) -> None:
-    """Training people from number `first` on."""
-    out, settings = _worker["out"], _worker["settings"]
-    path, images, records = _path(out, settings, ("shard", first)), [], []
-    for index in range(first, min(first + settings["people_per_shard"], _worker["counts"]["train"])):
-        who = person(settings, "train", index)
-        images.append(_bytes(render_views(_scene_of(who), who["labels"], settings["resolution"]).image))
-        views = [
-            {"condition_row": row, "condition_subject": f"analytic-{condition:07d}", "label": label.tolist()}
-            for row, condition, label in zip(who["rows"], who["conditions"], who["labels"], strict=True)
-        ]
-        record = {key: who[key] for key in ("id", "split", "provider", "seed")}
-        records.append({**record, "shard": str(path.relative_to(out)), "views": views})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_shard(path, torch.cat(images), records)
-
-
-def _render_conditions(index: int) -> None:
-    """One condition person of the bank at all of its cameras."""
-    out, settings = _worker["out"], _worker["settings"]
-    rows = torch.arange(settings["conditions"])
-    rows = rows[bank_person(settings, rows) == index]
-    labels = orbit_camera(*camera_bank(settings)[:, rows % settings["cameras"]])
-    seed = settings["seed"] * SEED_STRIDE + FIRST_CONDITION["train"] + index
-    images = _bytes(render_views(_worker["scene"](seed), labels, settings["resolution"]).image)
-    path = _path(out, settings, ("conditions", index))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, {"images": images, "rows": rows}, {"records": "[]"})
-
-
-def _render_person(job: Job) -> None:
-    out, settings = _worker["out"], _worker["settings"]
-    who = person(settings, *job)
-    folder = out / who["split"] / who["id"]
-    folder.mkdir(parents=True, exist_ok=True)
-    portrait = render_views(_scene_of(who), who["labels"], settings["resolution"])
-    views = []
-    for k, (label, condition) in enumerate(zip(who["labels"], who["conditions"], strict=True)):
-        shown = render_views(_worker["condition"](condition), label[None], settings["resolution"])
-        names = {"image": f"{k:02d}.png", "condition": f"{k:02d}_condition.png"}
-        save_image(folder / names["image"], portrait.image[k], durable=False)
-        save_image(folder / names["condition"], shown.image[0], durable=False)
-        if who["split"] == "test":
-            names["depth"] = f"{k:02d}_depth.npz"
-            _write_depth(folder / names["depth"], portrait.depth[k], portrait.mask[k])
-        view = {key: f"{who['split']}/{who['id']}/{name}" for key, name in names.items()}
-        views.append({**view, "condition_subject": f"analytic-{condition:07d}", "label": label.tolist()})
-    record = {key: who[key] for key in ("id", "split", "provider", "seed")} | {"views": views}
-    write_text(folder / "subject.json", json.dumps(record), durable=False)
 
 
 def _write_depth(path: Path, depth: Tensor, mask: Tensor) -> None:
@@ -315,30 +319,24 @@ def _problem(args: argparse.Namespace) -> str | None:
     counts = (args.train, args.val, args.test)
     banked = args.conditions >= args.cameras >= max(1, args.views) and args.conditions % args.cameras == 0
     no_device = args.device.startswith("cuda") and not torch.cuda.is_available()
-    checks = (
-        (
-            args.resolution < 8 or args.resolution % 8,
-            f"--resolution {args.resolution} must be a positive multiple of 8",
-        ),
-        (min(counts) < 0, "--train, --val and --test must not be negative"),
-        (max(counts) > LARGEST_SPLIT, f"a split holds at most {LARGEST_SPLIT} people"),
-        (sum(counts) == 0, "nothing to render: --train, --val and --test are all 0"),
-        (args.views < 1, f"--views {args.views} must be at least 1"),
-        (not 0 <= args.yaw <= 180, f"--yaw {args.yaw} must lie in 0..180 degrees"),
-        (not 0 <= args.pitch < 90, f"--pitch {args.pitch} must lie in 0..90 degrees"),
-        (not 0 <= args.ict_fraction <= 1, f"--ict-fraction {args.ict_fraction} must lie in 0..1"),
-        (args.condition_subjects < 1, "--condition-subjects must be at least 1"),
-        (args.seed < 0, "--seed must not be negative"),
-        (args.shard < 0, "--shard must not be negative"),
-        (
-            args.shard > 0 and not banked,
-            f"--cameras {args.cameras} must be at least --views {args.views}, and --conditions {args.conditions} a "
-            "multiple of it",
-        ),
-        (no_device, f"--device {args.device}: torch sees no CUDA device here"),
-        (args.ict is not None and not args.ict.is_file(), f"--ict {args.ict}: no such file"),
-    )
-    return next((message for wrong, message in checks if wrong), None)
+    checks = {
+        f"--resolution {args.resolution} must be a positive multiple of 8": args.resolution < 8 or args.resolution % 8,
+        "--train, --val and --test must not be negative": min(counts) < 0,
+        f"a split holds at most {LARGEST_SPLIT} people": max(counts) > LARGEST_SPLIT,
+        "nothing to render: --train, --val and --test are all 0": sum(counts) == 0,
+        f"--views {args.views} must be at least 1": args.views < 1,
+        f"--yaw {args.yaw} must lie in 0..180 degrees": not 0 <= args.yaw <= 180,
+        f"--pitch {args.pitch} must lie in 0..90 degrees": not 0 <= args.pitch < 90,
+        f"--ict-fraction {args.ict_fraction} must lie in 0..1": not 0 <= args.ict_fraction <= 1,
+        "--condition-subjects must be at least 1": args.condition_subjects < 1,
+        "--seed must not be negative": args.seed < 0,
+        "--shard must not be negative": args.shard < 0,
+        f"--cameras {args.cameras} must be at least --views {args.views}, and --conditions {args.conditions} a "
+        "multiple of it": args.shard > 0 and not banked,
+        f"--device {args.device}: torch sees no CUDA device here": no_device,
+        f"--ict {args.ict}: no such file": args.ict is not None and not args.ict.is_file(),
+    }
+    return next((message for message, wrong in checks.items() if wrong), None)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from diffportrait3d.files import file_hash, write_text
 from diffportrait3d.pipeline import Sampling
 from training import render
 from training.dataset.images import DataError
-from training.engine.workers import worker_pool
+from training.engine.workers import call, worker_pool
 
 from ..metrics import faces
 from ..metrics.images import mini_lpips
@@ -215,8 +215,8 @@ class Study:
             yield map(self.measure, made)
             return
         threads = max(1, torch.get_num_threads() // workers)
-        with worker_pool(workers, _start_worker, (type(self), self.options, threads)) as pool:
-            yield pool.imap(_measure, made)
+        with worker_pool(workers, _measurer, (type(self), self.options), threads) as pool:
+            yield pool.imap(call, made)
 
     def run(self) -> dict:
         """Measure what is not measured yet; print and write tables, JSON and images; return the results."""
@@ -275,18 +275,9 @@ class Study:
         )
 
 
-_study: Study  # of a worker process
-
-
-def _start_worker(study: type[Study], options: argparse.Namespace, threads: int) -> None:
-    global _study
-    torch.set_num_threads(threads)
+def _measurer(study: type[Study], options: argparse.Namespace) -> Callable[[int], dict]:
     torch.set_flush_denormal(True)
-    _study = study(options)
-
-
-def _measure(index: int) -> dict:
-    return _study.measure(index)
+    return study(options).measure
 
 
 def check_resolution(subject: Subject, generator: ViewGenerator, options: argparse.Namespace) -> None:
