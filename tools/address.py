@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from diffportrait3d.files import write_text
-from tools.host import PACK
+from tools.host import PACK, ToolError, exit_status
 
 GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git|/)?")
 IN_README = re.compile(r"(git clone --depth 1 )\S+")
@@ -46,15 +46,15 @@ def write_address(address: str, folder: Path = PACK) -> None:
     """Changes both files in `folder`.
 
     Raises:
-        ValueError: not the address of a repository on GitHub, or README.md has no line to clone.
+        ToolError: not the address of a repository on GitHub, or README.md has no line to clone.
     """
     found = GITHUB.fullmatch(address)
     if found is None:
-        raise ValueError(f"{address!r} is not of the form https://github.com/OWNER/NAME, which the registry asks for")
+        raise ToolError(f"{address!r} is not of the form https://github.com/OWNER/NAME, which the registry asks for.")
     readme, pyproject = folder / "README.md", folder / "pyproject.toml"
     text, places = IN_README.subn(rf"\g<1>https://github.com/{found[1]}", readme.read_text(encoding="utf-8"))
     if places != 1:
-        raise ValueError(f"{readme} has {places} lines `git clone --depth 1 ADDRESS`, and one is expected")
+        raise ToolError(f"{readme} has {places} lines `git clone --depth 1 ADDRESS`, and one is expected.")
     write_text(pyproject, with_address(pyproject.read_text(encoding="utf-8"), found[1]))
     write_text(readme, text)
 
@@ -62,12 +62,8 @@ def write_address(address: str, folder: Path = PACK) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.address", description=__doc__.splitlines()[0])
     parser.add_argument("address", help="https://github.com/OWNER/NAME")
-    try:
-        write_address(parser.parse_args().address)
-    except ValueError as error:
-        print(f"Error: {error}.", file=sys.stderr)
-        return 1
-    return 0
+    address = parser.parse_args().address
+    return exit_status(lambda: write_address(address))
 
 
 if __name__ == "__main__":

@@ -18,22 +18,18 @@ import sys
 import time
 from pathlib import Path
 
-from host import PACK, HostError, installed_host, obtain_host
+from host import PACK, ToolError, exit_status, installed_host, obtain_host
 
 VENV = Path(os.environ.get("VENV") or PACK / ".venv")
 VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / ".setup-stamp"
-TORCH_SPEC = "torch==2.13.0"
+TORCH_SPEC = os.environ.get("TORCH_SPEC") or "torch==2.13.0"
 REQUIREMENTS = [PACK / "tools/requirements-host.txt", PACK / "tools/requirements-dev.txt"]
 CLONE_PACKAGES = ("training", "evaluation", "tools")  # not installed: too general a name for anybody's Python
 
 
-class SetupError(RuntimeError):
+class SetupError(ToolError):
     """A step of the set-up failed; the message names it and the way out."""
-
-
-def torch_spec() -> str:
-    return os.environ.get("TORCH_SPEC") or TORCH_SPEC
 
 
 def requirement_files() -> list[Path]:
@@ -47,7 +43,7 @@ def requirement_files() -> list[Path]:
 def fingerprint(files: list[Path]) -> str:
     """Hash of everything that decides what is in the venv."""
     digest = hashlib.sha256()
-    digest.update(repr((torch_spec(), sys.version_info[:2], str(PACK))).encode())
+    digest.update(repr((TORCH_SPEC, sys.version_info[:2], str(PACK))).encode())
     for path in [*files, PACK / "pyproject.toml", Path(__file__)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -94,8 +90,8 @@ def setup() -> Path:
     if not STAMP.exists() or STAMP.read_text(encoding="utf-8") != wanted:
         # One call, so that torch is chosen together with what needs it and is not replaced afterwards.
         listed = [part for path in files for part in ("-r", path)]
-        step = f"Installing {torch_spec()} and the packages of the host (once, about a minute)"
-        pip(step, *torch_spec().split(), *listed)
+        step = f"Installing {TORCH_SPEC} and the packages of the host (once, about a minute)"
+        pip(step, *TORCH_SPEC.split(), *listed)
         pip("Installing this project (editable)", "--no-deps", "--no-build-isolation", "-e", PACK)
         link_clone_packages()
         part = STAMP.with_suffix(".part")
@@ -112,12 +108,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    try:
-        setup()
-    except (SetupError, HostError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(setup)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
+from tools.host import ToolError
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT = 60_000  # milliseconds
 # A page must not depend on what the internet answers: every name but this machine's is unknown.
 OPTIONS = ("--no-sandbox", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
 
 
-class BrowserError(RuntimeError):
+class BrowserError(ToolError):
     """There is no browser; the message says how to get one."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 from tqdm import tqdm
 
+from tools.host import ToolError
 from tools.server import Server
 
 POLL_SECONDS = 2.0
@@ -21,7 +22,7 @@ _MISSING_FILE = (
 )
 
 
-class RunError(RuntimeError):
+class RunError(ToolError):
     """The server refused the workflow or a node failed; the message is one sentence for a person."""
 
 

@@ -13,10 +13,11 @@ every Python of `.venv` call it at its start; nothing else has to.
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
+import pathlib
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder, SourceFileLoader
 
 _libraries = []  # torch.library.Library undefines its operators when it is collected
 
@@ -42,8 +43,6 @@ def _torchvision_schemas():
 @contextmanager
 def _torchaudio_without_libraries():
     """Hide torchaudio/lib while the package imports, so that it falls back to Python."""
-    import pathlib
-
     original = pathlib.Path.glob
 
     def glob(path, pattern, *args, **kwargs):
@@ -61,30 +60,17 @@ def _torchaudio_without_libraries():
 _PREPARATIONS = {"torchvision": _torchvision_schemas, "torchaudio": _torchaudio_without_libraries}
 
 
-class _PreparedLoader(importlib.abc.Loader):
-    def __init__(self, loader, preparation):
-        self._loader, self._preparation = loader, preparation
-
-    def __getattr__(self, name):  # resource readers and source inspection ask the real loader
-        return getattr(self._loader, name)
-
-    def create_module(self, spec):
-        return self._loader.create_module(spec)
-
+class _PreparedLoader(SourceFileLoader):
     def exec_module(self, module):
-        if not _torch_is_cpu_only():
-            return self._loader.exec_module(module)
-        with self._preparation():
-            return self._loader.exec_module(module)
+        with _PREPARATIONS[module.__name__]() if _torch_is_cpu_only() else nullcontext():
+            super().exec_module(module)
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder(MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _PREPARATIONS:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _PreparedLoader(spec.loader, _PREPARATIONS[fullname])
+        spec = PathFinder.find_spec(fullname, path) if fullname in _PREPARATIONS else None
+        if spec is not None:
+            spec.loader = _PreparedLoader(fullname, spec.origin)
         return spec
 
 

@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 
 from diffportrait3d.files import write_folder
 from diffportrait3d.images import ImageError, read_image
-from tools.client import Run, RunError, run_workflow, title
-from tools.host import PACK, HostError
-from tools.server import Server, ServerError
+from tools.client import Run, run_workflow, title
+from tools.host import PACK, ToolError, exit_status
+from tools.server import Server
 
 WORKFLOW = PACK / "workflows/api/turntable.json"
 PORTRAIT = PACK / "weights/miniature/portrait.png"
@@ -36,7 +36,7 @@ ABOUT_PHOTOGRAPHS = (
 )
 
 
-class DemoError(RuntimeError):
+class DemoError(ToolError):
     """The demo cannot run as asked; the message is one sentence for a person."""
 
 
@@ -177,14 +177,10 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that the server is stopped
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make background jobs ignore it
     try:
-        demo(options.workflow, options.portrait, options.port, options.outputs)
-    except (DemoError, HostError, RunError, ServerError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+        return exit_status(lambda: demo(options.workflow, options.portrait, options.port, options.outputs))
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

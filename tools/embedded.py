@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from tools.host import PACK, PACK_NAME, HostError, find_host, link_pack
+from tools.host import PACK, PACK_NAME, HostError, exit_status, find_host, link_pack
 
 
 class WorkflowError(RuntimeError):
@@ -120,13 +120,12 @@ class EmbeddedHost:
 
 def nodes_command(act: Callable[[dict[str, dict]], str]) -> int:
     """A command around `act`, which is given `pack_nodes` of a host that is booted for it and says what it has done."""
-    try:
+
+    def work() -> None:
         with tempfile.TemporaryDirectory(prefix="diffportrait3d-host-") as folder:
             print(act(pack_nodes(boot(Path(folder)).load_pack())))
-    except HostError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(work)
 
 
 def pack_nodes(pack: ModuleType) -> dict[str, dict]:

@@ -27,10 +27,10 @@ from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page
 
 from diffportrait3d.files import write_atomically, write_text
-from tools.browser import BrowserError, open_page
+from tools.browser import open_page
 from tools.demo import PORTRAIT
-from tools.host import PACK, PACK_NAME, HostError
-from tools.server import Server, ServerError
+from tools.host import PACK, PACK_NAME, ToolError, exit_status
+from tools.server import Server
 
 WORKFLOWS = PACK / "workflows"
 BLUEPRINTS = PACK / "subgraphs"
@@ -49,7 +49,7 @@ READY = "() => Boolean(window.app?.extensionManager && window.app.canvas && wind
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class FrontendError(RuntimeError):
+class FrontendError(ToolError):
     """The frontend could not open or run a workflow; the message says why."""
 
 
@@ -269,17 +269,16 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=1920)
     parser.add_argument("--height", type=int, default=1080)
     options = parser.parse_args()
-    try:
+
+    def work() -> None:
         with Server(cpu=True) as server:
             prepare(server, list(prompts().values()))
             with open_editor(server, width=options.width, height=options.height) as frontend:
                 for name in options.names or names():
                     save(frontend, name, options.run, server.base_directory / "output", options.screenshots)
                     print(f"{name}: {template(name).relative_to(PACK)}", flush=True)
-    except (BrowserError, FrontendError, HostError, PlaywrightError, ServerError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(work, PlaywrightError)
 
 
 if __name__ == "__main__":

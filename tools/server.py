@@ -14,13 +14,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tools.host import PACK_NAME, find_host, link_pack
+from tools.host import PACK_NAME, ToolError, find_host, link_pack
 
 READY_SECONDS = 600  # a dead server is noticed at once; this is for a busy machine
 STOP_SECONDS = 10
 
 
-class ServerError(RuntimeError):
+class ServerError(ToolError):
     """The server could not start or ended too early; the message names the reason."""
 
 

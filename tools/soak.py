@@ -12,7 +12,6 @@ networks, CPU.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 import time
@@ -23,47 +22,30 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tools.host import HostError
-from tools.server import ServerError
-from tools.tiny_server import (
-    CAMERAS,
-    CONDITIONS,
-    LOAD,
-    LOADERS,
-    NOISE,
-    PATH,
-    PORTRAITS,
-    REFERENCE,
-    SAMPLER,
-    SETS,
-    VIEWS,
-    HangError,
-    TinyServer,
-    small_turntable,
-    tiny_server,
-)
+from tools.host import ToolError
+from tools.tiny_server import LOADERS, PORTRAITS, SETS, Node, TinyServer, prompts_command, small_turntable, tiny_server
 
 MARKS = (50, 100, 250, 500, 1000)  # prompts after which the memory is printed
 CHANGES = 2  # of the choices from one prompt to the next
 # What a person changes, "NODE.input" or a word of `prompt_of`, and to what.
 CHOICES: dict[str, tuple] = {
-    **{f"{node_id}.name": tuple(SETS) for node_id in (LOAD, *LOADERS)},
+    **{f"{node_id}.name": tuple(SETS) for node_id in (Node.LOAD, *LOADERS)},
     "portrait": (None, *PORTRAITS),
     "mask": (False, True),
-    "bypass": (None, None, REFERENCE, CAMERAS, VIEWS),
-    f"{REFERENCE}.strength": (1.0, 0.3, 0.0),
-    f"{REFERENCE}.end_percent": (1.0, 0.5),
-    f"{CAMERAS}.strength": (1.0, 0.5, 0.0),
-    f"{CAMERAS}.start_percent": (0.0, 0.4),
-    f"{PATH}.views": (3, 2, 4),
-    f"{PATH}.kind": ("arc", "orbit"),
-    f"{CONDITIONS}.subject": (0, 1, 2),
-    f"{NOISE}.mode": ("paper", "shared", "random"),
-    f"{SAMPLER}.steps": (1, 1, 2),
-    f"{SAMPLER}.eta": (0.0, 0.5),
-    f"{SAMPLER}.cfg": (3.0, 1.0),
-    f"{SAMPLER}.window_size": (0, 2),
-    f"{SAMPLER}.overlap": (1, 0),
+    "bypass": (None, None, Node.REFERENCE, Node.CAMERAS, Node.VIEWS),
+    f"{Node.REFERENCE}.strength": (1.0, 0.3, 0.0),
+    f"{Node.REFERENCE}.end_percent": (1.0, 0.5),
+    f"{Node.CAMERAS}.strength": (1.0, 0.5, 0.0),
+    f"{Node.CAMERAS}.start_percent": (0.0, 0.4),
+    f"{Node.PATH}.views": (3, 2, 4),
+    f"{Node.PATH}.kind": ("arc", "orbit"),
+    f"{Node.CONDITIONS}.subject": (0, 1, 2),
+    f"{Node.NOISE}.mode": ("paper", "shared", "random"),
+    f"{Node.SAMPLER}.steps": (1, 1, 2),
+    f"{Node.SAMPLER}.eta": (0.0, 0.5),
+    f"{Node.SAMPLER}.cfg": (3.0, 1.0),
+    f"{Node.SAMPLER}.window_size": (0, 2),
+    f"{Node.SAMPLER}.overlap": (1, 0),
 }
 LAST = 5  # prompts that are compared with a fresh server's
 INTERRUPTED = 10  # every so many
@@ -101,15 +83,17 @@ def prompt_of(choices: dict[str, object]) -> dict:
         node_id, _, name = key.partition(".")
         if name:
             inputs[node_id][name] = f"{value}/{LOADERS[node_id]}.safetensors" if node_id in LOADERS else value
-    inputs[REFERENCE]["image"] = inputs[NOISE]["image"] = ["portrait", 0] if choices["portrait"] else [LOAD, 3]
+    inputs[Node.REFERENCE]["image"] = inputs[Node.NOISE]["image"] = (
+        ["portrait", 0] if choices["portrait"] else [Node.LOAD, 3]
+    )
     if choices["mask"]:
-        inputs[REFERENCE]["mask"] = ["mask", 0]
-    if choices["bypass"] == REFERENCE:
-        inputs[SAMPLER]["model"] = [LOAD, 0]
-    elif choices["bypass"] == CAMERAS:
-        inputs[SAMPLER]["positive"] = [LOAD, 2]
-    elif choices["bypass"] == VIEWS:
-        del inputs[SAMPLER]["view_consistency"]
+        inputs[Node.REFERENCE]["mask"] = ["mask", 0]
+    if choices["bypass"] == Node.REFERENCE:
+        inputs[Node.SAMPLER]["model"] = [Node.LOAD, 0]
+    elif choices["bypass"] == Node.CAMERAS:
+        inputs[Node.SAMPLER]["positive"] = [Node.LOAD, 2]
+    elif choices["bypass"] == Node.VIEWS:
+        del inputs[Node.SAMPLER]["view_consistency"]
     return prompt
 
 
@@ -117,24 +101,24 @@ def run(server: TinyServer, prompt: dict, interrupt_after: float | None = None) 
     """Queues a prompt and waits for its end; interrupts it after so many seconds.
 
     Raises:
-        RuntimeError: refused or failed. HangError: see TinyServer.
+        ToolError: refused or failed. HangError: see TinyServer.
     """
     status, answer = server.submit(prompt)
     if status != 200 or answer.get("node_errors"):
-        raise RuntimeError(f"refused: {answer}")
+        raise ToolError(f"refused: {answer}")
     if interrupt_after is not None:
         time.sleep(interrupt_after)
         server.post("interrupt")
     ended = server.wait(answer["prompt_id"])["status"]
     messages = dict(ended["messages"])
     if ended["status_str"] != "success" and "execution_interrupted" not in messages:
-        raise RuntimeError(f"failed: {messages['execution_error']}")
+        raise ToolError(f"failed: {messages['execution_error']}")
 
 
 def settled(server: TinyServer, seed: int) -> float:
     """Megabytes after the same turntable every time: between others memory depends on what they leave loaded."""
     time.sleep(COLLECTED)
-    prompt = prompt_of({key: values[0] for key, values in CHOICES.items()} | {f"{NOISE}.seed": seed})
+    prompt = prompt_of({key: values[0] for key, values in CHOICES.items()} | {f"{Node.NOISE}.seed": seed})
     prompt["save"]["inputs"]["filename_prefix"] = "settled"
     run(server, prompt)
     time.sleep(1.0)
@@ -150,12 +134,12 @@ def last_latents(server: TinyServer) -> list[Tensor]:
 def soak(prompts: int, seed: int) -> str:
     """Runs it all; returns what is wrong, "" if nothing is."""
     chance, memory, begun = random.Random(seed), {}, time.monotonic()
-    queue = [prompt_of({**chosen, f"{NOISE}.seed": n}) for n, chosen in enumerate(choices_of(prompts, chance))]
+    queue = [prompt_of({**chosen, f"{Node.NOISE}.seed": n}) for n, chosen in enumerate(choices_of(prompts, chance))]
     with tiny_server() as server:
         for number, prompt in enumerate(queue, start=1):
             interrupted = number % INTERRUPTED == 0 and number <= prompts - LAST
             if interrupted:
-                prompt[SAMPLER]["inputs"]["steps"] = 50
+                prompt[Node.SAMPLER]["inputs"]["steps"] = 50
             run(server, prompt, chance.uniform(0.0, 0.5) if interrupted else None)
             if number in MARKS or number == prompts:
                 memory[number] = settled(server, number)
@@ -175,18 +159,5 @@ def soak(prompts: int, seed: int) -> str:
     return "; ".join(problems)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.soak", description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0, help="of what changes between prompts")
-    options = parser.parse_args()
-    try:
-        problem = soak(options.prompts, options.seed)
-    except (HangError, HostError, RuntimeError, ServerError) as error:
-        problem = str(error)
-    print(f"Error: {problem}" if problem else "Memory and views stay.", file=sys.stderr if problem else sys.stdout)
-    return 1 if problem else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(prompts_command(__doc__, "soak", 1000, soak, "Memory and views stay."))

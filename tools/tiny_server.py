@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psutil
@@ -14,18 +15,22 @@ from PIL import Image, ImageDraw
 
 from diffportrait3d.networks import UNetConfig
 from evaluation.goldens.narrow_files import write_networks
-from tools.host import PACK
+from tools.host import PACK, ToolError, exit_status
 from tools.server import Server
 
-# Nodes of the turntable.
-LOAD, PATH, CONDITIONS, ENCODER, REFERENCE, CONTROL_NET, CAMERAS, VIEWS, NOVEL_VIEW, NOISE, SAMPLER = (
-    "1 3 4 5 6 7 8 9 10 11 12".split()
-)
+
+class Node:
+    """Ids in the turntable."""
+
+    LOAD, PATH, CONDITIONS, ENCODER, REFERENCE, CONTROL_NET = "1 3 4 5 6 7".split()
+    CAMERAS, VIEWS, NOVEL_VIEW, NOISE, SAMPLER = "8 9 10 11 12".split()
+
+
 LOADERS = {
-    ENCODER: "reference_encoder",
-    CONTROL_NET: "view_controlnet",
-    VIEWS: "view_consistency",
-    NOVEL_VIEW: "novel_view",
+    Node.ENCODER: "reference_encoder",
+    Node.CONTROL_NET: "view_controlnet",
+    Node.VIEWS: "view_consistency",
+    Node.NOVEL_VIEW: "novel_view",
 }
 SETS = {"narrow": 1.0, "other": 0.95}  # folder of networks -> factor on the known weights
 PORTRAITS = ("red.png", "green.png", "blue.png")
@@ -38,7 +43,7 @@ HANG_SECONDS = 600  # as a run may take on a busy machine
 CLOSING_SECONDS = 2  # a server that ends closes its sockets first
 
 
-class HangError(RuntimeError):
+class HangError(ToolError):
     """A prompt has not ended in time."""
 
 
@@ -93,6 +98,22 @@ class TinyServer:
         return psutil.Process(self.server.process.pid).memory_info().rss / 1e6
 
 
+def prompts_command(doc: str, name: str, prompts: int, work: Callable[[int, int], str], good: str) -> int:
+    """A command that queues `prompts` prompts: its exit status by what `work(prompts, seed)` says is wrong, "" if
+    nothing is."""
+    parser = argparse.ArgumentParser(prog=f"python -m tools.{name}", description=doc.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=prompts)
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    options = parser.parse_args()
+
+    def run() -> None:
+        if problem := work(options.prompts, options.seed):
+            raise ToolError(problem)
+        print(good)
+
+    return exit_status(run)
+
+
 @contextmanager
 def tiny_server() -> Iterator[TinyServer]:
     """A server on the CPU with two sets of narrow networks and three portraits."""
@@ -115,11 +136,11 @@ def _draw_portrait(colour: str) -> Image.Image:
 def small_turntable() -> dict:
     """The template's prompt with the narrow networks: three views in one step, their latents in a file."""
     template = json.loads((PACK / "workflows/api/turntable.json").read_text(encoding="utf-8"))
-    prompt = {node_id: copy.deepcopy(node) for node_id, node in template.items() if int(node_id) <= int(SAMPLER)}
-    prompt[LOAD]["inputs"]["name"] = "narrow"
+    prompt = {node_id: copy.deepcopy(node) for node_id, node in template.items() if int(node_id) <= int(Node.SAMPLER)}
+    prompt[Node.LOAD]["inputs"]["name"] = "narrow"
     for node_id, kind in LOADERS.items():
         prompt[node_id]["inputs"]["name"] = f"narrow/{kind}.safetensors"
-    prompt[PATH]["inputs"]["views"] = 3
-    prompt[SAMPLER]["inputs"].update(preset="custom", steps=1)
-    prompt["save"] = {"class_type": "SaveLatent", "inputs": {"samples": [SAMPLER, 0], "filename_prefix": "views"}}
+    prompt[Node.PATH]["inputs"]["views"] = 3
+    prompt[Node.SAMPLER]["inputs"].update(preset="custom", steps=1)
+    prompt["save"] = {"class_type": "SaveLatent", "inputs": {"samples": [Node.SAMPLER, 0], "filename_prefix": "views"}}
     return prompt

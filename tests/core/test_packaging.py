@@ -11,6 +11,7 @@ import pytest
 import tomllib
 
 from tools.address import write_address
+from tools.host import ToolError
 
 SOURCES = ("diffportrait3d", "training", "evaluation", "tools", "nodes", "patches", "host")
 
@@ -51,10 +52,10 @@ def test_address_is_written_everywhere_by_one_command(repository, tmp_path):
         assert (repository / path).is_file()
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"git clone --depth 1 {address}  " in readme and "first/" not in str(project)
-    with pytest.raises(ValueError, match="'example.org' is not of the form"):
+    with pytest.raises(ToolError, match="'example.org' is not of the form"):
         write_address("example.org", tmp_path)
     (tmp_path / "README.md").write_text("nothing", encoding="utf-8")
-    with pytest.raises(ValueError, match="0 lines `git clone"):
+    with pytest.raises(ToolError, match="0 lines `git clone"):
         write_address(address, tmp_path)
 
 
