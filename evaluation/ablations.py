@@ -42,9 +42,7 @@ SWAPPED_PEOPLE = FIRST_CONDITION["test"] + 500_000  # analytic people that no da
 def chosen_variants(options: argparse.Namespace) -> dict[str, Variant]:
     """The variants or the group asked for, the full system always among them; of a group, those that the given weights
     allow."""
-    wanted = options.arms
-    if wanted is None:
-        wanted = [name for name in GROUPS[options.group] if name not in ORDER_VARIANTS or options.order_weights]
+    wanted = options.arms or [n for n in GROUPS[options.group] if n not in ORDER_VARIANTS or options.order_weights]
     return {name: variant for name, variant in ALL_VARIANTS.items() if name == "full" or name in wanted}
 
 
@@ -87,9 +85,7 @@ class AblationStudy(Study):
                 save_png(image_rows([*given, rows["full"], *shown]), self.theme_file(index, theme))
 
     def theme_file(self, index: int, theme: str) -> Path:
-        """The page with the rows of one theme (`evaluation.subjects.variants.THEMES`)."""
-        page = self.page_file(index)
-        return page.with_name(f"{page.stem}_{theme}.png")
+        return self.page_file(index).with_name(f"{index:03d}_{theme}.png")
 
     def published(self) -> dict[str, Path]:
         themes = ("faces", "sampling") if self.options.group == "faces" else THEMES  # the others' pages have more rows
@@ -97,8 +93,8 @@ class AblationStudy(Study):
 
     def report(self, records: list[dict], summary: Intervals, against: Intervals) -> str:
         found = verdicts(records, set(self.variants))
-        counts = {word: sum(verdict.word == word for verdict in found) for word in ("holds", "does not", "undecided")}
-        counted = ", ".join(f"{word}: {count}" for word, count in counts.items())
+        words = [verdict.word for verdict in found]
+        counted = ", ".join(f"{word}: {words.count(word)}" for word in ("holds", "does not", "undecided"))
         tables = super().report(records, summary, against)
         return f"{verdict_table(found, self.variants)}\n\n{counted} (of {len(found)}).\n\n{tables}"
 

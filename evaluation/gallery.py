@@ -10,6 +10,7 @@ gallery.png (a row per person: portrait, then views) and gallery.json (who, and 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -55,16 +56,12 @@ class Chosen(NamedTuple):
 
 def choose(seed: int) -> list[Chosen]:
     """A person per wish, without rendering anybody."""
-    first = FIRST_SEED["test"] + FIRST_INDEX + seed * STRIDE
-    return [_first_that_fits(wish, first) for wish in WISHES]
-
-
-def _first_that_fits(wish: str, seed: int) -> Chosen:
-    while True:
-        look = Look(torch.Generator().manual_seed(seed))
-        if WISHES[wish](look):
-            return Chosen(wish, seed, round(float(look.skin.mean()), 3), look.hair_style, look.beard)
-        seed += 1
+    first, people = FIRST_SEED["test"] + FIRST_INDEX + seed * STRIDE, []
+    for wish, fits in WISHES.items():
+        looks = ((who, Look(torch.Generator().manual_seed(who))) for who in itertools.count(first))
+        person, look = next((who, look) for who, look in looks if fits(look))
+        people.append(Chosen(wish, person, round(float(look.skin.mean()), 3), look.hair_style, look.beard))
+    return people
 
 
 def turn(pipeline: Pipeline, person: Chosen, options: argparse.Namespace) -> tuple[Tensor, Tensor]:

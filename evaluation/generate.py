@@ -32,11 +32,8 @@ PAPER = Sampling(100, "ddim")  # section 4
 VARIANTS = [
     name
     for name, variant in ABLATION_VARIANTS.items()
-    if variant.references == 1
-    and variant.person == "own"
-    and variant.condition != "swapped"
-    and name not in ORDER_VARIANTS
-    and not variant.misaligned  # that is --reference
+    if (variant.references, variant.person) == (1, "own") and variant.condition != "swapped"
+    if name not in ORDER_VARIANTS and not variant.misaligned  # that is --reference
 ]
 
 

@@ -45,6 +45,7 @@ DECODER = "VAEDecode"
 REFERENCE = "reference.safetensors"  # in the folder of results
 Found = dict[str, Any]  # "passed", and the numbers
 
+
 # name -> (options of ComfyUI, checks)
 SETUPS: dict[str, tuple[list[str], list[str]]] = {
     "cpu": ([], ["reference"]),
@@ -71,20 +72,8 @@ class Checks:
         self.device = host.comfy.model_management.get_torch_device()
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the golden numbers' float32
 
-    def known(self) -> dict[str, Callable[[], Found]]:
-        """All checks by their names."""
-        return {
-            "reference": self.reference,
-            "golden core": self.golden_core,
-            "golden host": self.golden_host,
-            "turntable same": lambda: self.turntable(SAME),
-            "turntable": lambda: self.turntable(CLOSE),
-            "twice": self.twice,
-            "2048 px": self.largest,
-        }
-
     def run(self, name: str) -> Found:
-        return self.known()[name]()
+        return CHECKS[name](self)
 
     def golden_core(self) -> Found:
         """The core's golden numbers in float32 on the device."""
@@ -100,9 +89,7 @@ class Checks:
     def views(self, seed: int = 42) -> Tensor:
         """The turntable's views [V, H, W, 3] in [0, 1]."""
         prompt = json.loads(TURNTABLE.read_text(encoding="utf-8"))
-        videos = [key for key, node in prompt.items() if node["class_type"] in ("SaveVideo", "DP3D_Turntable")]
-        for key in videos:
-            del prompt[key]
+        prompt = {k: node for k, node in prompt.items() if node["class_type"] not in ("SaveVideo", "DP3D_Turntable")}
         values = {"views": self.options.views, "steps": self.options.steps, "seed": seed}
         for node in prompt.values():
             node["inputs"].update({name: value for name, value in values.items() if name in node["inputs"]})
@@ -115,7 +102,7 @@ class Checks:
         save_file({"views": views.contiguous()}, self.options.out / REFERENCE)
         return {"passed": bool(torch.isfinite(views).all()), "views": list(views.shape)}
 
-    def turntable(self, least: float) -> Found:
+    def turntable(self, least: float = CLOSE) -> Found:
         """The worst view's PSNR against the CPU's."""
         wanted = load_file(self.options.out / REFERENCE)["views"].movedim(-1, 1)
         views = self.views().movedim(-1, 1)  # [V, 3, H, W]
@@ -146,13 +133,22 @@ class Checks:
         return {"passed": bool(torch.isfinite(out).all()) and error < 1e-3, "pixels": side * side, "error": error}
 
 
+CHECKS: dict[str, Callable[[Checks], Found]] = {
+    "reference": Checks.reference,
+    "golden core": Checks.golden_core,
+    "golden host": Checks.golden_host,
+    "turntable same": lambda checks: checks.turntable(SAME),
+    "turntable": Checks.turntable,
+    "twice": Checks.twice,
+    "2048 px": Checks.largest,
+}
+
+
 def _golden(outputs: dict[str, Tensor], expected: dict[str, Tensor]) -> Found:
     """The largest part of its tolerance that an error takes."""
-    shares = {}
-    for name, wanted in expected.items():
-        error, tolerance = error_of(name, outputs[name].cpu(), wanted)
-        shares[name] = error / tolerance
-    worst = max(shares, key=lambda name: shares[name])
+    errors = {name: error_of(name, outputs[name].cpu(), wanted) for name, wanted in expected.items()}
+    shares = {name: error / tolerance for name, (error, tolerance) in errors.items()}
+    worst = max(shares, key=shares.get)
     return {"passed": shares[worst] <= 1, "worst": worst, "of tolerance": round(shares[worst], 3)}
 
 

@@ -10,7 +10,6 @@ MediaPipe's mesh has), projected, and, where dlib is installed, those that it fi
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,32 +41,23 @@ HEADER = ["landmarks", "views", "found", "yaw", "90 %", "pitch", "90 %", "roll",
 def measure(data: Path, line: dict, views: int, heads: IctHeads | None, detector: FaceDetector | None) -> list[dict]:
     """For the first views of a person, by row: errors of yaw, pitch and roll (degrees) and of the crop's corners (parts
     of its side), NaN where no face was found; and the true yaw."""
-    points = portrait_landmarks(line["seed"], "analytic" if line["provider"] == "analytic" else _needed(heads))
-    records = []
+    if line["provider"] != "analytic" and heads is None:
+        raise ValueError("these people were rendered with the ICT model; give its file by --ict")
+    points, records = portrait_landmarks(line["seed"], "analytic" if line["provider"] == "analytic" else heads), []
     for view in line["views"][:views]:
         label = validate_labels(view["label"])[0]
         pixels = read_image(data / view["image"]).as_bytes()
         seen = project(points, label, len(pixels))[:, :2].double()
-        found = _found(seen, pixels, detector)
-        errors = {name: _errors(face, len(pixels), label) for name, face in found}
+        faces = (Landmarks(seen, tuple(range(ALL))), Landmarks(five_of(seen), None),
+                 Landmarks(seen[list(MEDIAPIPE)], tuple(MEDIAPIPE)))  # fmt: skip
+        found = dict(zip(ROWS[:3], faces, strict=True))
+        if detector is not None:
+            found[ROWS[3]] = next(iter(detector.faces(pixels, pixels)), None)
+        errors = {name: _errors(face, len(pixels), label) for name, face in found.items()}
         straight = camera_angles(label)
         errors[ROWS[4]] = np.array([*map(float, straight), np.nan])
         records.append({"yaw": float(straight.yaw), "errors": errors})
     return records
-
-
-def _needed(heads: IctHeads | None) -> IctHeads:
-    if heads is None:
-        raise ValueError("these people were rendered with the ICT model; give its file by --ict")
-    return heads
-
-
-def _found(seen: Tensor, pixels: np.ndarray, detector: FaceDetector | None) -> Iterator[tuple[str, Landmarks | None]]:
-    yield ROWS[0], Landmarks(seen, tuple(range(ALL)))
-    yield ROWS[1], Landmarks(five_of(seen), None)
-    yield ROWS[2], Landmarks(seen[list(MEDIAPIPE)], tuple(MEDIAPIPE))
-    if detector is not None:
-        yield ROWS[3], next(iter(detector.faces(pixels, pixels)), None)
 
 
 def _errors(face: Landmarks | None, side: int, label: Tensor) -> np.ndarray:
@@ -122,9 +112,8 @@ def run(args: argparse.Namespace) -> None:
     heads = None if args.ict is None else IctHeads(args.ict)
     detector = None if model_folder() is None else FaceDetector()
     people = [(data, line) for data in args.data for line in held_out_lines(data, args.identities)]
-    records = []
-    for data, line in tqdm(people, unit="person"):
-        records += measure(data, line, args.views, heads, detector)
+    bar = tqdm(people, unit="person")
+    records = [record for data, line in bar for record in measure(data, line, args.views, heads, detector)]
     print(f"{len(people)} people, {len(records)} views; degrees\n\n{table(records)}")
     print(f"\n{condition_offsets()}")
     if detector is None:

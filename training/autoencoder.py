@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.networks.autoencoder import LATENT_SCALE
 
-from .dataset.images import Batch, SingleImages, encode_all, pick, to_network
-from .dataset.sheets import save_sheet
+from .dataset.images import Batch, SingleImages, encode_all, pick, save_sheet, to_network
 from .engine.command import stage_command
 from .engine.config import Number, StageConfig
 from .engine.stage import NetworkSource, Stage
@@ -139,13 +138,10 @@ class AutoencoderStage(Stage):
         super().finish(run_dir, summary)
 
     def facts(self) -> dict[str, Any]:
-        return {"latent_rgb": self.latent_colours()}
-
-    def latent_colours(self) -> dict[str, list]:
         """What previews show of the finished network's latents, fitted to the validation images."""
         images = self.validation.images[_spread(len(self.validation), self.config.validation_images)]
         latents = encode_all(images, self.autoencoder, 8, "latent colours")[0]
-        return fit_latent_colours(latents, to_network(images.cpu()))
+        return {"latent_rgb": fit_latent_colours(latents, to_network(images.cpu()))}
 
     def normalise(self) -> None:
         """Unit latents and a deterministic posterior, from the statistics of training images."""

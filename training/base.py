@@ -14,8 +14,7 @@ from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import UNet, UNetConfig
 
-from .dataset.images import Sampler, SingleImages
-from .dataset.sheets import save_sheet
+from .dataset.images import Sampler, SingleImages, save_sheet
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
 from .objectives.denoising import DenoiserInputs, DenoisingConfig, DenoisingStage

@@ -9,7 +9,6 @@ writes the file with it: the tensors stay as they are.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffportrait3d.cameras.labels import orbit_camera
-from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render
+from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render_views
 from diffportrait3d.weights.files import facts_of, load_network, read_tensors, save_network
+
+from .engine.command import exit_status
 
 YAWS = (-40.0, 0.0, 40.0)  # degrees; every person is seen from three sides
 
@@ -52,11 +53,8 @@ def shown_colours(latents: Tensor, colours: dict[str, list]) -> Tensor:
 
 def rendered_people(count: int, first_seed: int, resolution: int, provider: str | IctHeads) -> Tensor:
     """Images [3 * count, 3, H, W] in [-1, 1] of people `first_seed`, `first_seed` + 1, ... from three sides."""
-    views = []
-    for seed in range(first_seed, first_seed + count):
-        scene = portrait_scene(seed, provider)
-        views += [render(scene, orbit_camera(yaw, 0.0), resolution).image for yaw in YAWS]
-    return torch.stack(views) * 2 - 1
+    labels, seeds = orbit_camera(YAWS, 0.0), range(first_seed, first_seed + count)
+    return torch.cat([render_views(portrait_scene(k, provider), labels, resolution).image for k in seeds]) * 2 - 1
 
 
 def add_colours(path: Path, out: Path, people: int, seed: int, ict: Path | None) -> dict[str, Any]:
@@ -87,16 +85,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first of them; those of training begin at 0")
     parser.add_argument("--ict", type=Path, help="ICT face model (.npz); without it the people are analytic")
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         if options.people < 1:
             raise ValueError(f"--people must be at least 1, not {options.people}.")
         found = add_colours(options.file, options.out, options.people, options.seed, options.ict)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"factors {found['factors']}, bias {found['bias']}: {found['error']:.1f} of 255 from the images' colours")
-    print(f"written to {options.out}")
-    return 0
+        print(f"factors {found['factors']}, bias {found['bias']}: {found['error']:.1f} of 255 from the images' colours")
+        print(f"written to {options.out}")
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
 
-from .dataset.images import Batch, MultiViewDataset, Pairs, fixed_groups, pick, pick_labels
-from .dataset.sheets import save_sheet
+from .dataset.images import Batch, MultiViewDataset, Pairs, fixed_groups, pick, pick_labels, save_sheet
 from .engine.command import stage_command
 from .engine.config import Number, StageConfig
 from .engine.stage import NetworkSource, Stage

@@ -6,13 +6,14 @@ Seeds from 2,000,000 on belong to the test split of `training.render`: no networ
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from diffportrait3d.cameras.labels import orbit_camera
 from diffportrait3d.command import run_main
 from diffportrait3d.images import save_image
 from diffportrait3d.synthetic_heads import IctHeads, portrait_scene, render
+
+from .engine.command import exit_status
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,14 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resolution", type=int, default=256, help="side in pixels")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         provider = "analytic" if arguments.ict is None else IctHeads(arguments.ict)
         view = render(portrait_scene(arguments.seed, provider), orbit_camera(0.0, 0.0), arguments.resolution)
         save_image(arguments.out, view.image)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

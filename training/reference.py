@@ -14,7 +14,7 @@ from torch import Tensor
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ReferenceEncoder
 
-from .dataset.sheets import save_sheet
+from .dataset.images import save_sheet
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
 from .objectives.denoising import DenoiserInputs, DenoisingConfig, DenoisingStage, copy_of, schedule_of

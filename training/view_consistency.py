@@ -18,8 +18,7 @@ from torch import Tensor
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import CrossViewAttention
 
-from .dataset.images import Batch, Sampler, ViewGroups, fixed_groups
-from .dataset.sheets import save_sheet
+from .dataset.images import Batch, Sampler, ViewGroups, fixed_groups, save_sheet
 from .engine.command import stage_command
 from .engine.config import Number
 from .engine.stage import NetworkSource
@@ -99,14 +98,8 @@ class ViewConsistencyStage(DenoisingStage):
         first = Batch(batch.targets[:1], batch.references[:1], batch.flips[:1])
         references, targets = self.images(first)
         rows = [references.expand(len(targets), -1, -1, -1), self.camera_images(first, self.validation), targets]
-        networks = self.denoiser
-        alone = Denoiser(
-            networks.unet,
-            networks.reference_encoder,
-            networks.view_controlnet,
-            reference_timestep=self.reference_timestep,
-        )
-        save_sheet(image, [*rows, guided_views(self, first, alone), guided_views(self, first, networks)])
+        alone = self.denoiser.with_networks(view_consistency=None)
+        save_sheet(image, [*rows, guided_views(self, first, alone), guided_views(self, first, self.denoiser)])
         return {"loss": self.validation_loss(batch, repeats=6)}
 
     def facts(self) -> dict[str, Any]:

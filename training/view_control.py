@@ -15,7 +15,7 @@ from torch import Tensor
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import ViewControlNet
 
-from .dataset.sheets import save_sheet
+from .dataset.images import save_sheet
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
 from .objectives.denoising import DenoiserInputs, DenoisingStage, copy_of, guided_views, schedule_of

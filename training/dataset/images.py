@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffportrait3d.cameras.labels import camera_angles
-from diffportrait3d.images import ImageError, NoteLog, read_image
+from diffportrait3d.images import ImageError, NoteLog, read_image, save_image, sheet
 from diffportrait3d.weights.safetensors_writer import write_tensors
 
 from .shards import read_bank, read_images
@@ -52,8 +52,9 @@ def read_manifest(root: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]
     if not path.is_file():
         raise DataError(f"No dataset at '{path}'; render one with 'python -m training.render --out {root}'.")
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        header, *subjects = [_entry(line) for line in lines]
+        header, *subjects = map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").splitlines()))
+        if other := [entry for entry in (header, *subjects) if not isinstance(entry, dict)]:
+            raise ValueError(f"{json.dumps(other[0])[:20]} is no object")
     except ValueError as error:
         raise DataError(f"'{path}' is damaged ({error}); {MADE_AGAIN}.") from None
     if header.get("format") != FORMAT or header.get("version") not in (VERSION, SHARDED):
@@ -62,13 +63,6 @@ def read_manifest(root: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]
             f"expected {FORMAT!r} version {VERSION} or {SHARDED}."
         )
     return header, subjects
-
-
-def _entry(line: str) -> dict[str, Any]:
-    entry = json.loads(line)
-    if not isinstance(entry, dict):
-        raise ValueError(f"{line[:20]} is no object")
-    return entry
 
 
 class ImageFiles:
@@ -139,14 +133,10 @@ class MultiViewDataset:
         self._shards = list(dict.fromkeys(s["shard"] for s in chosen if "shard" in s))
         if self._shards and not in_memory:
             raise DataError(f"'{root}' holds shards, which are read at once: data.in_memory=false does not fit them.")
-        self._check_files()
-
-    def _check_files(self) -> None:
-        """A file that is missing should be known now, not hours later when its stage begins."""
-        files = self._shards or [view[kind] for view in self._views for kind in ("image", "condition")]
-        for name in files:
-            if not (self.root / name).is_file():
-                raise DataError(f"'{self.root / name}' is named in the manifest but is not there; {MADE_AGAIN}.")
+        # A file that is missing should be known now, not hours later when its stage begins.
+        for name in self._shards or [view[kind] for view in views for kind in ("image", "condition")]:
+            if not (root / name).is_file():
+                raise DataError(f"'{root / name}' is named in the manifest but is not there; {MADE_AGAIN}.")
 
     @cached_property
     def images(self) -> Tensor:
@@ -191,6 +181,11 @@ def mirror_label(label: Tensor) -> Tensor:
 def to_network(pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """uint8 [N, 3, H, W] to float32 in [-1, 1]."""
     return pixels.to(device).float().div_(127.5).sub_(1.0)
+
+
+def save_sheet(path: Path, rows: Sequence[Tensor]) -> None:
+    """Write rows of images [n, 3, H, W] in [-1, 1] as one PNG; short rows end in grey."""
+    save_image(path, sheet([(row.detach().float().cpu() + 1) / 2 for row in rows]))
 
 
 def send(values: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
