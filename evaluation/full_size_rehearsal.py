@@ -50,21 +50,18 @@ CONVERSION_LIMIT = 1.3  # of the largest network
 MEMORY_LIMIT = 20e9  # bytes, of a full-size step in ComfyUI
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 REMAP_BYTES = 2**30
+FULL_SIZE = UNetConfig()
 NARROW_AUTOENCODER = replace(SD15_AUTOENCODER, ch=32, num_res_blocks=1)
 VIEWS, PIXELS = 8, 64  # as in full_size_rehearsal.json
 NARROW_BASE = "rehearsal"
 
 
-def is_full_size(config: UNetConfig) -> bool:
-    return config == UNetConfig()
-
-
 def release_weights(config: UNetConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
     """Shapes of all keys of the release at a width, and the values of those that are no network's (the schedule)."""
-    width = config.context_dim
-    narrow_text = TextEncoderSizes(1000, width, 77, hidden=4 * width, layers=2)
-    text = TextEncoderSizes() if is_full_size(config) else narrow_text
-    groups = official_shapes(config, SD15_AUTOENCODER if is_full_size(config) else NARROW_AUTOENCODER, text)
+    width, autoencoder, text = config.context_dim, SD15_AUTOENCODER, TextEncoderSizes()
+    if config != FULL_SIZE:
+        autoencoder, text = NARROW_AUTOENCODER, TextEncoderSizes(1000, width, 77, hidden=4 * width, layers=2)
+    groups = official_shapes(config, autoencoder, text)
     shapes = {name: shape for names in groups.values() for name, shape in names.items()}
     return shapes, dict(zip(groups[SCHEDULE], schedule_buffers(), strict=True))
 
@@ -119,10 +116,9 @@ def guided_step(folder: Path, config: UNetConfig) -> None:
     """
     host, _ = boot_with_files(folder, config)
     start = time.monotonic()
-    latents = host.run_workflow(workflow(is_full_size(config))).values["sampler"][0]["samples"]
-    seconds = time.monotonic() - start
-    shape, mean, std = list(latents.shape), float(latents.mean()), float(latents.std())
-    print(f"workflow: {seconds:.0f} s, views {shape}, mean {mean:.4f}, std {std:.4f}", flush=True)
+    latents = host.run_workflow(workflow(config == FULL_SIZE)).values["sampler"][0]["samples"]
+    seconds, shape = time.monotonic() - start, list(latents.shape)
+    print(f"workflow: {seconds:.0f} s, views {shape}, mean {latents.mean():.4f}, std {latents.std():.4f}", flush=True)
     if shape != [VIEWS, 4, PIXELS // 8, PIXELS // 8] or not bool(torch.isfinite(latents).all()):
         raise SystemExit("The sampler did not return finite latents of the views asked for.")
 
@@ -135,7 +131,7 @@ def boot_with_files(folder: Path, config: UNetConfig):
     models = Path(host.folder_paths.models_dir)
     for target in ("diffportrait3d/view_consistency", "diffportrait3d/reference_encoder", "controlnet/view_controlnet"):
         link(folder / "converted" / f"{Path(target).name}.safetensors", models / f"{target}.safetensors")
-    if is_full_size(config):
+    if config == FULL_SIZE:
         link(folder / "converted" / BASE_FILE, models / "checkpoints" / BASE_FILE)
     else:
         write_narrow_base(folder / "converted" / BASE_FILE, models / "diffportrait3d" / NARROW_BASE, config)
@@ -163,7 +159,7 @@ def host_passes(folder: Path, config: UNetConfig) -> None:
 
     host, pack = boot_with_files(folder, config)
     registered, converted = host.nodes.NODE_CLASS_MAPPINGS, folder / "converted"
-    if is_full_size(config):
+    if config == FULL_SIZE:
         model = registered["CheckpointLoaderSimple"]().load_checkpoint(BASE_FILE)[0]
         control_net = registered["ControlNetLoader"]().load_controlnet(CONTROL.spec.file_name)[0]
         control_net = pack.patches.view_controlnet.as_view_controlnet(control_net)
@@ -221,8 +217,8 @@ def link(source: Path, target: Path) -> None:
 def write_narrow_base(checkpoint: Path, folder: Path, config: UNetConfig) -> None:
     """A base of another width is loaded by Load Miniature: the host's loaders know SD1.5's heads only."""
     tensors = load_file(checkpoint)
-    for kind, prefix in (("unet", UNET.prefix), ("autoencoder", VAE.prefix)):
-        network = UNet(config) if kind == "unet" else AutoencoderKL(NARROW_AUTOENCODER)
+    networks = (("unet", UNET.prefix, UNet(config)), ("autoencoder", VAE.prefix, AutoencoderKL(NARROW_AUTOENCODER)))
+    for kind, prefix, network in networks:
         network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         save_network(folder / f"{kind}.safetensors", network, kind)
 
@@ -263,14 +259,8 @@ def check_conversion(peak: int, config: UNetConfig, dtype: torch.dtype) -> None:
     values = [sum(map(math.prod, groups[group].values())) for group in (*METHOD, UNET)]
     largest = max(values) * dtype.itemsize
     print(f"The largest network takes {largest / 1e9:.2f} GB; the converter's peak is {peak / largest:.2f} of it.\n")
-    if is_full_size(config) and peak > CONVERSION_LIMIT * largest:
+    if config == FULL_SIZE and peak > CONVERSION_LIMIT * largest:
         raise SystemExit(f"The converter may take {CONVERSION_LIMIT} of the largest network.")
-
-
-def check_step(peak: int, config: UNetConfig) -> None:
-    """SystemExit if a full-size step in ComfyUI took more than MEMORY_LIMIT."""
-    if is_full_size(config) and peak > MEMORY_LIMIT:
-        raise SystemExit(f"The step may take {MEMORY_LIMIT / 1e9:.0f} GB.")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -304,8 +294,8 @@ def main() -> int:
             check_conversion(run(stage, *command), config, DTYPES[given.dtype])
         elif stage != "build" or given.stage or not checkpoint.exists():
             peak = run(stage, "evaluation.full_size_rehearsal", *sys.argv[1:], "--stage", stage, "--in-process")
-            if stage == "host":
-                check_step(peak, config)
+            if stage == "host" and config == FULL_SIZE and peak > MEMORY_LIMIT:
+                raise SystemExit(f"The step may take {MEMORY_LIMIT / 1e9:.0f} GB.")
     return 0
 
 

@@ -72,7 +72,7 @@ def measure(folder: Path, size: int, background: str, networks: MetricNetworks) 
     header = read_header(folder)
     result = Measured(str(folder), header["task"], header["reference"], size, background)
     columns: dict[str, list[float]] = {}
-    sets: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    sets: dict[str, list[tuple[Tensor, Tensor]]] = {}
     people: list[dict] = []
     bar = tqdm(all_views(folder), total=len(identities(folder)), desc=result.title, unit="id")
     for views in bar:
@@ -83,9 +83,7 @@ def measure(folder: Path, size: int, background: str, networks: MetricNetworks) 
             people.append(faces)
         made, real = networks.features(generated), networks.features(truth)
         for prefix in made:
-            lists = sets.setdefault(prefix, ([], []))
-            lists[0].append(real[prefix])
-            lists[1].append(made[prefix])
+            sets.setdefault(prefix, []).append((real[prefix], made[prefix]))
         result.native = views.generated.shape[-1]
         result.images += len(generated)
         result.identities += 1
@@ -96,9 +94,10 @@ def measure(folder: Path, size: int, background: str, networks: MetricNetworks) 
         found = face_metrics(people)
         result.intervals |= _face_intervals(found, "generated")
         result.baselines = {title: _face_intervals(found, row) for row, title in BASELINES.items()}
-    for prefix, (real, made) in sets.items():
+    for prefix, pairs in sets.items():
+        real, made = map(torch.cat, zip(*pairs, strict=True))
         for name, distance in SET_METRICS.items():
-            value = distance(torch.cat(real), torch.cat(made))
+            value = distance(real, made)
             result.intervals[prefix + name] = Interval(value, value, value, result.images)
     return result
 

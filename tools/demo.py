@@ -106,15 +106,10 @@ def make_grid(portrait: Image.Image, views: list[Image.Image]) -> Image.Image:
     return grid
 
 
-def there_and_back(views: list[Image.Image]) -> list[Image.Image]:
-    """Views along an open arc, played to its end and back without a jump."""
-    return views + views[-2:0:-1]
-
-
 def write_results(folder: Path, portrait: Image.Image, files: list[bytes]) -> list[Path]:
     """Write views, grid and turntable; `folder` appears whole or not at all."""
     views = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
-    first, *others = there_and_back(views)
+    first, *others = views + views[-2:0:-1]  # along an open arc: to its end and back, without a jump
     animation = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
 
     def fill(part: Path) -> None:
@@ -138,8 +133,8 @@ def report(prompt: dict, run: Run, count: int, total: float) -> None:
             print(f"  {seconds:6.1f} s  {title(prompt, node_id)}")
 
 
-def demo(workflow: Path, portrait: Path | None, port: int | None, outputs: Path) -> Path:
-    """Run the whole loop; returns the folder with the results."""
+def demo(workflow: Path, portrait: Path | None, port: int | None, outputs: Path) -> None:
+    """Run the whole loop."""
     prompt = load_workflow(workflow)
     node_id = portrait_node(prompt)
     if portrait is not None:
@@ -159,12 +154,8 @@ def demo(workflow: Path, portrait: Path | None, port: int | None, outputs: Path)
     folder = outputs / time.strftime("%Y%m%d-%H%M%S")
     written = write_results(folder, image, files)
     report(prompt, run, len(files), total)
-    print(f"Written to {folder}:")
-    for file in written:
-        if not file.name.startswith("view_"):
-            print(f"  {file.name}")
-    print(f"  view_00.png ... view_{len(files) - 1:02d}.png")
-    return folder
+    others = [file.name for file in written if not file.name.startswith("view_")]
+    print(f"Written to {folder}:", *others, f"view_00.png ... view_{len(files) - 1:02d}.png", sep="\n  ")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -110,17 +110,15 @@ class Server:
             self.check_alive()
             try:
                 with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5):
-                    return self._check_pack()
+                    break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
-        raise ServerError(
-            f"The ComfyUI server did not answer on {self.url} within {READY_SECONDS} s. Its last"
-            f" words:\n{self.log_tail()}"
-        )
-
-    def _check_pack(self) -> None:
-        failure = pack_failure(self.log())
-        if failure is not None:
+        else:
+            raise ServerError(
+                f"The ComfyUI server did not answer on {self.url} within {READY_SECONDS} s. Its last"
+                f" words:\n{self.log_tail()}"
+            )
+        if (failure := pack_failure(self.log())) is not None:
             raise ServerError(f"ComfyUI could not load this pack: {failure}")
 
 

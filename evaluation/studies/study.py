@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffportrait3d.files import file_hash, write_text
+from diffportrait3d.files import append_line, file_hash, write_text
 from diffportrait3d.pipeline import Sampling
 from training import render
 from training.dataset.images import DataError
@@ -32,7 +33,7 @@ from ..metrics.views import QUALITY_METRICS, measure
 from ..subjects.dataset import IDENTITIES, Subject, held_out_lines, load_subject, read_images
 from ..subjects.variants import ABLATION_VARIANTS, Variant
 from ..tables.report import image_rows, publish, save_png, save_webp, stack_pages
-from ..tables.results_log import append_record, read_log, write_json
+from ..tables.results_log import read_log, write_json
 from ..tables.summary import Intervals, as_dicts, difference_table, differences, face_table, mean_table, means
 from .command import sampling_of, sampling_text
 from .generator import ViewGenerator
@@ -187,7 +188,7 @@ class Study:
         remaining = range(len(records), options.identities)
         with self._record_stream(remaining) as stream:
             for record in tqdm(stream, total=options.identities, initial=len(records), desc="identities", unit="id"):
-                append_record(log, record)
+                append_line(log, json.dumps(record))
                 records.append(record)
         if self.faces is not None:
             faces.add_face_metrics(records)

@@ -89,19 +89,19 @@ def verdict(expectation: Expectation, metric: str, records: list[dict]) -> Verdi
         return _within(expectation, metric, bootstrap_difference(first, second), allowed)
     pair = (first, second) if (ABLATION_METRICS | FACE_METRICS)[metric].more_is_better else (second, first)
     interval = bootstrap_difference(*pair)
-    word = "holds" if interval.low > 0 else "does not" if interval.high < 0 else "undecided"
-    return _verdict(expectation, metric, interval, 0.0, word)
+    return Verdict(expectation, metric, interval, 0.0, _word(interval, interval.low > 0, interval.high < 0))
 
 
 def _within(expectation: Expectation, metric: str, interval: Interval, allowed: float) -> Verdict:
     inside = -allowed <= interval.low and interval.high <= allowed
     outside = interval.high < -allowed or interval.low > allowed
-    word = "holds" if inside else "does not" if outside else "undecided"
-    return _verdict(expectation, metric, interval, allowed, word)
+    return Verdict(expectation, metric, interval, allowed, _word(interval, inside, outside))
 
 
-def _verdict(expectation: Expectation, metric: str, interval: Interval, allowed: float, word: str) -> Verdict:
-    return Verdict(expectation, metric, interval, allowed, word if interval.count >= FEWEST else "undecided")
+def _word(interval: Interval, holds: bool, fails: bool) -> str:
+    if interval.count < FEWEST:
+        return "undecided"
+    return "holds" if holds else "does not" if fails else "undecided"
 
 
 def verdicts(records: list[dict], variants: set[str]) -> list[Verdict]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffportrait3d.files import append_line, json_object, write_text
+from diffportrait3d.files import json_object, write_text
 from training.dataset.images import DataError, read_manifest
 
 from ..subjects.dataset import json_digest
@@ -60,11 +60,6 @@ def _read_lines(path: Path) -> list[dict]:
         print(rest, file=sys.stderr)
         write_text(path, "".join(f"{json.dumps(entry)}\n" for entry in read))
     return read
-
-
-def append_record(path: Path, record: dict) -> None:
-    """Write one finished identity."""
-    append_line(path, json.dumps(record))
 
 
 def column(records: list[dict], row: str, metric: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffportrait3d.files import append_line
 from diffportrait3d.pipeline import Sampling
 from evaluation import miniature
 from evaluation.studies.generator import ViewGenerator
@@ -14,7 +15,7 @@ from evaluation.studies.study import test_data as data_of
 from evaluation.subjects.dataset import held_out_lines, json_digest, load_subject
 from evaluation.subjects.variants import PART_VARIANTS
 from evaluation.tables.report import save_png, stack_pages
-from evaluation.tables.results_log import append_record, read_log
+from evaluation.tables.results_log import read_log
 
 
 def command(weights, data, out, *more: str) -> list[str]:
@@ -95,7 +96,7 @@ def test_a_damaged_journal_is_named_and_measured_again(tmp_path, ball_dataset, c
     path, expected = tmp_path / "run.identities.jsonl", {"views": 3}
     assert read_log(path, expected, ball_dataset) == []
     for record in records:
-        append_record(path, record)
+        append_line(path, json.dumps(record))
     assert read_log(path, expected, ball_dataset) == records and not capsys.readouterr().err
     spoil, left = DAMAGE[damage]
     whole = path.read_bytes()
@@ -103,7 +104,7 @@ def test_a_damaged_journal_is_named_and_measured_again(tmp_path, ball_dataset, c
     assert read_log(path, expected, ball_dataset) == records[:left]
     assert str(path) in capsys.readouterr().err
     for record in records[left:]:
-        append_record(path, record)
+        append_line(path, json.dumps(record))
     assert path.read_bytes() == whole
 
 
