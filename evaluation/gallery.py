@@ -82,7 +82,6 @@ def animation(people: list[Tensor]) -> list[Image.Image]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Choose, generate, write."""
     started, out = time.perf_counter(), options.out
     pipeline = Pipeline.from_folder(options.weights, options.device)
     people = choose(options.seed)

@@ -46,7 +46,6 @@ def task_subject(root: Path, line: dict, task: str, views: int) -> Subject:
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Every identity that does not exist yet."""
     generator = ViewGenerator(options.weights, device=options.device)
     misaligned = () if options.reference == "aligned" else MISALIGNMENTS
     variant = replace(ABLATION_VARIANTS[options.arm], misaligned=misaligned)

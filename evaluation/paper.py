@@ -68,7 +68,6 @@ def prepare(views: Views, size: int, background: str) -> tuple[Tensor, Tensor, T
 
 
 def measure(folder: Path, size: int, background: str, networks: MetricNetworks) -> Measured:
-    """All metrics of one setting."""
     header = read_header(folder)
     result = Measured(str(folder), header["task"], header["reference"], size, background)
     columns: dict[str, list[float]] = {}
@@ -109,7 +108,6 @@ def _face_intervals(found: list[dict], row: str) -> dict[str, Interval]:
 
 
 def document(results: list[Measured], networks: MetricNetworks) -> str:
-    """The whole Markdown page."""
     missing = [f"--{name} ({FILES[name]})" for name in FILES if name not in networks.sha256]
     if networks.faces is None:
         missing.append(f"dlib's networks ({INSTALL})")

@@ -89,7 +89,6 @@ def floor(model: PoseRegressor, dataset: MultiViewDataset) -> np.ndarray:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, score and save."""
     dataset, held_out = MultiViewDataset(options.data, "train"), MultiViewDataset(options.data, "test")
     model = train(dataset, options.minutes, options.steps, options.batch_size, options.width, options.seed)
     errors = {"train": bootstrap_mean(floor(model, dataset)), "test": bootstrap_mean(floor(model, held_out))}

@@ -124,7 +124,6 @@ class Bench:
         return out["samples"]
 
     def execute(self, node: str, *inputs, **named) -> tuple:
-        """The outputs of a node."""
         return self.nodes[node].execute(*inputs, **named).args
 
     def schedule(self, sampler: Sampler, start: str, steps: int) -> tuple:

@@ -56,7 +56,6 @@ class ShortcutStudy(SamplingStudy):
         return f"guidance {Sampling.guidance}"
 
     def cost_table(self, records: list[dict]) -> str:
-        """Operations of denoising one person's views, by F, F_ref, F_cam and view consistency."""
         teraflops = {name: self.teraflops(sampling) for name, sampling in self.samplings.items()}
         most = teraflops[self.baseline]
         rows = [[self.titles[name], f"{count:.2f}", f"{most / count:.2f}"] for name, count in teraflops.items()]

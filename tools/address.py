@@ -33,7 +33,6 @@ def entries(repository: str) -> dict[str, dict[str, str]]:
 
 
 def with_address(pyproject: str, repository: str) -> str:
-    """The text of pyproject.toml with the address."""
     for section, lines in entries(repository).items():
         for name in lines:
             pyproject = re.sub(rf"^{re.escape(name)} = .*\n", "", pyproject, flags=re.MULTILINE)

@@ -30,7 +30,6 @@ def _torch_is_cpu_only() -> bool:
 
 @contextmanager
 def _torchvision_schemas():
-    """Declare the operators whose shape functions torchvision registers at import."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")

@@ -41,7 +41,6 @@ class DemoError(ToolError):
 
 
 def load_workflow(path: Path) -> dict:
-    """Read a workflow in API format."""
     try:
         prompt = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -126,7 +125,6 @@ def write_results(folder: Path, portrait: Image.Image, files: list[bytes]) -> li
 
 
 def report(prompt: dict, run: Run, count: int, total: float) -> None:
-    """Print where the time went."""
     print(f"{count} views in {total:.1f} s: {total / count:.2f} s per view")
     for node_id, seconds in sorted(run.seconds.items(), key=lambda item: -item[1])[:4]:
         if seconds >= 0.05:
@@ -134,7 +132,6 @@ def report(prompt: dict, run: Run, count: int, total: float) -> None:
 
 
 def demo(workflow: Path, portrait: Path | None, port: int | None, outputs: Path) -> None:
-    """Run the whole loop."""
     prompt = load_workflow(workflow)
     node_id = portrait_node(prompt)
     if portrait is not None:

@@ -66,7 +66,6 @@ class Frontend:
         page.evaluate(f"() => {{ {SCRIPT.read_text(encoding='utf-8')} }}")
 
     def ask(self, name: str, *arguments):
-        """Call a function of tools/frontend.js."""
         call = f"async (all) => JSON.stringify((await window.diffportrait3d.{name}(...all)) ?? null)"
         return json.loads(self.page.evaluate(call, arguments))  # as JSON, which leaves out what is undefined
 
@@ -140,17 +139,14 @@ def prepare(server: Server, prompts: list[dict] = ()) -> None:
 
 
 def names() -> list[str]:
-    """The templates."""
     return sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 
 
 def prompt(name: str) -> dict:
-    """A template in API form."""
     return json.loads((WORKFLOWS / f"api/{name}.json").read_text(encoding="utf-8"))
 
 
 def prompts() -> dict[str, dict]:
-    """The templates in API form."""
     return {name: prompt(name) for name in names()}
 
 

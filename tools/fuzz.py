@@ -74,7 +74,6 @@ class Fuzzer:
         return prompt
 
     def value(self, prompt: dict) -> None:
-        """Any value for any input."""
         node = self._node(prompt)
         name = self._input(node)
         odd = (*NUMBERS, *TEXTS) if name == UNKNOWN else (*NUMBERS, *TEXTS, *OTHERS)

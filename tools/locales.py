@@ -46,7 +46,6 @@ def english(nodes: dict[str, dict]) -> dict:
 
 
 def node_texts(node: dict) -> dict:
-    """Those of one node."""
     groups = [node["input"].get(group, {}) for group in ("required", "optional")]
     inputs = {name: (spec[1] if len(spec) > 1 else {}) for group in groups for name, spec in group.items()}
     outputs = zip(node["output_name"], node["output_tooltips"], strict=True)

@@ -94,7 +94,6 @@ class TinyServer:
             raise
 
     def megabytes(self) -> float:
-        """Resident memory of the server's process."""
         return psutil.Process(self.server.process.pid).memory_info().rss / 1e6
 
 

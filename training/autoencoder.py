@@ -34,8 +34,6 @@ from .objectives.losses import gradient_loss, kl_loss, psnr
 
 
 class AutoencoderStageConfig(StageConfig):
-    """Settings of `training.autoencoder`."""
-
     network: dict = Field({}, description="of AutoencoderConfig")
     crop: int = Field(64, description="pixels; a multiple of the downscale factor")
     whole_from: Number = Field(0.7, description="progress from which whole images are seen")

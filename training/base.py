@@ -21,8 +21,6 @@ from .objectives.denoising import DenoiserInputs, DenoisingConfig, DenoisingStag
 
 
 class BaseConfig(DenoisingConfig):
-    """Settings of `training.base`."""
-
     network: dict = Field({}, description="of UNetConfig")
     samples: int = Field(16, description="drawn for the validation sheet")
 

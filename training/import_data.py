@@ -64,9 +64,7 @@ def import_source(
     skipped |= _each(_add_conditions, todo, (conditions, out, resolution), workers, "conditions")
     reasons = out / "left_out" / f"{source.name}.json"
     write_text(reasons, json.dumps({**skipped, **left_out}, indent=1) + "\n")
-    _report(skipped, len(groups), f" (all of them in '{reasons}')")
-    if len(skipped) == len(groups):
-        raise DataError(f"Nothing could be imported: {_first(skipped)}.")
+    _report(skipped, len(groups), "imported", f" (all of them in '{reasons}')")
     records = [_record(out, group) for group in groups if group.id not in skipped]
     for line in note_lines((note, f"{record['id']}, {name}") for record in records for name, note in notes_of(record)):
         print(line, file=sys.stderr)
@@ -81,9 +79,7 @@ def extract_images(source: NeRSemble, out: Path, resolution: int, folder: Path) 
     """
     groups, _ = _planned(source, out, resolution)
     skipped = _each(_extract, groups, (source, folder), 1, "extract")
-    _report(skipped, len(groups))
-    if len(skipped) == len(groups):
-        raise DataError(f"Nothing could be extracted: {_first(skipped)}.")
+    _report(skipped, len(groups), "extracted")
     return sum(len(group.place["cameras"]) for group in groups if group.id not in skipped)
 
 
@@ -144,7 +140,6 @@ def _check_folder(out: Path, resolution: int) -> None:
 
 
 def _plans(out: Path) -> dict[str, dict[str, Any]]:
-    """By the source's name."""
     return {path.stem: read_json(path, "a plan") for path in sorted((out / "sources").glob("*.json"))}
 
 
@@ -184,7 +179,6 @@ def _write_record(out: Path, group: ViewGroup, record: dict[str, Any]) -> None:
 
 
 def _import_group(source: Reader, out: Path, resolution: int, group: ViewGroup) -> None:
-    """Write portraits and record."""
     views, entries = source.views(group, resolution), []
     for number, view in enumerate(views):
         name = f"{group.split}/{group.id}/{number:02d}.png"
@@ -235,12 +229,15 @@ def _attempt(work: Callable, shared: tuple, group: ViewGroup) -> tuple[str, str 
     return group.id, None
 
 
-def _report(skipped: dict[str, str], count: int, where: str = "") -> None:
+def _report(skipped: dict[str, str], count: int, done: str, where: str = "") -> None:
+    """Print what was skipped of `count` groups; DataError if no other is left."""
     for group, reason in list(skipped.items())[:REPORTED]:
         print(f"skipped {group}: {reason}", file=sys.stderr)
     if skipped:
         where = where if len(skipped) > REPORTED else ""
         print(f"{len(skipped)} of {count} groups skipped{where}; a later run tries them again", file=sys.stderr)
+    if len(skipped) == count:
+        raise DataError(f"Nothing could be {done}: {_first(skipped)}.")
 
 
 def _first(left_out: dict[str, str]) -> str:

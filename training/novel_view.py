@@ -23,8 +23,6 @@ from .objectives.losses import EncoderFeatures, VggFeatures, perceptual_loss, ps
 
 
 class NovelViewStageConfig(StageConfig):
-    """Settings of `training.novel_view`."""
-
     network: dict = Field({}, description="of NovelViewConfig; image_size comes from the data")
     perceptual_weight: Number = 0.05
     perceptual_vgg: str | None = Field(None, description="torchvision's vgg16 weights; none: the autoencoder's encoder")

@@ -30,7 +30,6 @@ def differences(records: list[dict], baseline: str, rows, metrics: Metrics) -> I
 
 
 def mean_table(found: Intervals, metrics: Metrics, titles: dict[str, str]) -> str:
-    """A row per row of `found`."""
     rows = [[titles[row], *(_mean(values[m], m, metrics) for m in metrics)] for row, values in found.items()]
     return markdown_table(["", *(metric.title for metric in metrics.values())], rows)
 
@@ -63,5 +62,4 @@ def face_table(records: list[dict], titles: dict[str, str], measured: bool) -> s
 
 
 def as_dicts(found: Intervals) -> dict[str, dict[str, dict]]:
-    """For JSON."""
     return {row: {m: interval._asdict() for m, interval in values.items()} for row, values in found.items()}

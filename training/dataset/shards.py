@@ -87,10 +87,8 @@ def read_bank(root: Path, rows: Tensor, resolution: int) -> ConditionBank:
         ValueError: a condition that a view names is not there.
     """
     count = int(rows.max()) + 1
-    images, found = (
-        torch.empty(count, 3, resolution, resolution, dtype=torch.uint8),
-        torch.zeros(count, dtype=torch.bool),
-    )
+    images = torch.empty(count, 3, resolution, resolution, dtype=torch.uint8)
+    found = torch.zeros(count, dtype=torch.bool)
     for path in sorted((root / "conditions").glob("*.safetensors")):
         part, places = read_tensors(path, "images", "rows")
         used = places < count

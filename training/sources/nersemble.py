@@ -238,14 +238,14 @@ class NeRSemble(PhotographReader):
         """
         found = []
         for folder in sorted(path for path in self.root.glob("*") if path.is_dir()):
-            participant = participant_in(folder)
-            if participant is not None and folder.name.isdecimal():
+            participant, numbered, what = participant_in(folder), folder.name.isdecimal(), f"participant {folder.name}"
+            if participant and numbered:
                 found.append(participant)
-            elif participant is not None or folder.name.isdecimal() or (folder / "sequences").is_dir():
-                self.left_out[f"participant {folder.name}"] = (
+            elif participant:
+                self.left_out[what] = "its folder's name is no participant's number, such as '018'"
+            elif numbered or (folder / "sequences").is_dir():
+                self.left_out[what] = (
                     f"there is neither '{CALIBRATION[1]}' (v1) nor '{CALIBRATION[2]}' (v2) in its folder"
-                    if participant is None
-                    else "its folder's name is no participant's number, such as '018'"
                 )
         if not found:
             raise DataError(

@@ -6,18 +6,14 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 
-from ..dataset.images import DataError
 from .reader import SkippedGroup
 
 
 @contextmanager
 def _opened(path: Path):
-    try:
-        import av
-    except ImportError:
-        raise DataError("NeRSemble v2 consists of videos; reading them needs PyAV: pip install av.") from None
     try:
         with av.open(str(path)) as container:
             yield container, container.streams.video[0]
