@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import ModuleType
 
@@ -67,7 +68,8 @@ class EmbeddedHost:
                 self.nodes.load_custom_node(str(folder), known, module_parent="custom_nodes")
             )
         if not loaded:
-            raise HostError(f"ComfyUI refused the pack {folder}:\n" + "\n".join(warnings))
+            said = "\n".join(record.getMessage() for record in warnings)
+            raise HostError(f"ComfyUI refused the pack {folder}:\n{said}")
         package = str(folder).replace(".", "_x_")  # the host's name for it in sys.modules
         module = sys.modules[package]
         for part in ("diffportrait3d", "host", "patches", "nodes"):
@@ -149,7 +151,7 @@ def boot(base_directory: Path, cpu: bool = True, options: Sequence[str] = (), as
     path = find_host()
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base_directory / name).mkdir(parents=True, exist_ok=True)
-    _prepare_path(path)
+    sys.path[:] = [str(path), *(entry for entry in sys.path if Path(entry or os.curdir).resolve() != PACK)]
     stock = ("--use-pytorch-cross-attention", "--disable-api-nodes", "--database-url", "sqlite:///:memory:")
     _parse_options(["--base-directory", str(base_directory), *stock, *["--cpu"] * cpu, *options])
     if as_program:
@@ -187,25 +189,14 @@ def _parse_options(options: list[str]) -> None:
         sys.argv = arguments
 
 
-def _prepare_path(host: Path) -> None:
-    """Put the host first on sys.path and take the pack's root off it."""
-    sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != PACK]
-    sys.path.insert(0, str(host))
-
-
 @contextmanager
 def _captured_warnings():
-    """Collect what is logged at WARNING and above, and keep it off the terminal."""
-    lines = []
-
-    class Collector(logging.Handler):
-        def emit(self, record):
-            lines.append(record.getMessage())
-
-    root, collector = logging.getLogger(), Collector(logging.WARNING)
+    """Collect the records of WARNING and above in the buffer of a handler, and keep them off the terminal."""
+    root, collector = logging.getLogger(), BufferingHandler(capacity=sys.maxsize)
+    collector.setLevel(logging.WARNING)
     handlers, root.handlers = root.handlers, [collector]
     try:
-        yield lines
+        yield collector.buffer
     finally:
         root.handlers = handlers
 

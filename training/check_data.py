@@ -33,7 +33,7 @@ from diffportrait3d.command import run_main
 from diffportrait3d.files import file_hash
 from diffportrait3d.images import ImageError, read_image
 
-from .dataset.images import SHARDED, SPLITS, DataError, read_manifest
+from .dataset.images import SPLITS, DataError, read_manifest
 from .dataset.records import note_lines, notes_of
 from .dataset.shards import read_records, read_tensors
 from .sources.reader import read_json
@@ -61,14 +61,10 @@ def problems(root: Path, images: bool = True, progress: bool = False, notes: lis
     of_images: list[Note] = []
     in_files = [view for subject in subjects if "shard" not in subject for view in _views(subject)]
     yield from _files(root, in_files, resolution, images, progress, of_images)
-    if header["version"] == SHARDED:
-        yield from _shards(root, [subject for subject in subjects if "shard" in subject], resolution, images)
+    yield from _shards(root, [subject for subject in subjects if "shard" in subject], resolution, images)
     yield from _left_out(root, notes)
-    of_images += [
-        (f"in the source, {note}", f"{_name(subject)}, {name}")
-        for subject in subjects
-        for name, note in notes_of(subject)
-    ]
+    for subject in subjects:
+        of_images += [(f"in the source, {note}", f"{_name(subject)}, {name}") for name, note in notes_of(subject)]
     notes += note_lines(of_images)
 
 

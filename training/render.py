@@ -171,25 +171,18 @@ def _check_folder(out: Path, settings: dict) -> None:
                 f"{out}: exists and is not a data set of this program; choose an empty or new folder for --out"
             )
         return
-    there = _settings_before(out, path, settings)
+    there = json_object(path.read_bytes())
+    if there is None:
+        print(f"'{path}' is damaged; the manifest's settings are taken, else those asked for.", file=sys.stderr)
+        try:
+            there = read_manifest(out)[0]
+        except DataError:
+            there = settings
     pairs = ((key, there.get(key), value) for key, value in settings.items())
     if different := [f"{key} {old!r} there, {new!r} asked" for key, old, new in pairs if old != new]:
         raise ValueError(
             f"{out}: holds a data set with other settings ({'; '.join(different)}); use them, or another --out"
         )
-
-
-def _settings_before(out: Path, path: Path, asked: dict) -> dict:
-    """Those of the images that are there: from settings.json or, if that is damaged, from the manifest."""
-    there = json_object(path.read_bytes())
-    if there is not None:
-        return there
-    try:
-        there, source = read_manifest(out)[0], "the manifest's are taken"
-    except DataError:
-        there, source = asked, "those asked for now are taken for them"
-    print(f"'{path}' is damaged; {source}.", file=sys.stderr)
-    return there
 
 
 def _path(out: Path, settings: dict, job: Job) -> Path:

@@ -47,7 +47,6 @@ def core_outputs(golden: Golden, denoiser: Denoiser | None = None) -> dict[str, 
     return single_passes(golden, denoiser) | trajectories(golden, denoiser)
 
 
-@torch.no_grad()
 def single_passes(golden: Golden, denoiser: Denoiser) -> dict[str, Tensor]:
     inputs, context, outputs = golden.inputs, golden.context, {}
     x, t = inputs["x_noisy"], inputs["t"]
@@ -64,7 +63,6 @@ def single_passes(golden: Golden, denoiser: Denoiser) -> dict[str, Tensor]:
     return outputs
 
 
-@torch.no_grad()
 def trajectories(golden: Golden, denoiser: Denoiser) -> dict[str, Tensor]:
     inputs, schedule, outputs = golden.inputs, Schedule(), {}
 
