@@ -212,29 +212,23 @@ def verdicts(server: TinyServer, prompts: Iterable[dict]) -> Iterator[tuple[str,
 
 def fuzz(prompts: int, seed: int, show: int = 20) -> str:
     """Runs it all; returns what is wrong, "" if nothing is."""
-    counts, said, begun = collections.Counter(), collections.Counter(), time.monotonic()
+    counts, said, begun = collections.Counter(), set(), time.monotonic()
     with tiny_server() as server:
         fuzzer = Fuzzer(server.node_info(), seed)
-        checks = {*range(CHECKED, prompts, CHECKED), prompts}  # after these prompts
-
-        def stream() -> Iterator[dict]:
-            for number in range(1, prompts + 1):
-                yield fuzzer.prompt()
-                if number in checks:
-                    good = small_turntable()
-                    good[Node.NOISE]["inputs"]["seed"] = number
-                    yield good
-
-        found = verdicts(server, stream())
-        for number in range(1, prompts + 1):
-            kind, message = next(found)
-            counts[kind] += 1
-            if kind == "unclear":
-                said[message] += 1
-                if said[message] == 1 and len(said) <= show:
-                    print(f"prompt {number}, unclear: {message}", flush=True)
-            if number in checks and (again := next(found))[0] != "runs":
-                return f"after prompt {number} the turntable no longer runs: {again[1]}"
+        for first in range(1, prompts + 1, CHECKED):
+            number = min(first + CHECKED - 1, prompts)  # of the last one before the whole turntable
+            good = small_turntable()
+            good[Node.NOISE]["inputs"]["seed"] = number
+            drawn = [fuzzer.prompt() for _ in range(first, number + 1)]
+            *found, (turntable, problem) = verdicts(server, [*drawn, good])
+            for place, (kind, message) in enumerate(found, start=first):
+                counts[kind] += 1
+                if kind == "unclear" and message not in said:
+                    said.add(message)
+                    if len(said) <= show:
+                        print(f"prompt {place}, unclear: {message}", flush=True)
+            if turntable != "runs":
+                return f"after prompt {number} the turntable no longer runs: {problem}"
             if number % 500 == 0 or number == prompts:
                 print(f"{number} prompts, {time.monotonic() - begun:.0f} s: {dict(counts)}", flush=True)
     return f"{counts['unclear']} errors without clear words, {len(said)} different" if counts["unclear"] else ""
