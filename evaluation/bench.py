@@ -1,11 +1,12 @@
 """What a guided step costs in the real ComfyUI with our patches: seconds, kernels, bytes, FLOPs, memory, waits.
 
     python -m evaluation.bench [--width tiny|miniature|sd15] [--views 8 16 32 64] [--side PIXELS] [--parts NAME ...]
-        [--steps 5] [--against DIR] [--count [--card GB]] [--out runs/bench.json]
+        [--steps 5] [--against DIR] [--compile] [--count [--card GB]] [--out runs/bench.json]
 
 Networks of random weights. Seconds are the median of the steps of a run; on a CPU they are those of the process, on one
 thread, and with tiny networks and few views nearly all the host's Python, which a GPU would wait for. --against DIR
-measures the patches of another checkout in the same process, run by run in turns. --count computes nothing, so that a
+measures the patches of another checkout in the same process, run by run in turns; --compile also this one's under the
+host's TorchCompileModel. --count computes nothing, so that a
 step at SD1.5's width in half precision is counted on any machine; the memory is then that of an 8 GB card's question:
 all networks' weights and the most that tensors take at once.
 """
@@ -54,10 +55,11 @@ class Bench:
         self.weight_bytes = weight_bytes(weights)
         free = None if options.card is None else options.card * 1e9 - sum(self.weight_bytes.values())
         self.paths: dict[str, BenchPath] = {}
-        for name, folder in [("this", REPOSITORY)] + [("other", options.against)] * (options.against is not None):
+        for name, folder in checkouts(options).items():
             pack = host.load_pack(folder, f"bench-{name}")
+            backend = options.compile if name == "compiled" else None
             with StepCounts(SMALL) if options.count else contextlib.nullcontext():
-                self.paths[name] = BenchPath(pack, host.comfy, weights, config, options.count, free)
+                self.paths[name] = BenchPath(pack, host.comfy, weights, config, options.count, free, backend)
 
     def measure(self, part_name: str, views: int) -> dict:
         """Record of one part with one number of views, for every checkout."""
@@ -68,16 +70,17 @@ class Bench:
         for _ in range(0 if self.options.count else self.options.rounds):
             for name, path in self.paths.items():
                 seconds[name] += path.step_seconds(*measured)
-                if self.options.width == "tiny":  # all tensors of a step are kept
+                if self.options.width == "tiny" and not path.backend:  # all tensors of a step are kept
                     operators[name] += path.operator_seconds(*measured)
         for name, path in self.paths.items():
-            record[name] = self.count(path, part, views)
+            record[name] = {} if path.backend else self.count(path, part, views)
             for what, times in (("seconds", seconds[name]), ("operator_seconds", operators[name])):
                 if times:
                     record[name][what] = statistics.median(times)
-        if seconds["this"] and "other" in seconds:
-            pairs = zip(seconds["other"], seconds["this"], strict=True)
-            record["other_by_this"] = statistics.median(other / own for other, own in pairs)
+        *faster, slowest = seconds
+        for name in faster if seconds[slowest] else ():
+            pairs = zip(seconds[slowest], seconds[name], strict=True)
+            record[f"{slowest}_by_{name}"] = statistics.median(other / own for other, own in pairs)
         return record
 
     def count(self, path: BenchPath, part: Part, views: int) -> dict:
@@ -108,7 +111,7 @@ class Bench:
 
     def shares(self, views: int) -> dict[str, dict[str, list[float]]]:
         """Seconds and function calls of a step with all parts by whose they are, by Python's profiler."""
-        return {name: self._shares(path, views) for name, path in self.paths.items()}
+        return {name: self._shares(path, views) for name, path in self.paths.items() if not path.backend}
 
     def _shares(self, path: BenchPath, views: int) -> dict[str, list[float]]:
         profiler, steps = cProfile.Profile(), self.options.steps
@@ -123,6 +126,12 @@ class Bench:
         path.run(PARTS["all"], views, self.side, steps + 1, on_step)
         profiler.disable()
         return {owner: [value / steps for value in values] for owner, values in owners(profiler).items()}
+
+
+def checkouts(options: argparse.Namespace) -> dict[str, Path]:
+    """What is measured; the slowest last."""
+    found = {"this": REPOSITORY, "compiled": REPOSITORY, "other": options.against}
+    return {name: folder for name, folder in found.items() if folder and (options.compile or name != "compiled")}
 
 
 def owners(profiler: cProfile.Profile) -> dict[str, tuple[float, int]]:
@@ -179,6 +188,10 @@ def report(results: dict) -> str:
     """The tables of all checkouts."""
     records, texts = results["records"], []
     for name in results["checkouts"]:
+        if name == "compiled":
+            rows = [[str(each["views"]), each["part"], f"{each[name]['seconds']:.4f}"] for each in records]
+            texts.append(markdown_table(["views", "part", "compiled, s/step"], rows))
+            continue
         texts.append(f"{name} ({results['checkouts'][name]}):\n\n{part_table(records, name)}")
         first = records[0][name]
         texts.append(group_table(first))
@@ -188,10 +201,14 @@ def report(results: dict) -> str:
             parts = results["shares"][name].items()
             rows = [[who, f"{seconds:.4f}", f"{calls:.0f}"] for who, (seconds, calls) in parts]
             texts.append(markdown_table(["whose Python", "s/step, profiled", "calls a step"], rows))
-    paired = [f"{record['views']} views, {record['part']}: {record['other_by_this']:.2f}" for record in records
-              if "other_by_this" in record]  # fmt: skip
-    if paired:
-        texts.append("Seconds of the other by this one's, median of pairs: " + "; ".join(paired))
+    rows = [
+        [str(record["views"]), record["part"], key.replace("_", " "), f"{ratio:.2f}"]
+        for record in records
+        for key, ratio in record.items()
+        if "_by_" in key
+    ]
+    if rows:
+        texts.append(markdown_table(["views", "part", "seconds of", "median of pairs"], rows))
     weights = {kind: value / GIB for kind, value in results["weight_bytes"].items()}
     peak, total = records[0]["this"]["activation_bytes"] / GIB, sum(weights.values())
     listed = ", ".join(f"{kind} {value:.2f}" for kind, value in weights.items())
@@ -216,7 +233,7 @@ def bench(options: argparse.Namespace) -> dict:
             "rounds": options.rounds,
             "device": "cpu" if cpu else torch.cuda.get_device_name(),
             "torch": torch.__version__,
-            "checkouts": {"this": str(REPOSITORY)} | ({"other": str(options.against)} if options.against else {}),
+            "checkouts": {name: str(folder) for name, folder in checkouts(options).items()},
             "weight_bytes": measured.weight_bytes,
             "records": [measured.measure(part, views) for views in options.views for part in options.parts],
             "shares": {} if options.count else measured.shares(options.views[0]),
@@ -235,6 +252,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="that are timed in a run (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each part (default %(default)s)")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout of this repository")
+    parser.add_argument(
+        "--compile", metavar="BACKEND", nargs="?", const="inductor", help="time torch.compile, too (default %(const)s)"
+    )
     parser.add_argument("--count", action="store_true", help="compute nothing and count in half precision")
     parser.add_argument("--card", type=float, metavar="GB", help="with --count: the memory of the card (default: any)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench.json"), help="default %(default)s")

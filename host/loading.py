@@ -181,7 +181,9 @@ def build_cross_view_attention(
 ) -> HostNetwork:
     """The cross-view modules of the core, made of the host's layers."""
     module = CrossViewAttention(config, operations=_operations(tensors)).to(_weight_dtype(tensors))
-    return _host_network("view_consistency", module, tensors, config, metadata, path)
+    network = _host_network("view_consistency", module, tensors, config, metadata, path)
+    module.join_projections()
+    return network
 
 
 def build_control_model(tensors: dict[str, Tensor], config: UNetConfig) -> nn.Module:

@@ -26,7 +26,7 @@ from ..diffportrait3d.views import check_window
 from ..diffportrait3d.weights.files import views_of
 from ..host.compatibility import check_same_width
 from ..host.loading import HostNetwork
-from .run_state import RunPatch, RunState, chunk_size, views_per_call
+from .run_state import RunPatch, RunState, views_per_call
 from .view_windows import ViewWindows, skip_self_attention_guidance, warn_of_easy_cache
 
 KEY = "diffportrait3d.view_consistency"
@@ -113,6 +113,7 @@ class CrossViewPatch(RunPatch):
     def begin(self, guider, noise: Tensor) -> RunState:
         refuse_animatediff(guider.model_patcher)
         run = super().begin(guider, noise)
+        run.middle = self.middle
         self.check_views(views_per_call(run.views, guider.model_options))
         return run
 
@@ -147,9 +148,9 @@ class CrossViewPatch(RunPatch):
             )
 
     def begin_call(self, run: RunState, unet, x, timesteps, context, options: dict) -> ViewCall:
-        views = chunk_size(x.shape[0], options)
+        views = len(x) // len(run.positive)
         self.check_views(views)
-        middle = [self.middle == "always" or (self.middle == "unconditional" and not p) for p in run.positive]
+        middle = [run.middle == "always" or (run.middle == "unconditional" and not p) for p in run.positive]
         return ViewCall(run.network, unet.middle_block[-1], views, middle)
 
     def __call__(self, h: Tensor, transformer_options: dict) -> Tensor:

@@ -18,8 +18,6 @@ import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from torch import Tensor, nn
 
-from .run_state import chunk_size
-
 OVERRIDE = "optimized_attention_override"  # the host's name for it
 
 
@@ -40,13 +38,13 @@ class LongerAttention:
     """The override of one UNet call.
 
     Args:
-        unet: of the host. previous: another override, or None. options: transformer options of the call.
+        unet: of the host. previous: another override, or None.
     """
 
     KEY = "diffportrait3d.longer_attention"
 
-    def __init__(self, unet: nn.Module, previous: Callable | None, options: dict):
-        self.unet, self.previous, self.options = unet, previous, options
+    def __init__(self, unet: nn.Module, previous: Callable | None):
+        self.unet, self.previous = unet, previous
         self.readings: list[Reading] = []
         self.positive: list[bool] = []
 
@@ -71,7 +69,7 @@ class LongerAttention:
         readings, self.readings = self.readings, []
         # HyperTile has cut the queries into tiles: the host's attention would cut keys and values alike.
         k, v = (own.reshape(len(q), -1, own.shape[-1]) for own in (k, v))
-        rows, outputs = chunk_size(len(q), self.options), []
+        rows, outputs = len(q) // len(self.positive), []
         sides = [(positive, len(list(chunks))) for positive, chunks in groupby(self.positive)]
         parts = (tensor.split([rows * count for _, count in sides]) for tensor in (q, k, v))
         for (positive, _), q_part, k_part, v_part in zip(sides, *parts, strict=True):
@@ -88,7 +86,7 @@ def longer_attention(options: dict, unet: nn.Module) -> Iterator[None]:
         yield
         return
     previous = options.get(OVERRIDE)
-    options[LongerAttention.KEY] = options[OVERRIDE] = LongerAttention(unet, previous, options)
+    options[LongerAttention.KEY] = options[OVERRIDE] = LongerAttention(unet, previous)
     try:
         yield
     finally:

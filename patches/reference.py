@@ -35,14 +35,25 @@ Bank = dict[tuple, Tensor]  # which self-attention -> its tokens [R, h, w, C]
 class ReferenceRun(RunState):
     """The banks of one run, and what F_ref needs to fill them."""
 
-    def __init__(self, guider, key: str, views: int, latents: Tensor, timestep: int | None):
+    def __init__(
+        self,
+        guider,
+        key: str,
+        views: int,
+        latents: Tensor,
+        timestep: int | None,
+        strength: float = 1.0,
+        blocks: frozenset[str] = frozenset(BLOCKS),
+    ):
         super().__init__(guider, key, views)
+        self.strength, self.blocks = strength, blocks
         self.latents = guider.model_patcher.model.process_latent_in(latents.float())  # [R, 4, h, w], scaled
         self.context = _first_context(guider)
         self.timestep = timestep
         self.sigma_limits: tuple[float, float] | None = None  # None: acts at every noise level
         self.acts = True  # at this step
         self.mask: Tensor | None = None  # [R, 1, h, w]
+        self.skipped: frozenset[tuple] = frozenset()  # self-attentions that another patch computes in this call
         self.warned = False
         self._banks: dict[torch.device, Bank] = {}
         self._resizing = False  # whether a patch of this run resizes features
@@ -65,6 +76,19 @@ class ReferenceRun(RunState):
         if hooks is not self._hooks:
             self._hooks = hooks
             self._projected.clear()
+        self.skipped = self._replaced(transformer_options)
+
+    def _replaced(self, transformer_options: dict) -> frozenset[tuple]:
+        """Self-attentions that another patch computes by itself; longer keys would break it (PAG, SAG)."""
+        replaced = frozenset(transformer_options.get("patches_replace", {}).get("attn1", {}))
+        runs = [state for state in transformer_options.values() if isinstance(state, ReferenceRun)]
+        if replaced and not any(state.warned for state in runs):  # once for all nodes of a run
+            self.warned = True
+            logging.warning(
+                "Reference attention leaves out the self-attentions that another node replaces: %s",
+                ", ".join(" ".join(map(str, where)) for where in sorted(replaced, key=str)),
+            )
+        return replaced
 
     def bank(
         self, x: Tensor, timesteps: Tensor, context: Tensor, options: dict, features_resized: bool = False
@@ -133,7 +157,6 @@ class ReferenceCall:
 
     run: ReferenceRun
     bank: Bank
-    skipped: set[tuple]  # self-attentions that another patch computes
     read_again: Callable[[], Bank]  # the bank under the patches that resize features in this call
     fitted: bool = False  # whether the bank has been read again
 
@@ -170,7 +193,8 @@ class ReferencePatch(RunPatch):
 
     def begin(self, guider, noise: Tensor) -> ReferenceRun:
         latents = self.references.encode(noise.shape[-2], noise.shape[-1])
-        run = ReferenceRun(guider, self.key, noise.shape[0], latents, self.timestep)
+        settings = self.timestep, self.strength, self.blocks
+        run = ReferenceRun(guider, self.key, noise.shape[0], latents, *settings)
         run.mask = self.references.mask_at(noise.shape[-2], noise.shape[-1])
         if not self.sigma_range.whole:
             run.sigma_limits = self.sigma_range.limits(guider.model_patcher.get_model_object("model_sampling"))
@@ -187,20 +211,7 @@ class ReferencePatch(RunPatch):
             return None
         _check_whole_views(run.latents, x)
         read_bank = partial(run.bank, x, timesteps, context, options)
-        skipped = self._replaced(run, options)
-        return ReferenceCall(run, read_bank(), skipped, partial(read_bank, features_resized=True))
-
-    def _replaced(self, run: ReferenceRun, transformer_options: dict) -> set[tuple]:
-        """Self-attentions that another patch computes by itself; longer keys would break it (PAG, SAG)."""
-        replaced = set(transformer_options.get("patches_replace", {}).get("attn1", {}))
-        runs = [state for state in transformer_options.values() if isinstance(state, ReferenceRun)]
-        if replaced and not any(state.warned for state in runs):  # once for all nodes of a run
-            run.warned = True
-            logging.warning(
-                "Reference attention leaves out the self-attentions that another node replaces: %s",
-                ", ".join(" ".join(map(str, where)) for where in sorted(replaced, key=str)),
-            )
-        return replaced
+        return ReferenceCall(run, read_bank(), partial(read_bank, features_resized=True))
 
     def _wrap_unet(
         self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, *args, **kwargs
@@ -214,14 +225,14 @@ class ReferencePatch(RunPatch):
         call: ReferenceCall | None = options.get(self.call_key)
         if call is None:
             return tokens, keys, values
-        where, (height, width) = layer_key(options), options["activations_shape"][-2:]
+        run, where, (height, width) = call.run, layer_key(options), options["activations_shape"][-2:]
         reference = call.tokens(where, height, width)  # also where nothing is read: what follows may depend on it
-        if where[0] in self.blocks and where not in call.skipped and where[:2] not in call.skipped:
+        if where[0] in run.blocks and where not in run.skipped and where[:2] not in run.skipped:
             attention: LongerAttention = options[LongerAttention.KEY]
-            projected = call.run.project(attention.module(where), reference.to(keys))
-            visibility = call.run.visibility(height, width, keys)
-            strength = self.strength if visibility is None else self.strength * visibility
-            attention.read(Reading(*projected, len(self.references), strength), call.run.positive)
+            projected = run.project(attention.module(where), reference.to(keys))
+            visibility = run.visibility(height, width, keys)
+            strength = run.strength if visibility is None else run.strength * visibility
+            attention.read(Reading(*projected, len(run.latents), strength), run.positive)
         return tokens, keys, values
 
 

@@ -178,7 +178,8 @@ def chunks_without_control(transformer_options: dict) -> list[bool]:
 class RunPatch:
     """A patch with a state per run and an object per UNet call, both in transformer options for as long as they live.
 
-    Subclasses say what these are (`begin`, `begin_call`), and add hooks of their own that look at them.
+    Subclasses say what these are (`begin`, `begin_call`), and add hooks of their own that look at them. Inside of the
+    UNet they look at nothing else: a compiled graph is chosen by what is in the state.
     """
 
     label = "This patch"
@@ -245,13 +246,17 @@ class RunPatch:
     def _apply_model(
         self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, *args, **kwargs
     ):
-        self.state(transformer_options).begin_unet_call(transformer_options)
+        """Also gives the UNet the state as an argument: the host's TorchCompileModel does not look at transformer
+        options when it chooses a compiled graph."""
+        run = self.state(transformer_options)
+        run.begin_unet_call(transformer_options)
+        kwargs[self.key] = run
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
 
     def _wrap_unet(
         self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, *args, **kwargs
     ):
-        run = self.state(transformer_options)
+        run = kwargs.pop(self.key, None) or self.state(transformer_options)
         call = self.begin_call(run, executor.class_obj, x, timesteps, context, transformer_options)
         transformer_options[self.call_key] = call
         try:

@@ -75,8 +75,15 @@ class ViewControlNet(comfy.controlnet.ControlNet):
         return {part: [_with_zeros(each, left_out) for each in residuals] for part, residuals in control.items()}
 
     def pre_run(self, model, *args, **kwargs) -> None:
-        """As the host does it; raises ValueError if the residuals would not fit the UNet of BaseModel `model`."""
-        check_control_width(model, self.control_model)
+        """As the host does it, and compiled where the run's MODEL is (TorchCompileModel).
+
+        Raises:
+            ValueError: the residuals would not fit the UNet of BaseModel `model`.
+        """
+        network = self.control_model_wrapped.model
+        check_control_width(model, network)
+        settings = model.current_patcher.model_options.get("torch_compile_kwargs")
+        self.control_model = torch.compile(network, **settings) if settings else network
         super().pre_run(model, *args, **kwargs)
 
     def _hints(self, x_noisy: Tensor, views: int, transformer_options: dict) -> Tensor:

@@ -45,9 +45,20 @@ class ViewAxisAttention(Attention):
     def __init__(self, config: UNetConfig, channels: int, operations=nn):
         super().__init__(channels, channels, config.num_heads, operations)
         self.pos_encoder = PositionalEncoding(channels, config.max_views)
+        self.to_qkv: nn.Module | None = None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return super().forward(self.pos_encoder(x), context)
+
+    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+        return super().project(x, context) if self.to_qkv is None else self.to_qkv(x).chunk(3, dim=-1)
+
+    def join_projections(self) -> None:
+        joined = self.to_q
+        joined.weight = nn.Parameter(torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]), False)
+        joined.out_features *= 3
+        del self.to_q, self.to_k, self.to_v
+        self.to_qkv = joined
 
 
 class CrossViewBlock(nn.Module):
@@ -111,6 +122,13 @@ class CrossViewAttention(nn.Module):
             nn.ModuleList(module(c) for _ in range(2 if i in upsampled else 1))
             for i, c in enumerate(config.output_channels())
         )
+
+    def join_projections(self) -> None:
+        """One product for queries, keys and values of each attention: fewer kernels, for inference only, as the weights
+        lose the names that they have in files."""
+        for module in self.modules():
+            if isinstance(module, ViewAxisAttention):
+                module.join_projections()
 
     def remove_positions(self) -> None:
         """Zeroes the positional tables: attention becomes blind to the order of the views, and to their number.

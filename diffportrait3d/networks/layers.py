@@ -78,11 +78,13 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(operations.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        out = F.scaled_dot_product_attention(
-            self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context))
-        )  # [N, heads, L, d]
+        q, k, v = map(self._heads, self.project(x, x if context is None else context))
+        out = F.scaled_dot_product_attention(q, k, v)  # [N, heads, L, d]
         return self.to_out(out.transpose(1, 2).reshape(x.shape))
+
+    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+        """Queries of x, keys and values of context."""
+        return self.to_q(x), self.to_k(context), self.to_v(context)
 
     def _heads(self, t: Tensor) -> Tensor:
         """[N, L, heads*d] -> [N, heads, L, d], a view."""
