@@ -61,11 +61,7 @@ def chosen_sampling(options: argparse.Namespace) -> Sampling:
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Makes and writes the views.
-
-    Raises:
-        ValueError: something that was given cannot be used; the message names it.
-    """
+    """Makes and writes the views."""
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"{options.out} exists and is not an empty folder; choose another --out.")
     sampling = chosen_sampling(options)

@@ -103,11 +103,7 @@ class Denoiser(nn.Module):
         num_views: int | None = None,
         scale: float = GUIDANCE,
     ) -> Tensor:
-        """Classifier-free guidance over appearance and camera together; eps [N, 4, h, w].
-
-        Args:
-            bank: of `bank`, at the same timestep.
-        """
+        """Classifier-free guidance over appearance (`bank` at this timestep) and camera together; eps [N, 4, h, w]."""
         conditional = self.conditional(x, t, context, bank, camera_images, num_views)
         if scale == 1.0:
             return conditional

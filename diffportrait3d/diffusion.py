@@ -155,7 +155,7 @@ def dpmpp_2m_sample(
     return x
 
 
-def start_noise(proxy_latents: Tensor, noise: Tensor, schedule: Schedule, t: int = 999) -> Tensor:
+def start_noise(proxy_latents: Tensor, noise: Tensor, schedule: Schedule) -> Tensor:
     """3D-aware start noise: proxy views diffused to the terminal step (section 3.4).
 
     Args:
@@ -165,7 +165,7 @@ def start_noise(proxy_latents: Tensor, noise: Tensor, schedule: Schedule, t: int
     Returns:
         [V, 4, h, w]; about 7 % of its amplitude is the proxy's layout with SD1.5's schedule.
     """
-    return schedule.q_sample(proxy_latents, t, noise)
+    return schedule.q_sample(proxy_latents, schedule.num_timesteps - 1, noise)
 
 
 def view_noise(seed: int, view_indices: Sequence[int], shape: Sequence[int], stream: int = 0) -> Tensor:

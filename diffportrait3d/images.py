@@ -22,6 +22,7 @@ from .files import write_atomically
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of the files that a folder is searched for
 BACKGROUND, BACKGROUND_NAME = 255, "white"  # under transparent areas; also `evaluation.paper`'s "without background"
+FILLED = f"transparent areas are filled with {BACKGROUND_NAME}"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -110,11 +111,10 @@ def _decoded(file: Image.Image) -> UserImage:
         notes.append(f"it has {frames} frames, the first is read")
     image = _upright(file, notes)
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        grey, opaque = _deep_grey(image, file, notes), _deep_opacity(image)
-        pixels = np.repeat(grey[..., None], 3, axis=-1)  # [H, W, 3]
-        if not opaque.all():
-            pixels[~opaque] = BACKGROUND / 255
-            notes.append(_filled())
+        pixels = np.repeat(_deep_grey(image, file, notes)[..., None], 3, axis=-1)  # [H, W, 3]
+        if (transparent := np.asarray(image) == image.info.get("transparency")).any():
+            pixels[transparent] = BACKGROUND / 255
+            notes.append(FILLED)
     else:
         pixels = _shallow(image, notes)
     return UserImage(pixels, tuple(notes))
@@ -151,13 +151,9 @@ def _shallow(image: Image.Image, notes: list[str]) -> np.ndarray:
     alpha = pixels[..., 3:]
     if alpha.min(initial=255) == 255:
         return pixels[..., :3]
-    notes.append(_filled())
+    notes.append(FILLED)
     share = alpha.astype(np.float32) / 255
     return (pixels[..., :3] * share + BACKGROUND * (1 - share)).round().astype(np.uint8)
-
-
-def _filled() -> str:
-    return f"transparent areas are filled with {BACKGROUND_NAME}"
 
 
 def _deep_grey(image: Image.Image, file: Image.Image, notes: list[str]) -> np.ndarray:
@@ -184,13 +180,6 @@ def _guessed_scale(largest: float, scales: tuple[int, ...]) -> int:
         known = ", ".join(f"0 to {scale}" for scale in scales)
         raise ValueError(f"its values reach {largest:g}, no known scale ({known}); save it with 8 or 16 bits")
     return top
-
-
-def _deep_opacity(image: Image.Image) -> np.ndarray:
-    """bool [H, W]: where a grey image of 16 bits does not have its transparent value."""
-    key = image.info.get("transparency")
-    values = np.asarray(image)
-    return np.ones(values.shape, bool) if key is None else values != key
 
 
 def as_pixels(images: Tensor) -> np.ndarray:

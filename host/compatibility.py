@@ -38,7 +38,8 @@ def _check_widths(model, needs: dict[str, Any], name: str) -> None:
             f"{type(model).__name__} is not of the SD1.5 family, but {name} works on an SD1.5 UNet; "
             "connect an SD1.5 checkpoint or Load Miniature."
         )
-    widths = {key: (needs[key], _plain(has.get(key))) for key in WIDTHS}
+    has = {key: list(value) if isinstance(value, tuple) else value for key, value in has.items()}
+    widths = {key: (needs[key], has.get(key)) for key in WIDTHS}
     differing = {key: pair for key, pair in widths.items() if pair[0] != pair[1]}
     if differing:
         needed, found = (", ".join(f"{key} {pair[side]}" for key, pair in differing.items()) for side in (0, 1))
@@ -46,10 +47,6 @@ def _check_widths(model, needs: dict[str, Any], name: str) -> None:
             f"{name} fits a UNet with {needed}, but this MODEL has {found}; load the MODEL and the networks of one set "
             "together."
         )
-
-
-def _plain(setting: Any) -> Any:
-    return list(setting) if isinstance(setting, tuple) else setting
 
 
 def check_control_heads(module: nn.Module) -> None:

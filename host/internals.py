@@ -1,4 +1,5 @@
-"""What of the host's internals this pack touches: `internals.csv`, checked when the pack is loaded.
+"""Whether this host is the pack's: not too old, and with all of its internals that `internals.csv` lists. Nothing is
+imported here that an older host may lack.
 
 ComfyUI promises to keep `comfy_api`, nothing below `comfy`. A release that moves one of these names is noticed here,
 with the name, the files of ours that need it and the way on, instead of in the middle of somebody's run.
@@ -13,6 +14,24 @@ import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+
+OLDEST = "0.30.0"  # ComfyUI
+
+
+def check_host_version() -> None:
+    """Raises ImportError, which the host shows beside the pack's name, in a ComfyUI before `OLDEST`."""
+    try:
+        from comfyui_version import __version__ as version
+    except ImportError:
+        version = "older"
+    if _numbers(version) < _numbers(OLDEST):
+        raise ImportError(f"DiffPortrait3D needs ComfyUI {OLDEST} or newer, and this one is {version}; update ComfyUI.")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(0, 30, 0) for 0.30.0 and for 0.30.0-3-gabc; (0,) for what is no version."""
+    parts = version.split("-")[0].split(".")
+    return tuple(int(part) if part.isdigit() else 0 for part in parts)
 
 
 class Internal(NamedTuple):

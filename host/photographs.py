@@ -148,34 +148,32 @@ def _faces(photograph: Tensor, landmarks: Any, points: str) -> list[Landmarks]:
     size = tuple(photograph.shape[:2])
     if landmarks is not None or points.strip():
         faces = read_landmarks(points if landmarks is None else landmarks, size)
-        return faces or _none("the landmarks have no face in their first image")
-    if model_folder() is None:
-        _none(f"nothing says where the face is: {OTHERS}, install a detector ({INSTALL})")
-    return find_faces(photograph) or _none(f"dlib finds no face: {OTHERS}")
-
-
-def _none(reason: str) -> list[Landmarks]:
-    raise AlignmentError(reason)
+        reason = "the landmarks have no face in their first image"
+    elif model_folder() is not None:
+        faces, reason = find_faces(photograph), f"dlib finds no face: {OTHERS}"
+    else:
+        faces, reason = [], f"nothing says where the face is: {OTHERS}, install a detector ({INSTALL})"
+    if not faces:
+        raise AlignmentError(reason)
+    return faces
 
 
 def find_faces(photograph: Tensor) -> list[Landmarks]:
     """By dlib, in [H, W, 3 or 4]; those of the last image are kept, because the editor asks for it again and again."""
     image = as_pixels(photograph[..., :3].movedim(-1, 0))
-    key = (image.shape, hash(image.tobytes()))
-    if key not in _last:
-        found: list[Landmarks] = []
-        for side in SIDES:
-            small = Image.fromarray(image)
-            small.thumbnail((side, side))
-            found = _detector().faces(image, np.asarray(small))
-            if found or max(image.shape) <= side:
-                break
-        _last.clear()
-        _last[key] = found
-    return _last[key]
+    return _find_faces(image.tobytes(), image.shape)
 
 
-_last: dict[tuple, list[Landmarks]] = {}
+@lru_cache(maxsize=1)
+def _find_faces(pixels: bytes, shape: tuple[int, int, int]) -> list[Landmarks]:
+    image = np.frombuffer(pixels, np.uint8).reshape(shape)
+    for side in SIDES:
+        small = Image.fromarray(image)
+        small.thumbnail((side, side))
+        found = _detector().faces(image, np.asarray(small))
+        if found or max(shape) <= side:
+            return found
+    return []
 
 
 @lru_cache(maxsize=1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..host.internals import check_internals
-from ..host.version import check_host_version
+from ..host.internals import check_host_version, check_internals
 
 check_host_version()  # before anything that another host lacks is imported
 check_internals()

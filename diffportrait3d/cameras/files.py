@@ -115,9 +115,9 @@ def label_table(rows: list, names: list[str] | None) -> Tensor:
 
 
 def without_wrapping(label: Any) -> Any:
-    """[25 numbers] of [[25 numbers]]."""
+    """The list in a list that holds nothing else, e.g. [25 numbers] of [[25 numbers]]."""
     while isinstance(label, list) and len(label) == 1 and isinstance(label[0], list):
-        label = label[0]  # [1, 25]
+        label = label[0]
     return label
 
 
@@ -162,8 +162,7 @@ def _read_json(path: Path) -> Rows:
         return _named_rows(list(content.items()))
     if not isinstance(content, list) or not content:
         raise ValueError("expected a list of labels")
-    while len(content) == 1 and _begins_with_lists(content[0]):
-        content = content[0]  # [1, V, 25]
+    content = without_wrapping(content)
     return _named_rows(content if any(isinstance(row, list | dict) for row in content[:1]) else [content])
 
 
@@ -184,10 +183,6 @@ def _named_rows(rows: list) -> Rows:
 def _is_pair(row: Any) -> bool:
     """Name and label, as EG3D writes them; the name may be missing."""
     return isinstance(row, list | tuple) and len(row) == 2 and not isinstance(row[0], list | dict)
-
-
-def _begins_with_lists(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
 
 
 def _read_npy(path: Path) -> Rows:

@@ -60,7 +60,8 @@ def orbit_camera(
     """
     if around not in CENTRES:
         raise ValueError(f"cameras circle around {' or '.join(CENTRES)}, not {around!r}")
-    yaw, pitch, roll, radius, focal = _broadcast(yaw, pitch, roll, radius, focal)
+    numbers = (torch.as_tensor(each, dtype=torch.float64) for each in (yaw, pitch, roll, radius, focal))
+    yaw, pitch, roll, radius, focal = torch.broadcast_tensors(*numbers)
     if (pitch.abs() >= 90).any():
         raise ValueError(f"pitch must lie strictly between -90 and 90 degrees, got {pitch.flatten().tolist()}")
     outwards, target = _direction(yaw, pitch), torch.tensor(pivot, dtype=torch.float64)
@@ -186,10 +187,6 @@ def trajectory(
         across = torch.sin(phase)
         up = torch.cos(phase) if kind == "orbit" else torch.sin(2 * phase)
     return orbit_camera(_span(yaw, across), _span(pitch, up), around=around, **camera)
-
-
-def _broadcast(*values: Numbers) -> list[Tensor]:
-    return torch.broadcast_tensors(*(torch.as_tensor(value, dtype=torch.float64) for value in values))
 
 
 def _direction(yaw: Tensor, pitch: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from .gradient_checkpointing import Checkpointed
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
-def timestep_embedding(timesteps: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
+def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     """Sinusoids of diffusion timesteps, cosines first.
 
     Args:
@@ -31,7 +31,7 @@ def timestep_embedding(timesteps: Tensor, channels: int, max_period: float = 100
         float32 [N, channels]
     """
     half = channels // 2
-    rates = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
     angles = timesteps.float()[:, None] * rates  # [N, half]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

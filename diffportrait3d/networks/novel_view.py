@@ -309,11 +309,10 @@ class NovelViewModel(nn.Module):
         source_label: Tensor,
         target_label: Tensor,
         background: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Volume rendering. volume [N, 2 + F, D, D, D], pixel_map [N, F, r, r] (source's), labels [N, 25].
 
-        Returns features [N, F, r, r] over the background [N, F, r*r] (zeros if None), opacity [N, 1, r, r]
-        and the expected camera distance of the opaque part [N, 1, r, r].
+        Returns features [N, F, r, r] over the background [N, F, r*r] (zeros if None) and opacity [N, 1, r, r].
         """
         size, samples = self.config.render_size, self.config.samples_per_ray
         origins, directions = self.rays(target_label)
@@ -333,13 +332,7 @@ class NovelViewModel(nn.Module):
         if background is not None:
             rendered = rendered + background * through[:, None]
         alpha = 1 - through  # [N, R]
-        mean_distance = (weights * distance).sum(-1) / alpha.clamp(min=1e-6)
-        grid = {"h": size, "w": size}
-        return (
-            rearrange(rendered, "n f (h w) -> n f h w", **grid),
-            rearrange(alpha, "n (h w) -> n 1 h w", **grid),
-            rearrange(mean_distance, "n (h w) -> n 1 h w", **grid),
-        )
+        return rendered.unflatten(-1, (size, size)), alpha.unflatten(-1, (1, size, size))
 
     def forward(self, source: Tensor, source_label: Tensor, target_label: Tensor) -> Tensor:
         """source [N, 3, H, W] in [-1, 1], its label [N, 25], target_label [N, 25] -> [N, 3, H, W] in [-1, 1].
@@ -360,6 +353,6 @@ class NovelViewModel(nn.Module):
         pixel_map = torch.cat([colour, self.pixel_features(features)], dim=1)  # [N, F, r, r]
         _, directions = self.rays(target_label)
         background = self.background(colour, features, global_vector, source_label, directions)
-        rendered, alpha, _ = self.render(volume, pixel_map, source_label, target_label, background)
+        rendered, alpha = self.render(volume, pixel_map, source_label, target_label, background)
         image = self.decoder(rendered, alpha)
         return image if self.training else image.clamp(-1, 1)

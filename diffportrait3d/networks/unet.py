@@ -148,16 +148,11 @@ class UNet(UNetEncoder):
         if bank is None:
             return [None] * len(blocks)
         channels = [block.attention_channels for block in blocks]
-        expected = [width for width in channels if width]
-        for index, (entry, width) in enumerate(zip(bank, expected, strict=False)):
-            if entry.shape[-1] != width:
-                raise ValueError(
-                    f"Reference bank entry {index} has {entry.shape[-1]} channels, the UNet {width}: "
-                    "the reference encoder belongs to another base model."
-                )
-        if len(bank) != len(expected):
+        found, expected = [entry.shape[-1] for entry in bank], [width for width in channels if width]
+        if found != expected:
             raise ValueError(
-                f"The reference bank has {len(bank)} entries; this UNet has {len(expected)} self-attentions."
+                f"The reference bank has {len(found)} entries of {found} channels, the UNet's self-attentions are "
+                f"{len(expected)} of {expected}: the reference encoder belongs to another base model."
             )
         entries = iter(bank)
         return [next(entries) if width else None for width in channels]

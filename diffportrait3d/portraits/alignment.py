@@ -117,6 +117,11 @@ def eg3d_crop(camera: Camera, similarity: Similarity) -> Crop:
 def photograph_crop(landmarks: Landmarks, size: tuple[int, int], framing: str = EG3D, upright: bool = True) -> Crop:
     """The crop of a photograph of which nothing is known but landmarks of the face.
 
+    Its camera is the one that sees the mean face nearest to where the landmarks are: EG3D's, at distance 2.7 with its
+    narrow lens, behind a similarity of the image plane. It has the most probable yaw and pitch among all on a grid,
+    finer and finer around the best (so that there is no wrong minimum to fall into); roll, scale and shift follow from
+    each in closed form.
+
     Args:
         landmarks: of one face.
         size: (height, width) of the photograph.
@@ -126,16 +131,6 @@ def photograph_crop(landmarks: Landmarks, size: tuple[int, int], framing: str = 
 
     Raises:
         AlignmentError: the landmarks do not form a face.
-    """
-    return eg3d_crop(photograph_camera(landmarks, size, framing, upright), SAME_WORLD)
-
-
-def photograph_camera(landmarks: Landmarks, size: tuple[int, int], framing: str, upright: bool) -> Camera:
-    """The camera that sees the mean face nearest to where the landmarks are: EG3D's, at distance 2.7 with its narrow
-    lens, behind a similarity of the image plane. See `photograph_crop`.
-
-    The most probable yaw and pitch among all on a grid, finer and finer around the best (so that there is no wrong
-    minimum to fall into); roll, scale and shift follow from each in closed form.
     """
     face, firm = face_points(landmarks, framing).float(), _firmness(landmarks)
     seen = torch.view_as_complex(landmarks.points.double().contiguous())  # [N]
@@ -150,7 +145,7 @@ def photograph_camera(landmarks: Landmarks, size: tuple[int, int], framing: str,
             f"the landmarks do not form a face (off by {misfit:.1%} of the crop's side); five points are eye left, eye "
             "right, nose, mouth left, mouth right, as seen in the image"
         )
-    return _seen_through(label, zoom, shift, size, upright)
+    return eg3d_crop(_seen_through(label, zoom, shift, size, upright), SAME_WORLD)
 
 
 def face_points(landmarks: Landmarks, framing: str) -> Tensor:

@@ -69,7 +69,9 @@ def save_network(
     tensors = {k: _stored(v, dtype) for k, v in module.state_dict().items()}
     header = network_metadata(kind, cast(Any, module).config.to_dict(), metadata)
     shards = list(_shards(tensors, max_shard_bytes))
-    names = [path] if len(shards) == 1 else [_shard_path(path, i, len(shards)) for i in range(1, len(shards) + 1)]
+    count = len(shards)
+    numbered = [path.with_stem(f"{path.stem}-{number:05d}-of-{count:05d}") for number in range(1, count + 1)]
+    names = [path] if count == 1 else numbered
     write_together({name: tensors_writer(shard, header) for name, shard in zip(names, shards, strict=True)})
     for stale in set(shard_files(path)) - set(names):
         stale.unlink()
@@ -97,10 +99,6 @@ def _shards(tensors: Mapping[str, Tensor], limit: int | None) -> Iterable[dict[s
         shard[name] = tensor
         size += tensor.nbytes
     yield shard
-
-
-def _shard_path(path: Path, index: int, count: int) -> Path:
-    return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}")
 
 
 def shard_files(path: str | os.PathLike) -> list[Path]:

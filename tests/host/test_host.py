@@ -124,10 +124,10 @@ def test_older_host_is_told_in_one_sentence(host, monkeypatch, tmp_path, version
 def test_this_host_and_newer_ones_are_welcome(pack, monkeypatch, repository, version):
     import comfyui_version
 
-    oldest = pack.host.version.OLDEST
+    oldest = pack.host.internals.OLDEST
     assert f'requires-comfyui = ">={oldest}"' in (repository / "pyproject.toml").read_text(encoding="utf-8")
     monkeypatch.setattr(comfyui_version, "__version__", version)
-    pack.host.version.check_host_version()
+    pack.host.internals.check_host_version()
 
 
 def test_loaded_pack_is_no_failure():
