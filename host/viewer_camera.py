@@ -15,6 +15,8 @@ from ..diffportrait3d.cameras.labels import (
     fov_from_focal,
     join_label,
     orbit_camera,
+    pinhole,
+    pose_matrix,
     split_label,
     validate_labels,
 )
@@ -39,7 +41,7 @@ def viewer_camera(info: dict, framing: str) -> Tensor:
         raise ValueError("The 3D viewer gave no camera; open its viewport once, so that it has one.")
     position = _vector(info, "position")
     turn = _rotation(info, position) @ _OPENGL_TO_OPENCV
-    label = join_label(_pose(turn, position), _intrinsics(info if framing == EXACT else None))
+    label = join_label(pose_matrix(turn, position), pinhole(_focal(info) if framing == EXACT else 1.0))
     label = validate_labels(label.float(), "the 3D viewer's camera")[0]
     if framing == EXACT:
         return label
@@ -96,17 +98,8 @@ def _rotation(info: dict, position: Tensor) -> Tensor:
     return level[:16].view(4, 4)[:3, :3].double() @ _OPENGL_TO_OPENCV
 
 
-def _pose(turn: Tensor, position: Tensor) -> Tensor:
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3], pose[:3, 3] = turn, position
-    return pose
-
-
-def _intrinsics(info: dict | None) -> Tensor:
-    """Normalised intrinsics [3, 3] of a square image with the viewer's vertical field of view."""
-    matrix = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float64)
-    if info is None:
-        return matrix
+def _focal(info: dict) -> float:
+    """Focal length in image sizes, from the viewer's vertical field of view."""
     if info.get("cameraType", "perspective") != "perspective":
         raise ValueError(
             f"An {info['cameraType']} camera has no place in space; set it to perspective, or take its {ANGLES}."
@@ -114,5 +107,4 @@ def _intrinsics(info: dict | None) -> Tensor:
     fov = float(info.get("fov") or 0.0)
     if not 0.0 < fov < 180.0 or not math.isfinite(fov):
         raise ValueError(f"The 3D viewer's camera has a field of view of {info.get('fov')} degrees; it must have one.")
-    matrix[0, 0] = matrix[1, 1] = focal_from_fov(fov) * float(info.get("zoom") or 1.0)
-    return matrix
+    return focal_from_fov(fov) * float(info.get("zoom") or 1.0)

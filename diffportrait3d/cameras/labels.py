@@ -70,7 +70,7 @@ def orbit_camera(
     else:
         centre = radius[..., None] * outwards
         forward = torch.nn.functional.normalize(target - centre, dim=-1)
-    return join_label(_pose(forward, centre, roll), _intrinsics(focal)).float()
+    return join_label(_pose(forward, centre, roll), pinhole(focal)).float()
 
 
 def focal_from_fov(fov: float | Tensor) -> float | Tensor:
@@ -101,6 +101,23 @@ def join_label(cam2world: Tensor, intrinsics: Tensor) -> Tensor:
             f"expected [..., 4, 4] and [..., 3, 3], got {tuple(cam2world.shape)} and {tuple(intrinsics.shape)}"
         )
     return torch.cat([cam2world.flatten(-2), intrinsics.flatten(-2)], dim=-1)
+
+
+def pose_matrix(turn: Tensor, shift: Tensor) -> Tensor:
+    """Rotation [..., 3, 3] and translation [..., 3] as one matrix [..., 4, 4]."""
+    pose = torch.zeros(*turn.shape[:-2], 4, 4, dtype=turn.dtype, device=turn.device)
+    pose[..., :3, :3], pose[..., :3, 3], pose[..., 3, 3] = turn, shift, 1
+    return pose
+
+
+def pinhole(focal: float | Tensor) -> Tensor:
+    """Normalised intrinsics [..., 3, 3], float64, of a square image from the focal length [...] in image sizes."""
+    focal = torch.as_tensor(focal, dtype=torch.float64)
+    matrix = torch.zeros(*focal.shape, 3, 3, dtype=focal.dtype)
+    matrix[..., 0, 0] = matrix[..., 1, 1] = focal
+    matrix[..., :2, 2] = 0.5
+    matrix[..., 2, 2] = 1
+    return matrix
 
 
 def viewing_directions(labels: Tensor) -> Tensor:
@@ -204,18 +221,7 @@ def _pose(forward: Tensor, centre: Tensor, roll: Tensor) -> Tensor:
         right * torch.cos(angle) + down * torch.sin(angle),
         down * torch.cos(angle) - right * torch.sin(angle),
     )
-    pose = torch.zeros(*forward.shape[:-1], 4, 4, dtype=forward.dtype)
-    pose[..., :3, :] = torch.stack([right, down, forward, centre], dim=-1)
-    pose[..., 3, 3] = 1
-    return pose
-
-
-def _intrinsics(focal: Tensor) -> Tensor:
-    matrix = torch.zeros(*focal.shape, 3, 3, dtype=focal.dtype)
-    matrix[..., 0, 0] = matrix[..., 1, 1] = focal
-    matrix[..., :2, 2] = 0.5
-    matrix[..., 2, 2] = 1
-    return matrix
+    return pose_matrix(torch.stack([right, down, forward], dim=-1), centre)
 
 
 def _span(limits: float | tuple[float, float], amount: Tensor) -> Tensor:

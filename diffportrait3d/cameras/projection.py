@@ -6,18 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .labels import split_label
+from .labels import pose_matrix, split_label
 
 
 def world_to_camera(label: Tensor) -> Tensor:
     """The inverse pose [..., 4, 4] (world point -> OpenCV camera point), from the rotation's transpose."""
     pose, _ = split_label(label)
     turn = pose[..., :3, :3].transpose(-1, -2)
-    inverse = torch.zeros_like(pose)
-    inverse[..., :3, :3] = turn
-    inverse[..., :3, 3:] = -turn @ pose[..., :3, 3:]
-    inverse[..., 3, 3] = 1
-    return inverse
+    return pose_matrix(turn, (-turn @ pose[..., :3, 3:]).squeeze(-1))
 
 
 def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) -> Tensor:

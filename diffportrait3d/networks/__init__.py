@@ -3,7 +3,7 @@
 from .autoencoder import LATENT_SCALE, AutoencoderKL
 from .config import AutoencoderConfig, NetworkConfig, UNetConfig
 from .cross_view_attention import CrossViewAttention
-from .gradient_checkpointing import set_checkpointing
+from .layers import set_checkpointing
 from .novel_view import NovelViewConfig, NovelViewModel
 from .reference_encoder import ReferenceEncoder, join_references
 from .registry import NETWORKS, NetworkSpec, title_of

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .gradient_checkpointing import Checkpointed
-from .layers import Attention, FeedForward, zero_init
+from .layers import Attention, Checkpointed, FeedForward, zero_init
 
 MAX_PIXELS = 2**15  # that are attended to at once: kernels of GPUs take batches of less than 2**16, and memory is saved
 

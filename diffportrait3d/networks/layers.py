@@ -7,15 +7,15 @@ Module names follow the LDM checkpoints, so state dicts of SD1.5, ControlNet and
 from __future__ import annotations
 
 import math
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import UNetConfig
-from .gradient_checkpointing import Checkpointed
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -200,6 +200,35 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Checkpointed(nn.Module):
+    """A block whose inner activations may be computed anew in the backward pass instead of being kept.
+
+    It changes neither results nor gradients; a step takes about a third more work and several times less memory.
+    Subclasses implement `compute`; callers use the module as any other.
+
+    Attributes:
+        checkpointing: run `compute` again in the backward pass, where there is one.
+    """
+
+    checkpointing = False
+
+    def compute(self, *inputs: Any, **_: Any) -> Any:
+        raise NotImplementedError
+
+    def forward(self, *inputs: Any) -> Any:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return self.compute(*inputs)
+        return checkpoint(self.compute, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def set_checkpointing(network: nn.Module, on: bool = True) -> int:
+    """Switches it in every block of `network`; returns the number of blocks."""
+    blocks = [module for module in network.modules() if isinstance(module, Checkpointed)]
+    for block in blocks:
+        block.checkpointing = on
+    return len(blocks)
 
 
 class Block(Checkpointed, nn.ModuleList):

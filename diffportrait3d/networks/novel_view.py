@@ -32,8 +32,7 @@ from torch import Tensor, nn
 from ..cameras.labels import PIVOT
 from ..cameras.projection import pixel_centres, project_to_unit, world_rays
 from .config import NetworkConfig
-from .gradient_checkpointing import Checkpointed
-from .layers import zero_init
+from .layers import Checkpointed, zero_init
 
 DENSITY_SCALE = 10.0  # opacity per world unit of softplus(logit - 1); heads are about 0.3 units wide
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras.labels import FOCAL, PIVOT, join_label, orbit_camera, split_label
+from ..cameras.labels import FOCAL, PIVOT, join_label, orbit_camera, pinhole, pose_matrix, split_label
 from ..cameras.projection import project_to_unit, world_to_camera
 from .face import FIVE_NUMBERS, FIVE_POINTS, MEAN_LANDMARKS, five_of
 from .landmarks import Landmarks
@@ -107,11 +107,9 @@ def eg3d_crop(camera: Camera, similarity: Similarity) -> Crop:
     if cosine < math.cos(math.radians(LARGEST_TURN)):
         raise AlignmentError(f"a camera looks {torch.rad2deg(cosine.acos()):.0f} degrees past the head")
     turned = _shortest_rotation(turn[:, 2], forward) @ turn
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3], pose[:3, 3] = turned, centre
-    intrinsics = torch.tensor([[FOCAL, 0, 0.5], [0, FOCAL, 0.5], [0, 0, 1]], dtype=torch.float64)
+    intrinsics = pinhole(FOCAL)
     homography = camera.intrinsics @ turn.T @ turned @ torch.linalg.inv(intrinsics)
-    return Crop(join_label(pose, intrinsics).float(), homography)
+    return Crop(join_label(pose_matrix(turned, centre), intrinsics).float(), homography)
 
 
 def photograph_crop(landmarks: Landmarks, size: tuple[int, int], framing: str = EG3D, upright: bool = True) -> Crop:
