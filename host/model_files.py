@@ -40,7 +40,7 @@ def network_names(kind: str) -> list[str]:
 
 def check_name(name: str | None, kind: str, names: list[str]) -> bool | str:
     """For a node's `validate_inputs`: True, or one sentence for a name that is not among `names`. None, a name that
-    comes by a link, passes: `check_inputs` asks again when the node runs."""
+    comes by a link, passes: the node asks again when it runs."""
     return name is None or name in names or explain_missing(name if isinstance(name, str) else str(name), kind, names)
 
 

@@ -47,7 +47,7 @@ class UserFiles:
 
     def check(self, name: str | None) -> bool | str:
         """For a node's `validate_inputs`: True, or one sentence for a name that is not listed. None, a name that
-        comes by a link, passes: `check_inputs` asks again when the node runs."""
+        comes by a link, passes: the node asks again when it runs."""
         if name is None or (isinstance(name, str) and self._lists(name)):
             return True
         names = self.names()

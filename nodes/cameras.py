@@ -9,7 +9,7 @@ from ..diffportrait3d.cameras.labels import CENTRES, TRAJECTORIES, focal_from_fo
 from ..diffportrait3d.portraits.alignment import EG3D, RENDERED
 from ..host.drawn_head import LAYOUTS, compare_with_head, exact_fov, reference_camera, render_conditions
 from ..host.viewer_camera import FRAMINGS, WORLDS, viewer_camera, viewer_info
-from .input_checks import check_inputs
+from .input_checks import Node
 from .sockets import (
     ADDED,
     ADVANCED,
@@ -27,8 +27,7 @@ from .sockets import (
 KEYFRAMES = "keyframes"
 
 
-@check_inputs
-class CameraTrajectory(io.ComfyNode):
+class CameraTrajectory(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -92,8 +91,7 @@ class CameraTrajectory(io.ComfyNode):
         return io.NodeOutput({"labels": labels})
 
 
-@check_inputs
-class RenderCameraConditions(io.ComfyNode):
+class RenderCameraConditions(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -134,8 +132,7 @@ class RenderCameraConditions(io.ComfyNode):
         return io.NodeOutput(render_conditions(cameras["labels"], side, subject, framing))
 
 
-@check_inputs
-class CameraFromViewer(io.ComfyNode):
+class CameraFromViewer(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -168,8 +165,7 @@ class CameraFromViewer(io.ComfyNode):
         return io.NodeOutput({"labels": viewer_camera(camera_info, framing)[None]})
 
 
-@check_inputs
-class CameraToViewer(io.ComfyNode):
+class CameraToViewer(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -203,8 +199,7 @@ class CameraToViewer(io.ComfyNode):
         return io.NodeOutput([viewer_info(label, world) for label in cameras["labels"]])
 
 
-@check_inputs
-class ReferenceView(io.ComfyNode):
+class ReferenceView(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -10,7 +10,7 @@ from ..patches.cross_view_attention import OVERLAP, apply_cross_view_attention
 from ..patches.reference import BLOCKS, apply_reference_attention
 from ..patches.reference_inputs import image_references
 from ..patches.view_controlnet import apply_view_controlnet
-from .input_checks import check_inputs
+from .input_checks import Node
 from .sockets import ADDED, APPLY, OPTIONAL, ReferenceEncoder, ViewConsistency, number, percent_range, switch, whole
 
 INVERTED = (
@@ -47,8 +47,7 @@ def window_inputs() -> list[io.Input]:
     ]
 
 
-@check_inputs
-class ApplyReferenceAttention(io.ComfyNode):
+class ApplyReferenceAttention(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -136,8 +135,7 @@ class ApplyReferenceAttention(io.ComfyNode):
         return io.NodeOutput(apply_reference_attention(model, reference_encoder, references, *settings))
 
 
-@check_inputs
-class ViewControlNet(io.ComfyNode):
+class ViewControlNet(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -170,8 +168,7 @@ class ViewControlNet(io.ComfyNode):
         return io.NodeOutput(apply_view_controlnet(positive, control_net, image, strength, start_percent, end_percent))
 
 
-@check_inputs
-class ApplyViewConsistency(io.ComfyNode):
+class ApplyViewConsistency(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

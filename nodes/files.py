@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..diffportrait3d.cameras.files import read_labels, write_labels
 from ..host import user_files
-from .input_checks import check_inputs
+from .input_checks import Node
 from .sockets import ADVANCED, FILES, Cameras, whole
 
 EG3D, PLAIN, NPY = "json, EG3D's dataset.json", "json, plain list", "npy"
@@ -14,8 +14,7 @@ WHERE = "Searched below the host's input folder and, marked [output], its output
 TOKENS = "%width%, %date:yyyy-MM-dd%, %node.widget% and the others are replaced as in Save Image."
 
 
-@check_inputs
-class LoadCameras(io.ComfyNode):
+class LoadCameras(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -63,8 +62,7 @@ class LoadCameras(io.ComfyNode):
         return io.NodeOutput({"labels": labels}, len(labels))
 
 
-@check_inputs
-class SaveCameras(io.ComfyNode):
+class SaveCameras(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -107,8 +105,7 @@ class SaveCameras(io.ComfyNode):
         return io.NodeOutput(str(path))
 
 
-@check_inputs
-class LoadCameraConditions(io.ComfyNode):
+class LoadCameraConditions(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -154,8 +151,7 @@ class LoadCameraConditions(io.ComfyNode):
         return io.NodeOutput(images, len(images))
 
 
-@check_inputs
-class ExportViews(io.ComfyNode):
+class ExportViews(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

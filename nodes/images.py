@@ -8,12 +8,11 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..host.grid import view_grid
 from ..host.images import turntable_frames
-from .input_checks import check_inputs
+from .input_checks import Node
 from .sockets import ADVANCED, VIEWS, Cameras, number, switch, whole
 
 
-@check_inputs
-class ViewGrid(io.ComfyNode):
+class ViewGrid(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -36,8 +35,7 @@ class ViewGrid(io.ComfyNode):
         return io.NodeOutput(view_grid(images, columns, gap, None if cameras is None else cameras["labels"]))
 
 
-@check_inputs
-class Turntable(io.ComfyNode):
+class Turntable(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

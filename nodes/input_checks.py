@@ -47,14 +47,22 @@ MAY_BE_NONE = ("VAE", "LOAD3D_CAMERA")  # whose nodes have an error of their own
 TEXT_SHOWN = 40  # characters
 
 
-def check_inputs(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """Decorates a node's class, so that `execute` is called with what its schema promises: numbers inside their ranges,
-    names that are in their lists (those of `validate_inputs` asked again), objects of the right kind, IMAGE
-    [V, H, W, 3 or 4], MASK [V, H, W], cameras with labels [V, 25]. Grey images are given three channels.
+class Node(io.ComfyNode):
+    """A node whose `execute` is called with what its schema promises: numbers inside their ranges, names that are in
+    their lists (those of `validate_inputs` asked again), objects of the right kind, IMAGE [V, H, W, 3 or 4], MASK
+    [V, H, W], cameras with labels [V, 25]. Grey images are given three channels.
 
-    `execute` then raises ValueError that names the node, the input, what came and what belongs there. NaN is outside
-    of every range.
+    `execute` otherwise raises ValueError that names the node, the input, what came and what belongs there. NaN is
+    outside of every range.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not hasattr(cls.execute, "__wrapped__"):  # the host runs copies of the class, which have it
+            cls.execute = classmethod(_with_checks(cls))
+
+
+def _with_checks(node: type[Node]) -> Callable[..., io.NodeOutput]:
     execute = node.execute.__func__
     signature = inspect.signature(execute)
     schema = functools.cache(node.define_schema)  # built once: some look for files
@@ -73,8 +81,7 @@ def check_inputs(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
                 raise ValueError(f"{name} lacks {each.id}; connect {wanted}.")
         return execute(*call.args, **call.kwargs)
 
-    node.execute = classmethod(checked)
-    return node
+    return checked
 
 
 def _checked(value: Any, each: io.Input, node: type[io.ComfyNode], name: str) -> Any:

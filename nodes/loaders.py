@@ -10,14 +10,13 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host import loading, model_files, user_files
 from ..patches import view_controlnet
-from .input_checks import check_inputs
+from .input_checks import Node
 from .sockets import LOAD, NovelView, ReferenceEncoder, ViewConsistency
 
 WHERE = "Files are searched in models/diffportrait3d, then in this pack's weights folder."
 
 
-@check_inputs
-class LoadMiniature(io.ComfyNode):
+class LoadMiniature(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -78,7 +77,7 @@ class LoadMiniature(io.ComfyNode):
         )
 
 
-class NetworkLoader(io.ComfyNode):
+class NetworkLoader:
     """Shared by the loaders below: one list of files, one output."""
 
     KIND: str
@@ -110,8 +109,7 @@ class NetworkLoader(io.ComfyNode):
         return io.NodeOutput(cls.READ(model_files.network_path(name, cls.KIND)))
 
 
-@check_inputs
-class LoadReferenceEncoder(NetworkLoader):
+class LoadReferenceEncoder(NetworkLoader, Node):
     KIND = "reference_encoder"
     NAMES = ("DP3D_LoadReferenceEncoder", "Load Reference Encoder")
     ABOUT = "Loads the network that reads the portrait (the paper's appearance reference module)."
@@ -121,8 +119,7 @@ class LoadReferenceEncoder(NetworkLoader):
     READ = staticmethod(loading.load_reference_encoder)
 
 
-@check_inputs
-class LoadViewControlNet(NetworkLoader):
+class LoadViewControlNet(NetworkLoader, Node):
     KIND = "view_controlnet"
     NAMES = ("DP3D_LoadViewControlNet", "Load View ControlNet")
     ABOUT = "Loads the ControlNet that reads the camera from an image of somebody else."
@@ -134,8 +131,7 @@ class LoadViewControlNet(NetworkLoader):
     READ = staticmethod(view_controlnet.load_view_controlnet)
 
 
-@check_inputs
-class LoadViewConsistency(NetworkLoader):
+class LoadViewConsistency(NetworkLoader, Node):
     KIND = "view_consistency"
     NAMES = ("DP3D_LoadViewConsistency", "Load View Consistency")
     ABOUT = "Loads the attention modules through which the views of one batch look at each other."
@@ -147,8 +143,7 @@ class LoadViewConsistency(NetworkLoader):
     READ = staticmethod(loading.load_cross_view_attention)
 
 
-@check_inputs
-class LoadNovelView(NetworkLoader):
+class LoadNovelView(NetworkLoader, Node):
     KIND = "novel_view"
     NAMES = ("DP3D_LoadNovelView", "Load Novel-View Model")
     ABOUT = "Loads S, the small 3D network whose blurred but consistent views start the 3D-aware noise."

@@ -7,14 +7,13 @@ from comfy_api.latest import io
 from ..diffportrait3d.portraits.alignment import FRAMINGS
 from ..diffportrait3d.portraits.warping import OUTSIDE
 from ..host.photographs import ALIGN, PASTE, Placement, align_portrait, describe, paste_back, show_photograph
-from .input_checks import check_inputs
+from .input_checks import Node
 from .sockets import ADVANCED, LARGEST_SIDE, PORTRAIT, SMALLEST_SIDE, Cameras, Place, number, switch, whole
 
 LANDMARKS = ("FACE_LANDMARKS", "POSE_KEYPOINT")  # the host's MediaPipe nodes; OpenPose's format: DWPose, SDPose
 
 
-@check_inputs
-class AlignPortrait(io.ComfyNode):
+class AlignPortrait(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -92,8 +91,7 @@ class AlignPortrait(io.ComfyNode):
         return io.NodeOutput(aligned.portrait, aligned.mask, camera, place, ui=shown)
 
 
-@check_inputs
-class PasteBack(io.ComfyNode):
+class PasteBack(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -31,7 +31,7 @@ from ..patches.sampling import (
     without_control,
 )
 from .conditioning import window_inputs
-from .input_checks import check_inputs
+from .input_checks import Node
 from .sockets import (
     ADDED,
     ADVANCED,
@@ -132,8 +132,7 @@ def guided_inputs() -> list[io.Input]:
     ]
 
 
-@check_inputs
-class ViewConsistencySampler(io.ComfyNode):
+class ViewConsistencySampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -220,8 +219,7 @@ class ViewConsistencySampler(io.ComfyNode):
         return io.NodeOutput(sample_views(model, positive, negative, noise, latent, sampler, sigmas, cfg, **show))
 
 
-@check_inputs
-class ViewConsistencySchedule(io.ComfyNode):
+class ViewConsistencySchedule(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -246,8 +244,7 @@ class ViewConsistencySchedule(io.ComfyNode):
         return io.NodeOutput(*chosen_schedule(model, preset, steps, eta, start))
 
 
-@check_inputs
-class ThreeDAwareNoise(io.ComfyNode):
+class ThreeDAwareNoise(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -9,7 +9,7 @@ from ..diffportrait3d.cameras.labels import orbit_camera
 from ..diffportrait3d.cameras.view_choice import nearest_views, parse_numbers, views_within
 from ..diffportrait3d.choices import check_choice
 from ..patches.view_batches import Joiner, Selection, count_views, latent_to_redo, select_latent
-from .input_checks import check_inputs
+from .input_checks import Node
 from .sockets import VIEWS, Cameras, ViewSelection, degrees, switch, whole
 
 CHOICES = ("numbers", "angles", "nearest")
@@ -21,8 +21,7 @@ def _blocked(node: str, name: str) -> ExecutionBlocker:
     return ExecutionBlocker(f"{node} gives no {name}: connect {name} to it.")
 
 
-@check_inputs
-class SelectViews(io.ComfyNode):
+class SelectViews(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -129,8 +128,7 @@ class SelectViews(io.ComfyNode):
         )
 
 
-@check_inputs
-class JoinViews(io.ComfyNode):
+class JoinViews(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         rest = "The other views, or the whole batch that they come from; they stay as they are, to the bit."
