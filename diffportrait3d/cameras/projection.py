@@ -17,15 +17,11 @@ def world_to_camera(label: Tensor) -> Tensor:
 
 
 def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) -> Tensor:
-    """World points in pixels.
+    """World points [N, 3] in pixels: x, y (the first pixel's centre at 0.5; y down) and camera depth z, [N, 3].
 
     Args:
-        points: [N, 3].
         label: [25].
         resolution: side of a square image, or (height, width).
-
-    Returns:
-        [N, 3]: x, y (the first pixel's centre at 0.5; y down) and camera depth z
     """
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     view = world_to_camera(label).to(points)

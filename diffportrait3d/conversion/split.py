@@ -254,10 +254,8 @@ def _cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
 
 
 def verify(checkpoint: Checkpoint, output: Output) -> tuple[float, float, float]:
-    """Reads a file back and compares it with the checkpoint, bit for bit after the cast.
-
-    Returns:
-        float64 sums of all values: in the checkpoint, after the cast, in the file. The last two are equal.
+    """Reads a file back and compares it with the checkpoint, bit for bit after the cast. Gives the float64 sums of all
+    values in the checkpoint, after the cast, and in the file; the last two are equal.
 
     Raises:
         CheckpointError: naming the first tensor that differs.

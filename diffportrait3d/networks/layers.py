@@ -21,15 +21,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
-    """Sinusoids of diffusion timesteps, cosines first.
-
-    Args:
-        timesteps: [N], 0..999, integer or float.
-        channels: even number of channels.
-
-    Returns:
-        float32 [N, channels]
-    """
+    """Sinusoids of diffusion timesteps [N] (0..999, integer or float), cosines first: float32 [N, channels], even."""
     half = channels // 2
     rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
     angles = timesteps.float()[:, None] * rates  # [N, half]
@@ -104,15 +96,12 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, context: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Runs the block.
+        """Hidden states [N, L, C], and self-attention's own tokens [N, L, C] for a reference bank.
 
         Args:
             x: hidden states [N, L, C].
             context: text tokens [N, T, context_dim].
             reference: tokens that self-attention reads behind its own [B, M, C]; B divides N.
-
-        Returns:
-            hidden states [N, L, C], and self-attention's own tokens [N, L, C] for a reference bank
         """
         tokens = self.norm1(x)
         x = x + self.attn1(tokens, tokens if reference is None else append_tokens(tokens, reference))
@@ -121,14 +110,11 @@ class TransformerBlock(nn.Module):
 
 
 def append_tokens(tokens: Tensor, reference: Tensor) -> Tensor:
-    """Concatenates reference tokens behind a view's own (paper eq. 4).
+    """A view's own tokens with reference tokens behind them (paper eq. 4), [B*V, L+M, C].
 
     Args:
         tokens: [B*V, L, C], views fastest.
         reference: [B, M, C]; each of the B rows serves its V views.
-
-    Returns:
-        [B*V, L+M, C]
     """
     repeats, remainder = divmod(tokens.shape[0], reference.shape[0])
     if remainder:

@@ -30,15 +30,12 @@ class ReferenceEncoder(UNetEncoder):
         self.load_state_dict({k: v for k, v in state_dict.items() if not k.startswith("out.")})
 
     def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> list[Tensor]:
-        """Reads the reference images.
+        """The tokens of reference images: 16 tensors [R, h*w at that block, C], in running order.
 
         Args:
             latents: clean scaled latents [R, 4, h, w].
             timesteps: [R]; the step being denoised, or zeros for an encoder trained that way.
             context: text tokens [R, L, context_dim].
-
-        Returns:
-            16 tensors [R, h*w at that block, C], in running order.
         """
         emb = self.embed(timesteps, latents.dtype)
         h, skips, bank = latents, [], []
@@ -58,12 +55,5 @@ class ReferenceEncoder(UNetEncoder):
 
 
 def join_references(bank: Sequence[Tensor], people: int = 1) -> list[Tensor]:
-    """Joins the tokens of R references of each of P people into a bank (paper eq. 5).
-
-    Args:
-        bank: tensors [P*R, M, C], a person's references in a row.
-
-    Returns:
-        tensors [P, R*M, C], references in order.
-    """
+    """Tokens of R references of each of P people [P*R, M, C], a person's in a row, as a bank [P, R*M, C] (eq. 5)."""
     return [rearrange(tokens, "(p r) m c -> p (r m) c", p=people) for tokens in bank]

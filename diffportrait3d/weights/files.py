@@ -51,7 +51,7 @@ def save_network(
     max_shard_bytes: int | None = None,
     **metadata: Any,
 ) -> list[Path]:
-    """Writes a network with its config and metadata; its files appear together, or none does.
+    """Writes a network with its config and metadata; gives its files, which appear together, or none does.
 
     Args:
         path: `NAME.safetensors`.
@@ -59,9 +59,6 @@ def save_network(
         dtype: floating tensors are stored in it; None keeps theirs.
         max_shard_bytes: larger files are split into `NAME-00001-of-0000N.safetensors`.
         metadata: JSON-able facts, e.g. reference_timestep, linear_end, training.
-
-    Returns:
-        the files written
     """
     if kind not in NETWORKS:
         raise ValueError(f"Unknown network kind {kind!r}; the kinds are {', '.join(NETWORKS)}.")
@@ -222,13 +219,10 @@ def read_network(path: str | os.PathLike, expect: str | None = None) -> tuple[di
 
 
 def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Loads a network for use: float32, on the CPU, in eval mode, gradients off.
+    """(module, metadata) of a network file, for use: float32, on the CPU, in eval mode, gradients off.
 
     Args:
         expect: the kind it has to be.
-
-    Returns:
-        (module, metadata)
 
     Raises:
         CheckpointError: as for `read_network`, or keys that do not fit the config.
