@@ -121,10 +121,7 @@ def verdict_table(found: list[Verdict], variants: dict[str, Variant]) -> str:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = study_parser("ablations", __doc__, "runs/ablations.json")
-    add_weights(parser)
-    add_sampling(parser)
-    add_batch(parser)
+    parser = study_parser("ablations", __doc__, "runs/ablations.json", add_weights, add_sampling, add_batch)
     add = parser.add_argument
     add(
         "--group",

@@ -44,11 +44,8 @@ class MiniatureStudy(Study):
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = study_parser("miniature", __doc__, "runs/evaluation/miniature.json")
-    add_weights(parser)
-    add_sampling(parser)
-    add_batch(parser)
-    return parse_study(parser, arguments)
+    out = "runs/evaluation/miniature.json"
+    return parse_study(study_parser("miniature", __doc__, out, add_weights, add_sampling, add_batch), arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -73,8 +73,7 @@ class ShortcutStudy(SamplingStudy):
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = study_parser("shortcuts", __doc__, "runs/evaluation/shortcuts.json")
-    add_weights(parser)
+    parser = study_parser("shortcuts", __doc__, "runs/evaluation/shortcuts.json", add_weights)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     return parse_study(parser, arguments)
 

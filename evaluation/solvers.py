@@ -43,8 +43,7 @@ class SolverStudy(SamplingStudy):
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = study_parser("solvers", __doc__, "runs/evaluation/solvers.json")
-    add_weights(parser)
+    parser = study_parser("solvers", __doc__, "runs/evaluation/solvers.json", add_weights)
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
     parser.add_argument("--steps", nargs="+", type=int, default=[8, 4, 6, 12, 25], help="default: 8 4 6 12 25")
     add_guidance(parser)

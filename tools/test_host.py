@@ -37,10 +37,6 @@ def host_folder(name: str) -> Path:
     return installed_host({"COMFYUI_PATH": name})
 
 
-def version_of(host: Path) -> str:
-    return re.search(r'__version__ = "(.+)"', (host / "comfyui_version.py").read_text(encoding="utf-8"))[1]
-
-
 def main() -> int:
     name, *arguments = sys.argv[1:] or [PINNED_VERSION]
     try:
@@ -48,7 +44,7 @@ def main() -> int:
     except HostError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    version = version_of(host)
+    version = re.search(r'__version__ = "(.+)"', (host / "comfyui_version.py").read_text(encoding="utf-8"))[1]
     venv = PACK / ".cache/hosts" / version
     environment = {**os.environ, "COMFYUI_PATH": str(host), "VENV": str(venv)}
     if subprocess.run([sys.executable, PACK / "tools/bootstrap.py"], env=environment).returncode:

@@ -256,7 +256,9 @@ class Renderer:
             save_image(folder / names["condition"], image, durable=False)
             if split == "test":
                 names["depth"] = f"{k:02d}_depth.npz"
-                _write_depth(folder / names["depth"], portrait.depth[k], portrait.mask[k])
+                depth, mask = portrait.depth[k].cpu().numpy().astype(np.float16), portrait.mask[k].cpu().numpy()
+                save = functools.partial(np.savez_compressed, depth=depth, mask=mask)
+                write_atomically(folder / names["depth"], save, durable=False)
             views.append({key: f"{split}/{who['id']}/{name}" for key, name in names.items()} | shown)
         write_text(folder / "subject.json", json.dumps({**_record(who), "views": views}), durable=False)
 
@@ -276,11 +278,6 @@ def _shown(who: dict) -> list[dict]:
 def _bytes(images: Tensor) -> Tensor:
     """uint8 of images in [0, 1]."""
     return (images.clamp(0, 1) * 255).round().byte().cpu()
-
-
-def _write_depth(path: Path, depth: Tensor, mask: Tensor) -> None:
-    arrays = {"depth": depth.cpu().numpy().astype(np.float16), "mask": mask.cpu().numpy()}
-    write_atomically(path, lambda file: np.savez_compressed(file, **arrays), durable=False)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -90,11 +90,8 @@ class ViewConsistencyStage(DenoisingStage):
             x, t, context, bank=bank, residuals=residuals, cross_view=self.trainable, num_views=views
         )
 
-    def validation_groups(self) -> Batch:
-        return fixed_groups(self.validation, max(1, self.config.validation_subjects // 4), self.config.views)
-
     def validate(self, image: Path) -> dict[str, float]:
-        batch = self.validation_groups()
+        batch = fixed_groups(self.validation, max(1, self.config.validation_subjects // 4), self.config.views)
         first = Batch(batch.targets[:1], batch.references[:1], batch.flips[:1])
         references, targets = self.images(first)
         rows = [references.expand(len(targets), -1, -1, -1), self.camera_images(first, self.validation), targets]

@@ -104,8 +104,10 @@ def sampling_text(sampling: Sampling) -> str:
     return f"{sampling.steps} steps of {sampling.solver}{eta}, guidance {sampling.guidance}"
 
 
-def study_parser(command: str, doc: str, out: str) -> argparse.ArgumentParser:
-    """The options of every study; those about weights and sampling differ."""
+def study_parser(
+    command: str, doc: str, out: str, *more: Callable[[argparse.ArgumentParser], None]
+) -> argparse.ArgumentParser:
+    """The options of every study, and `more`: those about weights and sampling differ."""
     parser = argparse.ArgumentParser(prog=f"python -m evaluation.{command}", description=doc.splitlines()[0])
     add_people(parser)
     parser.add_argument("--out", type=Path, default=Path(out), help="JSON of the results (default %(default)s)")
@@ -113,6 +115,8 @@ def study_parser(command: str, doc: str, out: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--doc", type=Path, help="publish: tables between this page's marks, images in the folder named like it"
     )
+    for add in more:
+        add(parser)
     return parser
 
 

@@ -69,7 +69,9 @@ def load_subject(root: Path, line: dict, views: int, references: int = 1, depth:
     targets, portraits = rest[:views], [portrait, *rest[views:]]
     exact = {}
     if depth:
-        pairs = [_read_depth(root / _depth_file(name, view)) for view in targets]
+        if missing := [view["image"] for view in targets if "depth" not in view]:
+            raise DataError(f"Subject {name} has no depth for view {missing[0]}; render the test split again.")
+        pairs = [_read_depth(root / view["depth"]) for view in targets]
         exact = {"depth": torch.stack([d for d, _ in pairs]), "mask": torch.stack([m for _, m in pairs])}
     return Subject(
         id=name,
@@ -114,12 +116,6 @@ def _labels(views: list[dict]) -> Tensor:
 def json_digest(facts: dict) -> str:
     """sha256 of facts such as a manifest line."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _depth_file(name: str, view: dict) -> str:
-    if "depth" not in view:
-        raise DataError(f"Subject {name} has no depth for view {view['image']}; render the test split again.")
-    return view["depth"]
 
 
 def read_image(path: Path) -> Tensor:

@@ -8,8 +8,7 @@ from pathlib import Path
 from diffportrait3d.files import write_atomically
 
 from ..metrics.networks import PAPER_METRICS
-from .paper_figures import rows_for
-from .paper_tables import Measured
+from .paper_tables import Measured, rows_for
 
 COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#e08214", "#4d4d4d")
 OURS = ("DiffPortrait3D", "3D-aware noise", "reference aligned", "reference unaligned")  # rows of the paper's system

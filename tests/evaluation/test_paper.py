@@ -8,7 +8,7 @@ from PIL import Image
 
 from evaluation import generate, paper
 from evaluation.subjects.view_folders import Views, read_views, write_header, write_views
-from evaluation.tables.paper_figures import NAMES, ROWS, rows_for
+from evaluation.tables.paper_tables import NAMES, ROWS, rows_for
 
 
 class Embedding(torch.nn.Module):
