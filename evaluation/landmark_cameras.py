@@ -95,17 +95,19 @@ def _row(name: str, errors: np.ndarray) -> list[str]:
     return [name, str(len(errors)), f"{len(found) / len(errors):.0%}", *(f"{value:.1f}" for value in numbers), off]
 
 
-def condition_offsets(people: int = CONDITION_PEOPLE) -> str:
+def condition_offsets() -> str:
     """How far the five points of Render Camera Conditions are from where EG3D's crops have them, by framing."""
     label = orbit_camera(0.0, 0.0)
     wanted = project(FIVE_POINTS.float(), label, 1)[:, :2]
-    heads = [five_of(portrait_landmarks(seed)) for seed in range(people)]
+    heads = [five_of(portrait_landmarks(seed)) for seed in range(CONDITION_PEOPLE)]
     found = []
     for framing in (RENDERED, EG3D):
         [seen] = framed_labels(label[None], framing)
         off = [(project(five, seen, 1)[:, :2] - wanted).norm(dim=1).mean() for five in heads]
         found.append(f"{framing} {float(torch.stack(off).mean()):.1%}")
-    return f"Camera conditions of {people} people, five points off EG3D's crops: {', '.join(found)} of the side."
+    return (
+        f"Camera conditions of {CONDITION_PEOPLE} people, five points off EG3D's crops: {', '.join(found)} of the side."
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ from tools.tiny_server import HangError, Node, TinyServer, prompts_command, smal
 
 OURS = "DP3D_"
 QUEUED = 8  # prompts in the server's queue
+SHOWN = 20  # different errors that are printed
 CHECKED = 100  # every so many prompts the whole turntable has to run
 # Numbers inside of their range are drawn up to these, so that a prompt is small: it has to end, whatever it says.
 SMALL = {"views": 5, "steps": 2, "resolution": 96, "width": 128, "height": 128, "loops": 2, "start_points": 300}
@@ -210,7 +211,7 @@ def verdicts(server: TinyServer, prompts: Iterable[dict]) -> Iterator[tuple[str,
         raise type(error)("\n".join([str(error), *(text for text, _ in waiting)])) from error
 
 
-def fuzz(prompts: int, seed: int, show: int = 20) -> str:
+def fuzz(prompts: int, seed: int) -> str:
     """Runs it all; returns what is wrong, "" if nothing is."""
     counts, said, begun = collections.Counter(), set(), time.monotonic()
     with tiny_server() as server:
@@ -225,7 +226,7 @@ def fuzz(prompts: int, seed: int, show: int = 20) -> str:
                 counts[kind] += 1
                 if kind == "unclear" and message not in said:
                     said.add(message)
-                    if len(said) <= show:
+                    if len(said) <= SHOWN:
                         print(f"prompt {place}, unclear: {message}", flush=True)
             if turntable != "runs":
                 return f"after prompt {number} the turntable no longer runs: {problem}"

@@ -83,8 +83,8 @@ class Server:
         text = (self.base_directory / "server.log").read_text(encoding="utf-8", errors="replace")
         return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
-    def log_tail(self, lines: int = 12) -> str:
-        return "\n".join(self.log().strip().splitlines()[-lines:])
+    def log_tail(self) -> str:
+        return "\n".join(self.log().strip().splitlines()[-12:])
 
     def _start(self, host: Path) -> None:
         pack = link_pack(self.base_directory).name

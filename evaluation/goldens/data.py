@@ -2,14 +2,12 @@
 
 The weights are never stored: they follow from each key and shape (scheme dp3d-det-1). The repository holds a packed
 copy of inputs, outputs and samples of the intermediate tensors (`tests/data/golden_mid.npz`); the hint is rounded to
-1/1024 there, which moves the outputs by less than 1e-5. A directory with the complete files can be used instead.
-
-    python -m evaluation.goldens.data --pack DIRECTORY      # rebuilds the packed copy
+1/1024 there, which moves the outputs by less than 1e-5. A directory with the complete files can be used instead;
+`tests/pack_golden.py` makes the packed copy of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 from dataclasses import dataclass
@@ -119,24 +117,3 @@ def _load_directory(directory: Path) -> Golden:
         )
     taps = {k: sample_tap(v) for k, v in loaded["taps"].items() if k != "bank_batch1_maxdiff"}
     return Golden(loaded["inputs"], loaded["outputs"], taps)
-
-
-def pack(directory: Path, path: Path) -> None:
-    """Writes the packed copy from the complete files; the hint as differences along rows, which compress well."""
-    golden = _load_directory(directory)
-    inputs = dict(golden.inputs)
-    hint = (inputs.pop("hint") * HINT_STEPS).round().to(torch.int16)
-    inputs["hint_steps"] = torch.diff(hint, dim=-1, prepend=torch.zeros_like(hint[..., :1]))
-    groups = {"inputs": inputs, "outputs": golden.outputs, "taps": golden.taps}
-    arrays = {f"{group}/{k}": v.numpy() for group, tensors in groups.items() for k, v in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Packs the golden data for the repository.")
-    parser.add_argument("--pack", type=Path, required=True, metavar="DIRECTORY")
-    parser.add_argument("--out", type=Path, default=PACKED)
-    arguments = parser.parse_args()
-    pack(arguments.pack, arguments.out)
-    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.2f} MB")
