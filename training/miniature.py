@@ -23,7 +23,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,52 +117,47 @@ def render_data(preset: str, data: Path, ict: Path | None) -> None:
         raise ValueError(f"Rendering to '{data}' failed; the message is above.")
 
 
-def stage_configs(preset: str, out: Path, data: Path, overrides: list[str], start: Path | None) -> list[StageConfig]:
-    """The settings of all stages, before anything is done: a typing error must not cost hours."""
+def stage_configs(options: argparse.Namespace, *more: str) -> list[StageConfig]:
+    """The settings of all stages, before anything is done: a typing error must not cost hours. `more`: overrides."""
     return [
         load_config(
             stage.config_class,
-            CONFIGS / preset / f"{stage.name}.yaml",
-            [*stage_overrides(stage, out, data, start), *overrides],
+            CONFIGS / options.preset / f"{stage.name}.yaml",
+            [*stage_overrides(stage, options.out, options.data, options.start), *options.overrides, *more],
         )
         for stage in STAGES
     ]
 
 
-def run(
-    preset: str, out: Path, data: Path, ict: Path | None, overrides: list[str], start: Path | None = None
-) -> list[dict[str, Any]]:
-    """Data and all stages; `overrides` apply to every stage. Returns the stages' summaries in order."""
-    configs = stage_configs(preset, out, data, overrides, start)
-    render_data(preset, data, ict)
-    return [run_stage(stage.build, config) for stage, config in zip(STAGES, configs, strict=True)]
+def run(options: argparse.Namespace) -> None:
+    """Data and all stages, and a table of what they took."""
+    configs = stage_configs(options)
+    render_data(options.preset, options.data, options.ict)
+    print("\n" + table([run_stage(stage.build, config) for stage, config in zip(STAGES, configs, strict=True)]))
+    if options.export:
+        files = export(options.out, options.weights)
+        size = sum(f.stat().st_size for f in files) / 2**20
+        print(f"{len(files)} files, {size:.1f} MiB, written to '{options.weights}'.")
 
 
-def run_minutes(
-    minutes: float,
-    preset: str,
-    out: Path,
-    data: Path,
-    ict: Path | None,
-    overrides: list[str],
-    start: Path | None,
-    done: Callable[[type[Stage]], None],
-) -> None:
-    """The same within a fixed time, and a page about it. `done` is called with every stage whose network is written.
+def run_minutes(options: argparse.Namespace) -> None:
+    """The same within a fixed time, and a page about it. Every network is exported as soon as it is written.
 
     Raises:
         ValueError: the preset does not say how to divide the time.
     """
-    path = CONFIGS / preset / "minutes.yaml"
+    path, out, data = CONFIGS / options.preset / "minutes.yaml", options.out, options.data
     if not path.is_file():
-        raise ValueError(f"Preset '{preset}' has no {path.name}, which divides the time; use one that has, e.g. gpu.")
+        raise ValueError(
+            f"Preset '{options.preset}' has no {path.name}, which divides the time; use one that has, e.g. gpu."
+        )
     settings = load_config(BudgetConfig, path)
-    configs = stage_configs(preset, out, data, [*overrides, f"loop.steps={10**9}"], start)
-    budget, summaries, beside = Budget(out, minutes, settings), [], 0.0
+    configs = stage_configs(options, f"loop.steps={10**9}")
+    budget, summaries, beside = Budget(out, options.minutes, settings), [], 0.0
     with contextlib.ExitStack() as rendering:
         # Later stages want the data as they are by then.
         if finished(out / STAGES[0].name) is None and not is_complete(data):
-            arguments = render_arguments(preset, data, ict)
+            arguments = render_arguments(options.preset, data, options.ict)
             renderer = rendering.enter_context(Background("training.render", arguments, out / "render.log"))
             wait_for_people(data, settings.first_people, renderer)
         for stage, config in zip(STAGES, configs, strict=True):
@@ -170,9 +165,10 @@ def run_minutes(
             summaries.append({**summary, "planned_minutes": round(budget.planned(stage.name), 3)})
             rendering.close()
             beside = budget.note(sum(map(trained_seconds, map(Path, (c.run_dir for c in configs)))) - budget.begun)
-            done(stage)
+            for file in export(out, options.weights, [stage]) if options.export else ():
+                print(f"'{file}' is written.", flush=True)
     text = table(summaries, (budget.around(), beside / 60))
-    print(f"{minutes:g} minutes were given, {minutes - budget.left() / 60:.2f} taken.\n\n{text}")
+    print(f"{options.minutes:g} minutes were given, {options.minutes - budget.left() / 60:.2f} taken.\n\n{text}")
     print(f"'{write_page(out, summaries, text)}' shows it.")
 
 
@@ -241,29 +237,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    overrides = list(arguments.overrides)
-    if arguments.threads is not None:
-        overrides.append(f"loop.threads={arguments.threads}")
-    data = arguments.data or arguments.out / "data"
-
-    def done(stage: type[Stage]) -> None:
-        files = export(arguments.out, arguments.weights, [stage]) if arguments.export else []
-        for file in files:
-            print(f"'{file}' is written.", flush=True)
-
-    def work() -> None:
-        common = (arguments.preset, arguments.out, data, arguments.ict, overrides, arguments.start)
-        if arguments.minutes is not None:
-            run_minutes(arguments.minutes, *common, done)
-            return
-        print("\n" + table(run(*common)))
-        if arguments.export:
-            files = export(arguments.out, arguments.weights)
-            size = sum(f.stat().st_size for f in files) / 2**20
-            print(f"{len(files)} files, {size:.1f} MiB, written to '{arguments.weights}'.")
-
-    return exit_status(work)
+    options = parser().parse_args(argv)
+    options.data = options.data or options.out / "data"
+    if options.threads is not None:
+        options.overrides = [*options.overrides, f"loop.threads={options.threads}"]
+    return exit_status(lambda: run(options) if options.minutes is None else run_minutes(options))
 
 
 if __name__ == "__main__":
