@@ -52,14 +52,12 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return images + torch.randn(images.shape, generator=generator) * uniform(0, 0.12)
 
 
-def train(
-    dataset: MultiViewDataset, minutes: float, steps: int | None, batch_size: int, width: int, seed: int
-) -> PoseRegressor:
+def train(dataset: MultiViewDataset, options: argparse.Namespace) -> PoseRegressor:
     """AdamW with warm-up and cosine decay, for a time or for a number of steps (then deterministic)."""
-    torch.manual_seed(seed)
-    model, generator = PoseRegressor(width), torch.Generator().manual_seed(seed)
+    torch.manual_seed(options.seed)
+    model, generator = PoseRegressor(options.width), torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
-    batches, start, progress, loss, step = SingleImages(dataset, batch_size, seed), time.monotonic(), 0.0, None, 0
+    batches, start, progress, step = SingleImages(dataset, options.batch_size, options.seed), time.monotonic(), 0.0, 0
     small = F.interpolate(dataset.images.float(), size=INPUT_SIZE, mode="area").round().to(torch.uint8)
     bar = tqdm(total=100, desc="pose regressor", unit="%", mininterval=2)
     while progress < 1:
@@ -73,7 +71,7 @@ def train(
         loss.backward()
         optimizer.step()
         step += 1
-        progress = step / steps if steps else (time.monotonic() - start) / (60 * minutes)
+        progress = step / options.steps if options.steps else (time.monotonic() - start) / (60 * options.minutes)
         bar.n = min(100, round(100 * progress))
         bar.set_postfix_str(f"step {step}, loss {loss.item():.5f}", refresh=False)
         bar.update(0)
@@ -90,7 +88,7 @@ def floor(model: PoseRegressor, dataset: MultiViewDataset) -> np.ndarray:
 
 def run(options: argparse.Namespace) -> None:
     dataset, held_out = MultiViewDataset(options.data, "train"), MultiViewDataset(options.data, "test")
-    model = train(dataset, options.minutes, options.steps, options.batch_size, options.width, options.seed)
+    model = train(dataset, options)
     errors = {"train": bootstrap_mean(floor(model, dataset)), "test": bootstrap_mean(floor(model, held_out))}
     facts = {f"{split}_error_degrees": list(interval) for split, interval in errors.items()}
     save_pose_regressor(options.out, model, data_fingerprint=dataset.fingerprint, seed=options.seed, **facts)

@@ -131,16 +131,16 @@ def report(prompt: dict, run: Run, count: int, total: float) -> None:
             print(f"  {seconds:6.1f} s  {title(prompt, node_id)}")
 
 
-def demo(workflow: Path, portrait: Path | None, port: int | None, outputs: Path) -> None:
-    prompt = load_workflow(workflow)
+def demo(options: argparse.Namespace) -> None:
+    prompt = load_workflow(options.workflow)
     node_id = portrait_node(prompt)
-    if portrait is not None:
+    if options.portrait is not None:
         print(ABOUT_PHOTOGRAPHS)
-    source = portrait or PORTRAIT
+    source = options.portrait or PORTRAIT
     image = check_portrait(source)
     print("Starting ComfyUI ...", flush=True)
     start = time.monotonic()
-    with Server(port) as server, tempfile.TemporaryDirectory() as temporary:
+    with Server(options.port) as server, tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / f"{source.stem}.png"  # not the file: the host drops transparency and clips 16 bits
         image.save(path)
         print(f"  ready on {server.url} after {time.monotonic() - start:.1f} s", flush=True)
@@ -148,7 +148,7 @@ def demo(workflow: Path, portrait: Path | None, port: int | None, outputs: Path)
         run = asyncio.run(run_workflow(server, prompt, {node_id: path}))
         total = time.monotonic() - start
     files = run.images[choose_views(prompt, run)]
-    folder = outputs / time.strftime("%Y%m%d-%H%M%S")
+    folder = options.outputs / time.strftime("%Y%m%d-%H%M%S")
     written = write_results(folder, image, files)
     report(prompt, run, len(files), total)
     others = [file.name for file in written if not file.name.startswith("view_")]
@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that the server is stopped
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make background jobs ignore it
     try:
-        return exit_status(lambda: demo(options.workflow, options.portrait, options.port, options.outputs))
+        return exit_status(lambda: demo(options))
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130

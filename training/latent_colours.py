@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,22 +56,22 @@ def rendered_people(count: int, first_seed: int, resolution: int, provider: str 
     return torch.cat([render_views(portrait_scene(k, provider), labels, resolution).image for k in seeds]) * 2 - 1
 
 
-def add_colours(path: Path, out: Path, people: int, seed: int, ict: Path | None) -> dict[str, Any]:
-    """Writes the autoencoder file `path` to `out` with the fitted map in its metadata.
-
-    Returns:
-        {"factors", "bias", "error"}; error is the mean difference of the colours shown, of 255.
-    """
-    autoencoder, metadata = load_network(path, "autoencoder")
-    provider = "analytic" if ict is None else IctHeads(ict)
-    images = rendered_people(people, seed, int(metadata.get("image_size", 256)), provider)
+def add_colours(options: argparse.Namespace) -> None:
+    """Writes the autoencoder file with the fitted map in its metadata, and prints how far its colours are off."""
+    if options.people < 1:
+        raise ValueError(f"--people must be at least 1, not {options.people}.")
+    autoencoder, metadata = load_network(options.file, "autoencoder")
+    provider = "analytic" if options.ict is None else IctHeads(options.ict)
+    images = rendered_people(options.people, options.seed, int(metadata.get("image_size", 256)), provider)
     with torch.inference_mode():
         latents = torch.cat([autoencoder.encode(chunk) for chunk in images.split(4)])
     colours = fit_latent_colours(latents, images)
     cells = F.adaptive_avg_pool2d(images, latents.shape[-2:])
-    dtype = next(tensor.dtype for tensor in read_tensors(path).values() if tensor.is_floating_point())
-    save_network(out, autoencoder, "autoencoder", dtype, **{**facts_of(metadata), "latent_rgb": colours})
-    return {**colours, "error": float((shown_colours(latents, colours) - cells).abs().mean() * 127.5)}
+    error = float((shown_colours(latents, colours) - cells).abs().mean() * 127.5)
+    dtype = next(tensor.dtype for tensor in read_tensors(options.file).values() if tensor.is_floating_point())
+    save_network(options.out, autoencoder, "autoencoder", dtype, **{**facts_of(metadata), "latent_rgb": colours})
+    print(f"factors {colours['factors']}, bias {colours['bias']}: {error:.1f} of 255 from the images' colours")
+    print(f"written to {options.out}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,15 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first of them; those of training begin at 0")
     parser.add_argument("--ict", type=Path, help="ICT face model (.npz); without it the people are analytic")
     options = parser.parse_args(argv)
-
-    def work() -> None:
-        if options.people < 1:
-            raise ValueError(f"--people must be at least 1, not {options.people}.")
-        found = add_colours(options.file, options.out, options.people, options.seed, options.ict)
-        print(f"factors {found['factors']}, bias {found['bias']}: {found['error']:.1f} of 255 from the images' colours")
-        print(f"written to {options.out}")
-
-    return exit_status(work)
+    return exit_status(lambda: add_colours(options))
 
 
 if __name__ == "__main__":
