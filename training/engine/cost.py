@@ -25,27 +25,12 @@ GROUPS = {
     "attention": ("scaled_dot_product",),
     "convolutions": ("convolution", "convolution_backward"),
     "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
-    "norms": (
-        "native_group_norm",
-        "native_layer_norm",
-        "native_group_norm_backward",
-        "native_layer_norm_backward",
-    ),
+    "norms": tuple(f"native_{kind}_norm{way}" for kind in ("group", "layer") for way in ("", "_backward")),
     "copies": ("clone", "copy_", "_to_copy", "cat", "stack", "repeat", "index", "index_select", "fill_", "zero_"),
 }
 OTHER = "elementwise"
-NO_KERNEL = (
-    "empty",
-    "new_empty",
-    "empty_like",
-    "_unsafe_view",
-    "_reshape_alias",
-    "resize_",
-    "detach",
-    "lift_fresh",
-    "set_",
-    "_local_scalar_dense",
-)
+NO_KERNEL = "empty new_empty empty_like _unsafe_view _reshape_alias resize_ detach lift_fresh set_".split()
+NO_KERNEL += ["_local_scalar_dense"]
 READ_BACK = ("_local_scalar_dense", "nonzero", "equal")  # the host needs the values: it waits for the device
 TO_HOST = ("cpu", "numpy", "tolist")
 SMALL = 4096  # elements of what is computed also where networks are only counted, as noise levels are

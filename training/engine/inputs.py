@@ -27,20 +27,17 @@ class InputNetworks:
         self.inputs = inputs
 
     def __call__(self, kind: str) -> tuple[nn.Module, dict[str, Any]]:
-        """The network of a kind (in eval mode, without gradients) and its metadata.
-
-        Raises:
-            ValueError: no file was named. CheckpointError: the file does not hold such a network.
-        """
+        """See `load_input`."""
         return load_input(getattr(self.inputs, kind), kind)
 
     def prompt(self, context_dim: int) -> Tensor:
-        """The empty prompt [1, L, context_dim]; see `empty_prompt`."""
+        """See `empty_prompt`."""
         return empty_prompt(self.inputs.context, self.inputs.unet, context_dim)
 
 
 def load_input(path: str | None, kind: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A network to build on, or to start from, out of a file of any of the layouts above.
+    """A network to build on, or to start from, out of a file of any of the layouts above (in eval mode, without
+    gradients), and its metadata.
 
     Raises:
         ValueError: no file was named. CheckpointError: the file does not hold such a network, by its keys.

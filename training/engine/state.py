@@ -20,18 +20,7 @@ CONFIG = "config.yaml"  # a copy of the settings for people; a run that continue
 # Settings that may change between a run and its continuation without changing what is trained.
 FREE_IN_LOOP = "steps minutes log_every validate_every checkpoint_every keep_last threads device graphs"
 FREE_TO_CHANGE = {"run_dir", *(f"loop.{name}" for name in FREE_IN_LOOP.split())}
-CHECKPOINT_ENTRIES = {
-    "config",
-    "step",
-    "seen",
-    "elapsed",
-    "recent",
-    "network",
-    "optimizer",
-    "average",
-    "sampler",
-    "rng",
-}
+CHECKPOINT_ENTRIES = {*"config step seen elapsed recent network optimizer average sampler rng".split()}
 
 
 class DamagedFile(ValueError):

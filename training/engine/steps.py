@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,23 +33,17 @@ class Pass(NamedTuple):
 Work = Callable[[list[Pass]], Tensor]  # a whole step, to the values that are logged
 
 
-class Recorder(Protocol):
-    """Runs work once so that it can be run again."""
-
-    def plain(self, work: Callable[[], Tensor]) -> Tensor:
-        """The work as it is, where recordings take place."""
-
-    def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """What runs the work again, and the tensor that then holds its result. Does not count as a run."""
-
-
 class CudaGraphs:
-    """Records on CUDA; all graphs share their memory, since no step reads what another has left there."""
+    """Runs work once so that it can be run again.
+
+    All graphs share their memory, since no step reads what another has left there.
+    """
 
     def __init__(self) -> None:
         self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def plain(self, work: Callable[[], Tensor]) -> Tensor:
+        """The work as it is, where recordings take place."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             values = work()
@@ -57,6 +51,7 @@ class CudaGraphs:
         return values
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """What runs the work again, and the tensor that then holds its result. Does not count as a run."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             values = work()
@@ -71,7 +66,7 @@ class Steps:
         recorder: None: every step is plain.
     """
 
-    def __init__(self, name: str, work: Work, recorder: Recorder | None):
+    def __init__(self, name: str, work: Work, recorder: CudaGraphs | None):
         self.name, self.work, self.recorder = name, work, recorder
         self.runs: Counter[tuple[str, ...]] = Counter()
         self.costs: dict[tuple[str, ...], Cost] = {}
@@ -115,7 +110,7 @@ class Steps:
         return sum(cost.flops * self.runs[key] for key, cost in self.costs.items())
 
 
-def recorder_for(config: StageConfig, device: torch.device, processes: int, dtype: torch.dtype) -> Recorder | None:
+def recorder_for(config: StageConfig, device: torch.device, processes: int, dtype: torch.dtype) -> CudaGraphs | None:
     """CUDA graphs, or None where the steps cannot be recorded; on CUDA a line says why."""
     if device.type != "cuda":
         return None
