@@ -22,8 +22,7 @@ class Denoiser(nn.Module):
     Args:
         reference_timestep: the timestep F_ref is given: that of the step being denoised ("current", the release) or 0
             ("zero", so that the bank is the same at every step).
-        middle_view_attention: in which pass the middle block's cross-view module runs. The release runs it in the
-            unconditional pass only.
+        middle_view_attention: in which pass the middle block's cross-view module runs; the release's: unconditional.
     """
 
     def __init__(

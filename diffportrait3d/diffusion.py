@@ -162,8 +162,7 @@ def start_noise(proxy_latents: Tensor, noise: Tensor, schedule: Schedule) -> Ten
 
 
 def view_noise(seed: int, view_indices: Sequence[int], shape: Sequence[int], stream: int = 0) -> Tensor:
-    """Gaussian noise, float32 [V, C, h, w] on the CPU, that depends on the seed and each view's index alone, not on how
-    views are grouped.
+    """Gaussian noise, float32 [V, C, h, w] on the CPU, that depends on the seed and each view's index alone.
 
     Args:
         view_indices: indices of V views.

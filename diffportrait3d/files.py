@@ -36,8 +36,7 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 
 
 def files_with(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files in `folder` with one of these suffixes (lower case, with the dot) in natural order. Hidden files
-    are left out."""
+    """The files in `folder` with one of these suffixes (lower case, with the dot), none hidden, in natural order."""
     found = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
     return sorted((path for path in found if path.name[0] != "."), key=lambda path: natural_key(path.name))
 

@@ -140,11 +140,7 @@ def show_photograph(photograph: Tensor) -> dict[str, str]:
 
 
 def _faces(photograph: Tensor, landmarks: Any, points: str) -> list[Landmarks]:
-    """Of a photograph [H, W, 3 or 4]: those given, else those found.
-
-    Raises:
-        AlignmentError: nothing tells where a face is.
-    """
+    """Of a photograph [H, W, 3 or 4]: those given, else those found, else an AlignmentError that says what to do."""
     size = tuple(photograph.shape[:2])
     if landmarks is not None or points.strip():
         faces = read_landmarks(points if landmarks is None else landmarks, size)

@@ -38,7 +38,7 @@ def portrait_warnings(image: Tensor, encoder: HostNetwork, own_file: bool) -> li
             f"The head is small in the portrait: the crop that the networks know takes {share:.0%} of its side. "
             f"{ALIGN} makes it."
         )
-    if own_file and _is_miniature(encoder):
+    if own_file and encoder.config.model_channels < SD15_CHANNELS:
         found.append(
             "The miniature knows rendered heads only and distorts the face of a photograph; the released weights "
             "(template 7) know photographs."
@@ -69,15 +69,10 @@ def from_own_file(prompt: dict[str, Any] | None, node_id: str | None, name: str)
 
 
 def _head_share(image: Tensor) -> float | None:
-    """The side of EG3D's crop of the first portrait's largest face, in parts of the portrait's; None where dlib is not
-    installed or sees no face."""
+    """The side of EG3D's crop of the largest face in parts of the portrait's; None without dlib or a face."""
     faces = find_faces(image[0]) if model_folder() is not None else []
     try:
         crop = photograph_crop(faces[0], tuple(image.shape[1:3]), EG3D) if faces else None
     except AlignmentError:
         return None
     return None if crop is None else float((corners(crop.homography)[1] - corners(crop.homography)[0]).norm())
-
-
-def _is_miniature(encoder: HostNetwork) -> bool:
-    return encoder.config.model_channels < SD15_CHANNELS

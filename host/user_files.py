@@ -79,10 +79,6 @@ class UserFiles:
         return below in self.choose(folder, files)
 
 
-def _with_images(folder: str, files: list[str]) -> list[str]:
-    return [folder] if _any_with(files, SUFFIXES) else []
-
-
 def _with_labels(folder: str, files: list[str]) -> list[str]:
     """Single files, and the folder where it has one file per view."""
     single = [f"{folder}/{file}" if folder else file for file in files if _any_with([file], _LISTED_LABELS)]
@@ -93,7 +89,7 @@ def _any_with(files: list[str], suffixes: tuple[str, ...]) -> bool:
     return any(file.lower().endswith(suffixes) and file[0] != "." for file in files)
 
 
-IMAGE_FOLDERS = UserFiles("image folder", _with_images)
+IMAGE_FOLDERS = UserFiles("image folder", lambda folder, files: [folder] if _any_with(files, SUFFIXES) else [])
 CAMERA_FILES = UserFiles("camera file", _with_labels)
 
 
@@ -185,8 +181,7 @@ def new_output(prefix: str, images: Tensor | None, suffix: str = "") -> Path:
 
 
 def export_dataset(folder: Path, images: Tensor, labels: Tensor, masks: Tensor | None, start_points: int) -> None:
-    """Writes IMAGE [V, H, W, 3 or 4], cameras [V, 25] and MASK [V, H, W] to a new folder, with about `start_points`
-    points on an invented head.
+    """Writes IMAGE [V, H, W, 3 or 4], cameras [V, 25] and MASK [V, H, W] to a new folder, and points on a head.
 
     Raises:
         ValueError: broken or empty images or masks, or counts and sizes that differ.

@@ -43,8 +43,7 @@ def read_labels(path: str | os.PathLike) -> Tensor:
     """Read [V, 25] labels, V in the order of the file, or in natural order of the names where views have names.
 
     Args:
-        path: whatever `read_rows` reads, or a folder with one such file per view. Lens distortion is left out, with a
-            warning in the log.
+        path: whatever `read_rows` reads, or a folder with one such file per view. Lens distortion is logged, left out.
 
     Raises:
         ValueError: naming the file, the view and the wrong value.

@@ -3,8 +3,7 @@
 A label is a float32 vector of 25: the camera-to-world matrix (4x4, row-major) followed by the intrinsics (3x3,
 row-major, divided by the image size). Cameras follow OpenCV (x right, y down, z forward); the world has y up, x to the
 right of the frontal image and z from the head towards the frontal camera. Source: EG3D (Chan et al., CVPR 2022),
-supplement and `camera_utils.py` of the reference code: focal 4.2647, principal point 0.5, radius 2.7, look-at point (0,
-0, 0.2).
+supplement and `camera_utils.py` of its code: focal 4.2647, principal point 0.5, radius 2.7, look-at point (0, 0, 0.2).
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ CENTRES = ("pivot", "eg3d")  # what a path circles: see `orbit_camera`
 
 
 class CameraAngles(NamedTuple):
-    """Degrees, each shaped like the label's leading dimensions. yaw > 0: seen from world +x; pitch > 0: seen
-    from above."""
+    """Degrees, each of the label's leading shape. yaw > 0: seen from world +x; pitch > 0: seen from above."""
 
     yaw: Tensor
     pitch: Tensor
@@ -132,8 +130,7 @@ def yaw_pitch(directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def camera_angles(label: Tensor) -> CameraAngles:
-    """Yaw, pitch and roll in degrees from the camera's rotation alone; the inverse of `orbit_camera` for
-    |pitch| < 90."""
+    """Yaw, pitch and roll in degrees from the rotation alone; the inverse of `orbit_camera` for |pitch| < 90."""
     turn = split_label(label)[0][..., :3, :3].double()
     back = -turn[..., :, 2]
     level = _pose(-back, torch.zeros_like(back), torch.zeros_like(back[..., 0]))[..., :3, :3]

@@ -35,8 +35,7 @@ def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) ->
 def project_to_unit(points: Tensor, label: Tensor, at_infinity: bool = False) -> tuple[Tensor, Tensor]:
     """World points in parts of the image, for networks: in batches, and finite with finite gradients everywhere.
 
-    It rounds otherwise than `project`: data sets that are rendered again and networks that are trained again have to
-    be equal to the bit.
+    It rounds otherwise than `project`: what is rendered or trained again has to be equal to the bit.
 
     Args:
         points: [N, P, 3]; directions if `at_infinity`, so that the camera's position plays no part.

@@ -61,8 +61,7 @@ def read_transforms(content: dict[str, Any], folder: Path) -> Rows:
     """The frames of a `transforms.json`, whose parsed content and folder are given.
 
     A frame's own values (intrinsics, size, distortion) come before the file's. Left out may be: `cx`, `cy` (the
-    middle), `fl_y` (`fl_x`), `fl_x` where there is `camera_angle_x`, and `w`, `h` where the image is there to be
-    measured.
+    middle), `fl_y` (`fl_x`), `fl_x` where there is `camera_angle_x`, and `w`, `h` where the image is there to measure.
 
     Raises:
         ValueError: naming the frame and what is wrong with it.
@@ -188,8 +187,7 @@ def _frame_distortion(values: dict, where: str) -> str | None:
 
 
 def _undo_applied(content: dict) -> Undo:
-    """(scale, inverse [4, 4] or None) of what a transforms.json says was applied to its poses: first the transform,
-    then, on places, the scale."""
+    """(scale, inverse [4, 4] or None) of what was applied to poses: first the transform, then, on places, the scale."""
     scale = _value((content,), "applied_scale")
     if scale is not None and (scale <= 0 or not math.isfinite(scale)):
         raise ValueError(f"applied_scale is {scale}, not a positive number")

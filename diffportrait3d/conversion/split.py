@@ -240,11 +240,7 @@ def _write(checkpoint: Checkpoint, output: Output, update: Callable[[int], objec
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
-    """The tensor as it is stored.
-
-    Raises:
-        CheckpointError: it holds infinities or NaN, or does not fit into the dtype.
-    """
+    """The tensor as it is stored; a CheckpointError for infinities, NaN, and values beyond the dtype."""
     result = tensor.to(dtype)
     if bool(torch.isfinite(result).all()):
         return result

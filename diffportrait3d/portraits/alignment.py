@@ -2,8 +2,7 @@
 
 A camera keeps its centre and its roll; it is turned until it looks at EG3D's pivot and given EG3D's focal length, so
 the crop is a homography of the image. Of a calibrated camera the label is exact, parallax included. EG3D itself scales
-its crops by the face's size and writes radius 2.7 into every label; so does the camera of a photograph here, which
-nobody has measured.
+its crops by the face's size and writes radius 2.7 into every label; so does a photograph's camera here, never measured.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Rendered heads: portraits with exact cameras and depth, and the camera images that carry a camera to
-the view ControlNet."""
+"""Rendered heads: portraits with exact cameras and depth, and the camera images for the view ControlNet."""
 
 from __future__ import annotations
 
@@ -12,12 +11,11 @@ from .hair import hair_surfaces
 from .ict import IctHeads
 from .materials import Look, eyeballs, paint_head
 from .mesh import HeadMesh, to_world
-from .scene import Scene, View, build_scene, render, render_views
+from .scene import Scene, View, build_scene, render_views
 
 
 def portrait_scene(seed: int, provider: str | IctHeads = "analytic", device: torch.device | str = "cpu") -> Scene:
-    """The person that `seed` stands for: shape, expression, hair, clothes, light and background, the same on
-    every call.
+    """The person that `seed` stands for, the same on every call: shape, expression, hair, clothes, light, background.
 
     Args:
         provider: "analytic" (formulas only, needs no files) or an `IctHeads`. The same seed gives different people
@@ -31,8 +29,7 @@ def portrait_scene(seed: int, provider: str | IctHeads = "analytic", device: tor
 
 
 def portrait_landmarks(seed: int, provider: str | IctHeads = "analytic") -> Tensor:
-    """The 68 landmarks [68, 3] in the world of the person that `seed` stands for, with the expression. See
-    `portrait_scene`."""
+    """The 68 landmarks [68, 3], with the expression, in the world of the person of `portrait_scene`."""
     return to_world(_person(seed, provider)[1].posed_landmarks)
 
 
@@ -46,10 +43,9 @@ def _person(seed: int, provider: str | IctHeads) -> tuple[Look, HeadMesh, torch.
     return look, draw_head(generator), generator
 
 
-def render_camera_images(labels: Tensor, resolution: int, subject: int = 0, supersample: int = 2) -> Tensor:
-    """Images [V, 3, H, W] in [0, 1] of analytic person `subject` from cameras [V, 25]: what the view
-    ControlNet is shown.
+def render_camera_images(labels: Tensor, resolution: int, subject: int = 0) -> Tensor:
+    """Images [V, 3, H, W] in [0, 1] of analytic person `subject` from cameras [V, 25], for the view ControlNet.
 
     Only the pose is meant to be read from them (paper, section 3.2: an image of another identity at the target camera).
     """
-    return render_views(portrait_scene(subject), labels, resolution, supersample).image
+    return render_views(portrait_scene(subject), labels, resolution).image

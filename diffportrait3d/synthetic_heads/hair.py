@@ -119,8 +119,7 @@ def _rounded(end: Tensor) -> Tensor:
 
 
 def _border_distance(theta: Tensor, end: Tensor) -> Tensor:
-    """About 1 well inside the hair and 0 on its border: the smallest distance to the hairline of this and
-    nearby columns."""
+    """About 1 well inside the hair, 0 on its border: the smallest distance to this and nearby columns' hairline."""
     distance = (end - theta) / 11
     for shift in range(1, 5):
         for side in (shift, -shift):

@@ -38,8 +38,7 @@ _PAIRED = (
 
 
 class IctHeads:
-    """Loads the model once; `head(generator)` draws a person. Raises ValueError naming the file if it is
-    missing or wrong."""
+    """The model, loaded once; `head` draws a person. Raises ValueError, naming the file, if it is missing or wrong."""
 
     def __init__(self, path: str | os.PathLike):
         arrays = _load(Path(path))

@@ -223,8 +223,7 @@ def _lashes(p: Tensor, marks: Tensor) -> Tensor:
 
 
 def _beard(p: Tensor, marks: Tensor, look: Look, noise: Noise) -> Tensor:
-    """Coverage 0..1 of facial hair: jaw and chin below a line from mouth corner to sideburn, upper lip, or
-    parts of them."""
+    """Coverage 0..1: jaw and chin below a line from mouth corner to sideburn, upper lip, or parts of them."""
     if look.beard == "none":
         return torch.zeros(len(p))
     x, y, z = p.unbind(1)

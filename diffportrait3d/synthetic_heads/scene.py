@@ -26,8 +26,7 @@ DRAWN_TOGETHER = 16  # views, on a GPU
 
 
 class View(NamedTuple):
-    """image [3, H, W] in [0, 1] (sRGB), depth [H, W] camera z in world units (0 = background), mask [H, W]
-    bool. From `render_views` each has a leading dimension V."""
+    """image [V, 3, H, W] in [0, 1] (sRGB), depth [V, H, W] camera z in world units (0 = background), mask [V, H, W]."""
 
     image: Tensor
     depth: Tensor
@@ -129,15 +128,6 @@ def bake_light(vertices: Tensor, normals: Tensor, triangles: Tensor, light: Ligh
     return total + wrapped[:, None] * tint * light.key
 
 
-def render(scene: Scene, label: Tensor, resolution: int, supersample: int = 2) -> View:
-    """The scene from one camera label [25]: a square image of `resolution` pixels, averaged over
-    supersample^2 samples."""
-    labels = validate_labels(label)
-    if len(labels) != 1:
-        raise ValueError(f"render takes one label [25], got {tuple(label.shape)}; use render_views")
-    return View(*(field[0] for field in _draw(scene, labels, resolution, supersample)))
-
-
 def _draw(scene: Scene, labels: Tensor, resolution: int, supersample: int) -> View:
     side, own = resolution * supersample, labels.to(scene.vertices)
     points = torch.stack([project(scene.vertices, label, side) for label in own])  # [V, P, 3]
@@ -162,7 +152,7 @@ def _rays(side: int, labels: Tensor) -> Tensor:
 
 
 def render_views(scene: Scene, labels: Tensor, resolution: int, supersample: int = 2) -> View:
-    """The scene from V camera labels [V, 25]: image [V, 3, H, W], depth [V, H, W], mask [V, H, W]."""
+    """The scene from camera labels [V, 25]: squares of `resolution` pixels, averaged over supersample^2 samples."""
     together = 1 if scene.vertices.device.type == "cpu" else DRAWN_TOGETHER  # one view at a time stays in a CPU's cache
     views = [_draw(scene, part, resolution, supersample) for part in validate_labels(labels).split(together)]
     return View(*(torch.cat(field) for field in zip(*views, strict=True)))
@@ -200,8 +190,7 @@ def _frame(way: Tensor) -> Tensor:
 def _visibility(
     occluders: Tensor, vertices: Tensor, normals: Tensor, frame: Tensor, origin: Tensor, grid: int
 ) -> Tensor:
-    """Soft visibility [V] along the last axis of `frame`: the occluders' height splatted into a grid across it,
-    compared at 3 places."""
+    """Soft visibility [V] along the last axis of `frame`: compared with the occluders' height in a grid at 3 places."""
     extent = 0.5  # world units around the pivot; what lies outside is clamped to the border and hardly seen
     cell = 2 * extent / grid
     flat = (occluders - origin) @ frame

@@ -253,11 +253,7 @@ def _opened(file: Path) -> Iterator[safe_open]:
 
 
 def _official_network(handle: safe_open, file: Path) -> OfficialNetwork:
-    """The authors' network in a file without our metadata.
-
-    Raises:
-        CheckpointError: it holds anything else, named if it is well known.
-    """
+    """The authors' network in a file without our metadata; a CheckpointError that names what else it is."""
     shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}
     try:
         found = official_network(shapes)

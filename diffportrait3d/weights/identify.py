@@ -102,8 +102,7 @@ def official_network(shapes: Shapes) -> OfficialNetwork | None:
 
 
 def _candidates(keys: Collection[str]) -> list[tuple[NetworkSpec, str]]:
-    """Networks whose signature is among `keys`, and under which prefix. Without it, a view ControlNet looks like any
-    other of SD1.5."""
+    """Networks whose signature is among `keys`, and its prefix; without one, a view ControlNet looks like any."""
     places = [(spec, spec.prefix) for spec in OFFICIAL.values()]
     places += [(spec, "") for spec in OFFICIAL.values() if not spec.sd15_prefix]
     return [(spec, prefix) for spec, prefix in places if spec.is_signed(keys, prefix)]

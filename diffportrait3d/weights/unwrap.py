@@ -23,6 +23,7 @@ KNOWN = (
     "input_hint_block.", "down_blocks.", "mid_block.", "up_blocks.", "encoder.", "decoder.", "quant_conv.",
     "post_quant_conv.",
 )  # fmt: skip
+AVERAGES = {"ema", "average", "averaged"}  # in the path of a mapping
 DEPTH = 3  # parts of the longest prefix that is looked for
 
 
@@ -54,7 +55,8 @@ def _unwrapped(names: Sequence[str], mapping: str) -> Unwrapped:
 def _rank(found: Unwrapped) -> tuple:
     """Averages are second to the weights themselves; of equal mappings the innermost is the network's."""
     fitting = _fitting(list(found.keys))
-    return fitting, not _is_average(found.mapping), 0 if fitting else len(found.keys), found.mapping.count(".")
+    average = not AVERAGES.isdisjoint(re.split(r"[._]", found.mapping.lower()))
+    return fitting, not average, 0 if fitting else len(found.keys), found.mapping.count(".")
 
 
 def _own_names(found: list[str]) -> list[str]:
@@ -78,10 +80,6 @@ def _prefixes(names: list[str]) -> list[str]:
 
 def _fitting(names: list[str]) -> int:
     return sum(name.startswith(KNOWN) for name in names)
-
-
-def _is_average(mapping: str) -> bool:
-    return bool({"ema", "average", "averaged"} & set(re.split(r"[._]", mapping.lower())))
 
 
 def _note(found: list[str], own: list[str]) -> str | None:

@@ -101,7 +101,7 @@ def test_normals_of_a_closed_grid_point_outwards():
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_depth_is_the_camera_z_of_the_surface(scenes, provider):
     scene, label, size = scenes[provider], orbit_camera(25, -8), 96
-    view = heads.render(scene, label, size, supersample=1)
+    view = heads.View(*(field[0] for field in heads.render_views(scene, label, size, supersample=1)))
     assert view.image.shape == (3, size, size) and view.depth.shape == view.mask.shape == (size, size)
     assert torch.equal(view.mask, view.depth > 0)
     found = rasterise(project(scene.vertices, label, size), scene.triangles, size, size, scene.two_sided)
@@ -117,7 +117,7 @@ def test_depth_is_the_camera_z_of_the_surface(scenes, provider):
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_placement_is_that_of_a_face_crop(scenes, provider):
     scene = scenes[provider]
-    mask = heads.render(scene, orbit_camera(0, 0), 128).mask
+    mask = heads.render_views(scene, orbit_camera(0, 0), 128).mask[0]
     rows = torch.nonzero(mask.any(1)).squeeze(1)
     assert 6 <= rows[0] <= 32  # some air above the hair
     assert rows[-1] == 127  # the bust leaves the frame below
@@ -167,10 +167,10 @@ def _unproject(label, row, column, depth, size):
 
 def test_background_depends_on_the_direction_alone(scenes):
     scene = scenes["analytic"]
-    turned = heads.render(scene, orbit_camera(0, 0, roll=180.0), 64)
-    plain = heads.render(scene, orbit_camera(0, 0), 64)
-    assert not plain.mask[0].any()
-    torch.testing.assert_close(turned.image.flip(1, 2)[:, 0], plain.image[:, 0], atol=1e-5, rtol=0)
+    views = heads.render_views(scene, orbit_camera(0, 0, roll=[180.0, 0.0]), 64)
+    turned, plain = views.image
+    assert not views.mask[1, 0].any()
+    torch.testing.assert_close(turned.flip(1, 2)[:, 0], plain[:, 0], atol=1e-5, rtol=0)
 
 
 def test_many_people_are_well_formed():
@@ -214,12 +214,12 @@ def test_baking_and_drawing_make_no_tensor_on_the_default_device(scenes):
     """Every new tensor follows the scene's device: with "meta" as the default, a forgotten one fails here as it would
     on a GPU."""
     scene, label = scenes["analytic"], orbit_camera(20.0, 5.0)
-    expected = heads.render(scene, label, 24)
+    expected = heads.render_views(scene, label, 24)
     with torch.device("meta"):
         light = bake_light(scene.vertices, scene.normals, scene.triangles, scene.light)
         drawn = _draw(scene, label[None], 24, 2)
     assert torch.equal(light, bake_light(scene.vertices, scene.normals, scene.triangles, scene.light))
-    assert all(torch.equal(a[0], b) for a, b in zip(drawn, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, expected, strict=True))
 
 
 def test_views_drawn_together_are_those_drawn_alone(scenes):

@@ -129,7 +129,7 @@ def test_shards_hold_what_their_people_and_cameras_say(sharded):
         person, view = people[row // 3], people[row // 3]["views"][row % 3]
         label = torch.tensor(view["label"])
         for shown, seed in ((data.images, person["seed"]), (data.conditions, int(view["condition_subject"][-7:]))):
-            image = heads.render(heads.portrait_scene(seed), label, 32).image
+            image = heads.render_views(heads.portrait_scene(seed), label, 32).image[0]
             assert (shown[torch.tensor([row])][0] / 255 - image).abs().max() < 0.51 / 255
 
 

@@ -13,7 +13,7 @@ from diffportrait3d.cameras.projection import project, world_to_camera
 from diffportrait3d.portraits.alignment import SAME_WORLD, Camera, eg3d_crop, head_similarity
 from diffportrait3d.portraits.face import FIVE_POINTS
 from diffportrait3d.portraits.warping import warp
-from diffportrait3d.synthetic_heads import render
+from diffportrait3d.synthetic_heads import render_views
 from training import import_data
 from training.check_data import problems
 from training.dataset.images import FIRST_CONDITION, DataError, read_manifest
@@ -31,11 +31,11 @@ def test_a_crop_is_what_the_renderer_draws_at_the_label():
     scene = _scene(FIRST_CONDITION["train"])
     label = orbit_camera(20.0, 5.0, roll=4.0, radius=2.6, focal=3.2)
     label[:16] = (split_label(label)[0].double() @ _homogeneous(rotation(3, 2.0))).flatten().float()
-    source = (render(scene, label, 256, 1).image.permute(1, 2, 0) * 255).round().byte().numpy()
+    source = (render_views(scene, label, 256, 1).image[0].permute(1, 2, 0) * 255).round().byte().numpy()
     camera = Camera(world_to_camera(label).double(), split_label(label)[1].double())
     crop = eg3d_crop(camera, SAME_WORLD)
     cropped, inside = warp(source, crop.homography, 96)
-    drawn = (render(scene, crop.label, 96, 2).image.permute(1, 2, 0) * 255).numpy()
+    drawn = (render_views(scene, crop.label, 96, 2).image[0].permute(1, 2, 0) * 255).numpy()
     error = ((cropped - drawn) / 255) ** 2
     assert inside == 1.0 and -10 * np.log10(error.mean()) > 30
 
