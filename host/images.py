@@ -37,9 +37,7 @@ def as_masks(masks: Tensor, where: str) -> Tensor:
     elif masks.ndim == 4:
         masks = masks[:, 0] if masks.shape[1] == 1 else masks[..., 0] if masks.shape[3] == 1 else masks
     if masks.ndim != 3:
-        raise ValueError(
-            f"{where} has shape {shape}; a MASK is [masks, height, width]: convert an image by Convert Image to Mask."
-        )
+        raise ValueError(f"{where} has shape {shape}; a MASK is [masks, height, width]: use Convert Image to Mask.")
     return _as_pixels(masks.float() if masks.dtype == torch.bool else masks, where)
 
 

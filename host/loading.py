@@ -99,9 +99,8 @@ def build_model(tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[s
     settings = {name: metadata[name] for name in ("linear_start", "linear_end") if name in metadata}
     model_config.sampling_settings.update(settings)
     dtype = _weight_dtype(tensors)
-    model_config.set_inference_dtype(
-        dtype, model_management.unet_manual_cast(dtype, model_management.get_torch_device())
-    )
+    cast = model_management.unet_manual_cast(dtype, model_management.get_torch_device())
+    model_config.set_inference_dtype(dtype, cast)
     model = model_config.get_model({}, "", device=model_management.unet_offload_device())
     set_norm_groups(model.diffusion_model, config.norm_groups)
     patcher = _patcher(model, **kwargs)
@@ -251,9 +250,7 @@ def _weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
 
 def _patcher(module: nn.Module, disable_dynamic: bool = False):
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    return kind(
-        module, load_device=model_management.get_torch_device(), offload_device=model_management.unet_offload_device()
-    )
+    return kind(module, model_management.get_torch_device(), model_management.unet_offload_device())
 
 
 def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], patcher) -> None:

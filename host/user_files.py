@@ -14,7 +14,7 @@ from torch import Tensor
 from ..diffportrait3d.cameras.export import export_views
 from ..diffportrait3d.cameras.files import LABEL_SUFFIXES
 from ..diffportrait3d.files import files_with, folders_below, natural_key
-from ..diffportrait3d.images import SUFFIXES, NoteLog, read_image
+from ..diffportrait3d.images import SUFFIXES, NoteLog, UserImage, read_image
 from ..diffportrait3d.synthetic_heads.points import head_points
 from .images import check_images, check_one_camera_each, resize_images
 
@@ -135,18 +135,16 @@ def load_images(folder: Path, width: int, height: int) -> Tensor:
     if not files:
         raise ValueError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
     report = NoteLog()
-    return torch.cat([resize_images(load_image(file, report), height, width) for file in files])
+    images = (_as_image(report(file, read_image(file))) for file in files)
+    return torch.cat([resize_images(image, height, width) for image in images])
 
 
-def load_image(path: Path, report: NoteLog | None = None) -> Tensor:
-    """IMAGE [1, H, W, 3] in [0, 1], as `read_image` reads it; `report` logs what was decided about the file.
+def load_image(path: Path) -> Tensor:
+    """IMAGE [1, H, W, 3] in [0, 1], as `read_image` reads it, which raises ValueError, naming the file that is none."""
+    return _as_image(read_image(path))
 
-    Raises:
-        ValueError: naming the file that is no image.
-    """
-    image = read_image(path)
-    if report is not None:
-        report(path, image)
+
+def _as_image(image: UserImage) -> Tensor:
     return torch.from_numpy(image.as_floats())[None]
 
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..diffportrait3d.cameras.labels import orbit_camera
-from ..diffportrait3d.cameras.view_choice import nearest_views, parse_numbers, views_within
+from ..diffportrait3d.cameras.view_choice import left_over, nearest_views, parse_numbers, views_within
 from ..diffportrait3d.choices import check_choice
 from ..patches.view_batches import Joiner, Selection, count_views, latent_to_redo, select_latent
 from .input_checks import Node
@@ -113,10 +113,7 @@ class SelectViews(Node):
                 chosen = nearest_views(cameras["labels"], orbit_camera(yaw, pitch), count)
         except ValueError as error:
             raise ValueError(f"{SELECT}: {error}") from None
-        selection = Selection(tuple(chosen), total)
-        if invert:
-            selection = Selection(tuple(selection.others), total)
-        places = list(selection.numbers)
+        places = left_over(chosen, total) if invert else chosen
         if not places:
             raise ValueError(f"{SELECT}: all {total} views were chosen, so that none is left with invert on.")
         return io.NodeOutput(
@@ -124,7 +121,7 @@ class SelectViews(Node):
             _blocked(SELECT, "images") if images is None else images[places],
             _blocked(SELECT, "cameras") if cameras is None else {**cameras, "labels": cameras["labels"][places]},
             _blocked(SELECT, "latent") if latent is None else latent_to_redo(latent, places),
-            selection,
+            Selection(tuple(places), total),
         )
 
 

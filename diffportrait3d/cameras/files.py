@@ -173,9 +173,8 @@ def _named_rows(rows: list) -> Rows:
     if not any(names):
         return Rows(labels)
     if None in names:
-        raise ValueError(
-            f"view {names.index(None)} has no name, others have; name every view, or none, as names say the order"
-        )
+        nameless = names.index(None)
+        raise ValueError(f"view {nameless} has no name, others have; name every view, or none, as names say the order")
     return Rows(labels, [name for name in names if name is not None])
 
 

@@ -87,18 +87,16 @@ def split_label(label: Tensor) -> tuple[Tensor, Tensor]:
     """[..., 25] -> camera-to-world [..., 4, 4] and normalised intrinsics [..., 3, 3]."""
     if label.shape[-1] != LABEL_SIZE:
         raise ValueError(
-            f"a camera label has {LABEL_SIZE} numbers (4x4 pose and 3x3 intrinsics), got shape {tuple(label.shape)}"
+            f"a label has {LABEL_SIZE} numbers (4x4 pose and 3x3 intrinsics), got shape {tuple(label.shape)}"
         )
     return label[..., :16].unflatten(-1, (4, 4)), label[..., 16:].unflatten(-1, (3, 3))
 
 
-def join_label(cam2world: Tensor, intrinsics: Tensor) -> Tensor:
+def join_label(pose: Tensor, intrinsics: Tensor) -> Tensor:
     """Camera-to-world [..., 4, 4] and normalised intrinsics [..., 3, 3] -> label [..., 25]."""
-    if cam2world.shape[-2:] != (4, 4) or intrinsics.shape[-2:] != (3, 3):
-        raise ValueError(
-            f"expected [..., 4, 4] and [..., 3, 3], got {tuple(cam2world.shape)} and {tuple(intrinsics.shape)}"
-        )
-    return torch.cat([cam2world.flatten(-2), intrinsics.flatten(-2)], dim=-1)
+    if pose.shape[-2:] != (4, 4) or intrinsics.shape[-2:] != (3, 3):
+        raise ValueError(f"expected [..., 4, 4] and [..., 3, 3], got {tuple(pose.shape)} and {tuple(intrinsics.shape)}")
+    return torch.cat([pose.flatten(-2), intrinsics.flatten(-2)], dim=-1)
 
 
 def pose_matrix(turn: Tensor, shift: Tensor) -> Tensor:

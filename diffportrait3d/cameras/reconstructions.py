@@ -24,6 +24,7 @@ TRANSFORMS = "transforms.json"
 COLMAP_FILES = ("cameras.txt", "images.txt")
 COLMAP_FOLDERS = ("", "sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse")
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "FULL_OPENCV", "SIMPLE_RADIAL", "RADIAL")
+NO_PINHOLE = "no pinhole camera; undistort the images first (colmap image_undistorter)"
 DISTORTION = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 # COLMAP's models that are a pinhole camera but for distortion: how many parameters are focal lengths.
 COLMAP_MODELS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2, "FULL_OPENCV": 2}
@@ -179,7 +180,7 @@ def _frame_distortion(values: dict, where: str) -> str | None:
     model = values.get("camera_model", PINHOLES[0])
     if model not in PINHOLES or values.get("is_fisheye"):
         kind = "a fisheye lens" if values.get("is_fisheye") else f"camera_model {model!r}"
-        raise ValueError(f"{kind} is no pinhole camera; undistort the images first (colmap image_undistorter)")
+        raise ValueError(f"{kind} is {NO_PINHOLE}")
     listed = _nested_numbers(values.get("distortion_params", []), "distortion_params")
     numbers = {key: _number(values[key], key) for key in DISTORTION if values.get(key) is not None}
     numbers |= {f"distortion_params[{place}]": value for place, value in enumerate(listed)}
@@ -217,9 +218,7 @@ def _colmap_camera(line: str, where: str) -> tuple[str, tuple[list[float], str |
         raise ValueError(f"{where}: a camera has an id, a model, a size and parameters, got {line!r}")
     number, model, *values = words
     if model not in COLMAP_MODELS:
-        raise ValueError(
-            f"{where}: a {model} camera is no pinhole camera; undistort the images first (colmap image_undistorter)"
-        )
+        raise ValueError(f"{where}: a {model} camera is {NO_PINHOLE}")
     width, height, *parameters = _numbers(values, where)
     focals = COLMAP_MODELS[model]
     if len(parameters) < focals + 2 or width <= 0 or height <= 0:

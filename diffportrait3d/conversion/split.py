@@ -262,9 +262,7 @@ def verify(checkpoint: Checkpoint, output: Output) -> tuple[float, float, float]
         original, result = checkpoint.get(key), written.get(name)
         expected = original.to(result.dtype)
         if not torch.equal(expected, result):
-            raise CheckpointError(
-                f"{output.path}: {name} is not what {checkpoint.path} holds; delete it, convert again."
-            )
+            raise CheckpointError(f"{output.path}: {name} differs from {checkpoint.path}; delete it, convert again.")
         before += float(original.double().sum())
         cast += float(expected.double().sum())
         after += float(result.double().sum())

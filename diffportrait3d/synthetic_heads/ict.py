@@ -135,9 +135,7 @@ class IctHeads:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise ValueError(
-            f"{path}: no such file; the ICT heads need the quantised model (an .npz), or use the analytic heads"
-        )
+        raise ValueError(f"{path}: no such file; ICT heads need the quantised model (an .npz), or use analytic heads")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}

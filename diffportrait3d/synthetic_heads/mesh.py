@@ -109,9 +109,8 @@ def interpolate_table(x: Tensor, at: Tensor, value: Tensor) -> Tensor:
 class Noise:
     """Smooth band-limited noise in 3D: a sum of plane waves with random directions and phases, about -1..1."""
 
-    def __init__(
-        self, generator: torch.Generator, frequency: float, octaves: int = 3, waves: int = 6, gain: float = 0.6
-    ):
+    def __init__(self, generator: torch.Generator, frequency: float, octaves: int = 3):
+        waves, gain = 6, 0.6  # per octave
         scale = torch.tensor([2.0**k for k in range(octaves)]).repeat_interleave(waves) * frequency
         self.wave = torch.randn(octaves * waves, 3, generator=generator) * scale[:, None]
         self.phase = torch.rand(octaves * waves, generator=generator) * 2 * math.pi
