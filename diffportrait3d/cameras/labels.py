@@ -212,10 +212,8 @@ def _pose(forward: Tensor, centre: Tensor, roll: Tensor) -> Tensor:
     right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
     down = torch.linalg.cross(forward, right)
     angle = torch.deg2rad(roll)[..., None]
-    right, down = (
-        right * torch.cos(angle) + down * torch.sin(angle),
-        down * torch.cos(angle) - right * torch.sin(angle),
-    )
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    right, down = right * cosine + down * sine, down * cosine - right * sine
     return pose_matrix(torch.stack([right, down, forward], dim=-1), centre)
 
 

@@ -33,16 +33,14 @@ def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) ->
 
 
 def project_to_unit(points: Tensor, label: Tensor, at_infinity: bool = False) -> tuple[Tensor, Tensor]:
-    """World points in parts of the image, for networks: in batches, and finite with finite gradients everywhere.
+    """World points in parts of the image, for networks: in batches, and finite with finite gradients everywhere. Gives
+    x, y in [0, 1] (y down) [N, P, 2], meaningless behind the camera, and camera depth [N, P].
 
     It rounds otherwise than `project`: what is rendered or trained again has to be equal to the bit.
 
     Args:
         points: [N, P, 3]; directions if `at_infinity`, so that the camera's position plays no part.
         label: [N, 25].
-
-    Returns:
-        x, y in [0, 1] (y down) [N, P, 2], meaningless behind the camera, and camera depth [N, P]
     """
     pose, intrinsics = split_label(label)
     offsets = points if at_infinity else points - pose[:, None, :3, 3]

@@ -64,14 +64,8 @@ class UNetEncoder(nn.Module):
         width = config.embedding_channels
         self.time_embed = nn.Sequential(nn.Linear(config.model_channels, width), nn.SiLU(), nn.Linear(width, width))
         self.input_blocks = _input_blocks(config)
-        channels = config.channel_mult[-1] * config.model_channels
-        self.middle_block = Block(
-            [
-                ResBlock(config, channels, channels),
-                SpatialTransformer(config, channels),
-                ResBlock(config, channels, channels),
-            ]
-        )
+        c = config.channel_mult[-1] * config.model_channels
+        self.middle_block = Block([ResBlock(config, c, c), SpatialTransformer(config, c), ResBlock(config, c, c)])
 
     def embed(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
         """Timesteps [N] -> embedding [N, 4 * model_channels] in the type of the network's activations.

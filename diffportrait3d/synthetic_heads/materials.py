@@ -36,11 +36,8 @@ class Dice:
 
     def colour_jitter(self, spread: float) -> Tensor:
         """A common brightness change and a smaller one per channel."""
-        return (
-            1
-            + torch.randn(1, generator=self.generator).clamp(-2, 2) * spread
-            + torch.randn(3, generator=self.generator).clamp(-2, 2) * spread * 0.3
-        )
+        common, own = (torch.randn(n, generator=self.generator).clamp(-2, 2) * spread for n in (1, 3))
+        return 1 + common + own * 0.3
 
     def choice(self, options, weights=None):
         weights = torch.ones(len(options)) if weights is None else torch.tensor(weights)
