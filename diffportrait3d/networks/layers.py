@@ -50,9 +50,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, operations=nn):
         super().__init__()
-        hidden = 4 * channels
         self.net = nn.Sequential(
-            GEGLU(channels, hidden, operations), nn.Identity(), operations.Linear(hidden, channels)
+            GEGLU(channels, 4 * channels, operations), nn.Identity(), operations.Linear(4 * channels, channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
