@@ -74,7 +74,7 @@ class CompareStudy(Study):
         return {"titles": self.titles, "second_minus_first": against["first"]}
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = study_parser("compare", __doc__, "runs/evaluation/compare.json")
     parser.add_argument("first", type=Path, help="folder of six networks")
     parser.add_argument("second", type=Path, help="another one, of any resolution")
@@ -82,11 +82,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--pose-regressor", type=Path, help="default: pose_regressor.safetensors in the folder of the larger resolution"
     )
     add_sampling(parser)
-    return parse_study(parser, arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return run_command(lambda options: CompareStudy(options).run(), parse(arguments))
+    return run_command(lambda options: CompareStudy(options).run(), parse_study(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"{time.perf_counter() - started:.0f} s. Wrote {out}/gallery.webp, gallery.png and gallery.json")
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.gallery", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the six networks")
     parser.add_argument("--ict", type=Path, help="ICT Face Model Light: people of that kind instead of analytic ones")
@@ -113,11 +113,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_sampling(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"), help="folder (default %(default)s)")
     add_device(parser)
-    return parse_options(parser, arguments, seed=0, views=2, steps=1)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return run_command(run, parse(arguments))
+    return run_command(run, parse_options(parser, arguments, seed=0, views=2, steps=1))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def generate(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}")
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, help="folder of the six networks, of any width")
     parser.add_argument("--data", type=Path, required=True, help="dataset with a test split")
@@ -79,11 +79,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_sampling(parser, PAPER)
     parser.add_argument("--seed", type=int, default=0, help="identity k uses seed + k")
     parser.add_argument("--device", default="cpu")
-    return parse_options(parser, arguments, identities=1, views=1, steps=1)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return run_command(generate, parse(arguments))
+    return run_command(generate, parse_options(parser, arguments, identities=1, views=1, steps=1))
 
 
 if __name__ == "__main__":

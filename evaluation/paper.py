@@ -165,7 +165,7 @@ def run(options: argparse.Namespace) -> list[Measured]:
     return results
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.paper", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("views", type=Path, nargs="+", help="folders of generated views")
@@ -188,11 +188,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         options.miniature = WEIGHTS
     if any(size < 32 or size % 8 for size in options.sizes):
         parser.error(f"--sizes must be multiples of 8 from 32 on, got {' '.join(map(str, options.sizes))}")
-    return options
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return run_command(run, parse(arguments))
+    return run_command(run, options)
 
 
 if __name__ == "__main__":

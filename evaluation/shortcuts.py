@@ -72,14 +72,10 @@ class ShortcutStudy(SamplingStudy):
         return counts.flops.total() / 1e12
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = study_parser("shortcuts", __doc__, "runs/evaluation/shortcuts.json", add_weights)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    return parse_study(parser, arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return run_command(lambda options: ShortcutStudy(options).run(), parse(arguments))
+    return run_command(lambda options: ShortcutStudy(options).run(), parse_study(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -42,16 +42,12 @@ class SolverStudy(SamplingStudy):
         return f"guidance {self.options.guidance}, DDIM's eta {self.options.eta}"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = study_parser("solvers", __doc__, "runs/evaluation/solvers.json", add_weights)
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
     parser.add_argument("--steps", nargs="+", type=int, default=[8, 4, 6, 12, 25], help="default: 8 4 6 12 25")
     add_guidance(parser)
-    return parse_study(parser, arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return run_command(lambda options: SolverStudy(options).run(), parse(arguments))
+    return run_command(lambda options: SolverStudy(options).run(), parse_study(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def test_shortcuts_and_what_they_save(weights, ball_dataset, tmp_path, capsys):
 @pytest.mark.parametrize(("steps", "message"), [(["0"], "--steps"), (["4", "-1"], "--steps")])
 def test_options_are_checked(steps, message, capsys):
     with pytest.raises(SystemExit):
-        solvers.parse(["--steps", *steps])
+        solvers.main(["--steps", *steps])
     assert message in capsys.readouterr().err
 
 

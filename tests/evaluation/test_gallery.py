@@ -44,5 +44,5 @@ def test_writes_the_pictures(weights, tmp_path, capsys):
 @pytest.mark.parametrize(("option", "value"), [("views", "1"), ("steps", "0"), ("seed", "-1")])
 def test_options_are_checked(option, value, capsys):
     with pytest.raises(SystemExit):
-        gallery.parse([f"--{option}", value])
+        gallery.main([f"--{option}", value])
     assert f"--{option}" in capsys.readouterr().err
