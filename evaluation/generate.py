@@ -23,7 +23,7 @@ from diffportrait3d.pipeline import Sampling
 from .studies.command import add_sampling, parse_options, run_command, sampling_of
 from .studies.generator import ViewGenerator
 from .studies.study import check_resolution
-from .subjects.dataset import IDENTITIES, Subject, held_out_lines, load_subject
+from .subjects.dataset import IDENTITIES, held_out_lines, load_subject
 from .subjects.misalignment import MISALIGNMENTS
 from .subjects.variants import ABLATION_VARIANTS, ORDER_VARIANTS
 from .subjects.view_folders import REFERENCES, TASKS, Views, write_header, write_views
@@ -35,14 +35,6 @@ VARIANTS = [
     if (variant.references, variant.person) == (1, "own") and variant.condition != "swapped"
     if name not in ORDER_VARIANTS and not variant.misaligned  # that is --reference
 ]
-
-
-def task_subject(root: Path, line: dict, task: str, views: int) -> Subject:
-    """The subject whose targets are what the task asks for; masks where the dataset has exact depth."""
-    with_depth = all("depth" in view for view in line["views"][: views + 1])
-    if task == "reconstruction":  # the reference is the first target, too
-        line = line | {"views": [line["views"][0], *line["views"][:views]]}
-    return load_subject(root, line, views, depth=with_depth)
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -57,7 +49,10 @@ def generate(options: argparse.Namespace) -> None:
     for index, line in enumerate(tqdm(lines, desc=f"{options.task}, {options.reference}", unit="id")):
         if (options.out / line["id"]).is_dir():
             continue
-        subject = task_subject(options.data, line, options.task, options.views)
+        exact = all("depth" in view for view in line["views"][: options.views + 1])
+        if options.task == "reconstruction":  # the reference is the first target, too
+            line = line | {"views": [line["views"][0], *line["views"][: options.views]]}
+        subject = load_subject(options.data, line, options.views, depth=exact)  # masks where there is exact depth
         check_resolution(subject, generator, options)
         proxies, seed = generator.proxies(subject), options.seed + index
         made = generator.generate(variant, subject, proxies, seed, sampling_of(options))[:kept]

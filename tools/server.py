@@ -88,13 +88,16 @@ class Server:
 
     def _start(self, host: Path) -> None:
         pack = link_pack(self.base_directory).name
-        cpu = _no_accelerator() if self.cpu is None else self.cpu
+        if self.cpu is None:
+            import torch
+
+            self.cpu = not torch.accelerator.is_available()
         command = [
             *(sys.executable, str(host / "main.py")),
             *("--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base_directory)),
             *("--disable-all-custom-nodes", "--whitelist-custom-nodes", pack, "--disable-api-nodes"),
             *("--disable-auto-launch", "--database-url", "sqlite:///:memory:", "--use-pytorch-cross-attention"),
-            *(["--cpu"] if cpu else []),
+            *(["--cpu"] if self.cpu else []),
             *self.options,
         ]
         with open(self.base_directory / "server.log", "wb") as log:
@@ -140,9 +143,3 @@ def _claim_port(port: int | None) -> int:
                 " with PORT=number, or leave PORT out to use a free one."
             ) from None
         return probe.getsockname()[1]
-
-
-def _no_accelerator() -> bool:
-    import torch
-
-    return not torch.accelerator.is_available()

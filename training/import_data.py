@@ -58,8 +58,9 @@ def import_source(
         print(f"{len(groups) - len(todo)} of {len(groups)} groups are there already", file=sys.stderr)
     skipped = _each(_import_group, todo, (source, out, resolution), workers, "portraits")
     done = [group for group in groups if group.id not in skipped]
-    if done:
-        _write_cameras(out)
+    if done:  # every imported portrait's camera in the form of EG3D's `dataset.json`, for renders of conditions
+        rows = [[view["image"], view["label"]] for record in _imported(out) for view in record["views"]]
+        write_text(out / "cameras.json", json.dumps({"labels": rows}))
     todo = [group for group in done if _record(out, group).get("conditions") != conditions.kind]
     skipped |= _each(_add_conditions, todo, (conditions, out, resolution), workers, "conditions")
     reasons = out / "left_out" / f"{source.name}.json"
@@ -146,12 +147,6 @@ def _plans(out: Path) -> dict[str, dict[str, Any]]:
 def _imported(out: Path) -> list[dict[str, Any]]:
     groups = [ViewGroup(**group) for plan in _plans(out).values() for group in plan["groups"]]
     return [_record(out, group) for group in groups if _record_path(out, group).is_file()]
-
-
-def _write_cameras(out: Path) -> None:
-    """Every imported portrait's camera in the form of EG3D's `dataset.json`, for renders of conditions."""
-    rows = [[view["image"], view["label"]] for record in _imported(out) for view in record["views"]]
-    write_text(out / "cameras.json", json.dumps({"labels": rows}))
 
 
 def _write_manifest(out: Path, resolution: int) -> Path:

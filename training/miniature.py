@@ -109,14 +109,6 @@ def is_complete(data: Path) -> bool:
         return False
 
 
-def render_data(preset: str, data: Path, ict: Path | None) -> None:
-    """Render the preset's dataset; one that is complete is left as it is, an interrupted one continues."""
-    if is_complete(data):
-        print(f"data: '{data}' is there.")
-    elif render.main(render_arguments(preset, data, ict)) != 0:
-        raise ValueError(f"Rendering to '{data}' failed; the message is above.")
-
-
 def stage_configs(options: argparse.Namespace, *more: str) -> list[StageConfig]:
     """The settings of all stages, before anything is done: a typing error must not cost hours. `more`: overrides."""
     return [
@@ -132,7 +124,10 @@ def stage_configs(options: argparse.Namespace, *more: str) -> list[StageConfig]:
 def run(options: argparse.Namespace) -> None:
     """Data and all stages, and a table of what they took."""
     configs = stage_configs(options)
-    render_data(options.preset, options.data, options.ict)
+    if is_complete(options.data):
+        print(f"data: '{options.data}' is there.")
+    elif render.main(render_arguments(options.preset, options.data, options.ict)) != 0:
+        raise ValueError(f"Rendering to '{options.data}' failed; the message is above.")
     print("\n" + table([run_stage(stage.build, config) for stage, config in zip(STAGES, configs, strict=True)]))
     if options.export:
         files = export(options.out, options.weights)
@@ -218,26 +213,23 @@ def without_paths(training: dict[str, Any]) -> dict[str, Any]:
     return {**training, "config": config}
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
         prog="python -m training.miniature", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--preset", choices=PRESETS, default="cpu", help="cpu: 128 px, hours on two cores; gpu: 256 px")
-    p.add_argument("--out", type=Path, default=Path("runs/miniature"), help="folder of the run")
-    p.add_argument("--data", type=Path, help="multi-view dataset; rendered if absent (default: OUT/data)")
-    p.add_argument("--ict", type=Path, help="ICT face model (.npz) to render people from; without it all are analytic")
-    p.add_argument("--start", type=Path, help="folder of six networks to start from, e.g. weights/miniature")
-    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
-                   help="override a value of every stage, e.g. loop.threads=1")  # fmt: skip
-    p.add_argument("--threads", type=int, help="torch threads (short for --set loop.threads=N)")
-    p.add_argument("--minutes", type=float, help="time for rendering and all stages together")
-    p.add_argument("--export", action="store_true", help="write weights/miniature at the end")
-    p.add_argument("--weights", type=Path, default=Path("weights/miniature"), help="where --export writes")
-    return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    options = parser().parse_args(argv)
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, default="cpu", help="cpu: 128 px, hours on two cores; gpu: 256 px")
+    add("--out", type=Path, default=Path("runs/miniature"), help="folder of the run")
+    add("--data", type=Path, help="multi-view dataset; rendered if absent (default: OUT/data)")
+    add("--ict", type=Path, help="ICT face model (.npz) to render people from; without it all are analytic")
+    add("--start", type=Path, help="folder of six networks to start from, e.g. weights/miniature")
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override a value of every stage, e.g. loop.threads=1")  # fmt: skip
+    add("--threads", type=int, help="torch threads (short for --set loop.threads=N)")
+    add("--minutes", type=float, help="time for rendering and all stages together")
+    add("--export", action="store_true", help="write weights/miniature at the end")
+    add("--weights", type=Path, default=Path("weights/miniature"), help="where --export writes")
+    options = parser.parse_args(argv)
     options.data = options.data or options.out / "data"
     if options.threads is not None:
         options.overrides = [*options.overrides, f"loop.threads={options.threads}"]
