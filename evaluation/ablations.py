@@ -68,9 +68,10 @@ class AblationStudy(Study):
             subject.other_conditions = render_camera_images(subject.labels, size, person)
         return subject
 
-    def more_metrics(self, name: str, subject: Subject, views: dict[str, Tensor]) -> dict[str, float]:
-        distances = self.distances(views[name], subject)
-        return {"mini_lpips": distances.mean().item()} | measure_variant(name, views, subject, distances)
+    def more_metrics(
+        self, name: str, subject: Subject, views: dict[str, Tensor], distances: Tensor
+    ) -> dict[str, float]:
+        return measure_variant(name, views, subject, distances)
 
     def save_page(self, index: int, subject: Subject, views: dict[str, Tensor]) -> None:
         """References, conditions and ground truth on top, the variants below; all of them, and theme by theme."""

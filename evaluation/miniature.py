@@ -14,15 +14,12 @@ from __future__ import annotations
 
 import argparse
 
-from torch import Tensor
-
 from diffportrait3d.command import run_main
 
 from .metrics.views import METRICS
 from .studies.command import add_batch, add_sampling, add_weights, parse_study, run_command, study_parser
 from .studies.generator import ViewGenerator
 from .studies.study import Study
-from .subjects.dataset import Subject
 from .subjects.variants import PART_VARIANTS
 
 
@@ -35,9 +32,6 @@ class MiniatureStudy(Study):
         super().__init__(
             options, PART_VARIANTS, ViewGenerator(options.weights, None, options.device, options.precision)
         )
-
-    def more_metrics(self, name: str, subject: Subject, views: dict[str, Tensor]) -> dict[str, float]:
-        return {}
 
     def facts(self, records: list[dict], against: dict) -> dict:
         return {"full_minus_arm": against}

@@ -31,15 +31,26 @@ def masked_l1(images: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return error / (3 * weight.sum(dim=(1, 2, 3)))
 
 
-@torch.inference_mode()
 def mini_lpips(images: Tensor, truth: Tensor, autoencoder: AutoencoderKL) -> Tensor:
     """Perceptual distance per view in the manner of LPIPS, by the miniature's own autoencoder: NOT LPIPS.
 
     Squared distance of channel-normalised features of every level of its encoder, averaged over pixels and summed
     over levels. Images on the autoencoder's device.
     """
-    levels = zip(*(autoencoder.encoder.features(x * 2 - 1) for x in (images, truth)), strict=True)
-    return sum((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2)) for a, b in levels)
+    return feature_distance(unit_features(images, autoencoder), unit_features(truth, autoencoder))
+
+
+@torch.inference_mode()
+def unit_features(images: Tensor, autoencoder: AutoencoderKL) -> list[Tensor]:
+    """What `mini_lpips` compares of images [N, 3, H, W]: [N, C, h, w] per level."""
+    return [F.normalize(level, dim=1) for level in autoencoder.encoder.features(images * 2 - 1)]
+
+
+@torch.inference_mode()
+def feature_distance(features: list[Tensor], truth: list[Tensor]) -> Tensor:
+    """Of R rows of V views and of the true views: [R * V]."""
+    rows = [level.unflatten(0, (-1, len(wanted))) for level, wanted in zip(features, truth, strict=True)]
+    return sum((a - b).square().sum(2).mean((2, 3)) for a, b in zip(rows, truth, strict=True)).flatten()
 
 
 def background_variation(images: Tensor, truth: Tensor, mask: Tensor) -> float:

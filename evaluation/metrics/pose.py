@@ -53,7 +53,7 @@ class PoseRegressor(nn.Module):
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Like forward, averaged with the mirrored images (the same head seen from the mirrored side)."""
-        mirror = torch.tensor([-1.0, 1.0, 1.0])
+        mirror = torch.tensor([-1.0, 1.0, 1.0], device=images.device)
         return F.normalize(self(images) + self(images.flip(-1)) * mirror, dim=-1)
 
 

@@ -9,7 +9,7 @@ from diffportrait3d.cameras.labels import viewing_directions, yaw_pitch
 from ..subjects.dataset import Subject
 from .images import background_variation, leak, masked_l1, psnr, ssim
 from .metric import Metric
-from .pose import PoseRegressor, angle_between
+from .pose import angle_between
 from .reprojection import reprojection_error
 
 METRICS = {
@@ -34,13 +34,13 @@ QUALITY_METRICS = {name: ABLATION_METRICS[name] for name in ("pose", "mini_lpips
 FAR_DEGREES = 40.0  # between the camera of a view and that of the first reference
 
 
-def measure(images: Tensor, subject: Subject, regressor: PoseRegressor, pairs: list) -> dict[str, float]:
+def measure(images: Tensor, subject: Subject, seen: Tensor, pairs: list) -> dict[str, float]:
     """METRICS of one subject's views [V, 3, H, W] in [0, 1], averaged over the views; NaN where undefined.
 
+    seen: directions that the pose regressor reads in them [V, 3].
     pairs: of `reprojection.reprojection_pairs`.
     """
     truth, asked = subject.images, viewing_directions(subject.labels)
-    seen = regressor.predict(images * 2 - 1)
     (yaw, pitch), (asked_yaw, asked_pitch) = yaw_pitch(seen), yaw_pitch(asked)
     return {
         "pose": angle_between(seen, asked).mean().item(),

@@ -26,7 +26,7 @@ from training.dataset.images import DataError
 from training.engine.workers import call, worker_pool
 
 from ..metrics import faces
-from ..metrics.images import mini_lpips
+from ..metrics.images import feature_distance, unit_features
 from ..metrics.pose import load_pose_regressor
 from ..metrics.reprojection import reprojection_pairs
 from ..metrics.views import QUALITY_METRICS, measure
@@ -83,7 +83,9 @@ class Study:
         self.options, self.variants, self.generator = options, variants, generator
         self.store = ViewStore(options.store, generator, sampling or sampling_of(options))
         regressor = options.pose_regressor or options.weights / "pose_regressor.safetensors"
-        self.regressor, self.regressor_hash = load_pose_regressor(regressor), file_hash(regressor)
+        self.pipeline = generator.pipeline
+        self.regressor = load_pose_regressor(regressor).to(self.pipeline.device)
+        self.regressor_hash = file_hash(regressor)
         self.faces = faces.load_face_networks(options.faces, options.store / "faces")
         self.references = max((variant.references for variant in variants.values()), default=1)
         self.titles = CONTEXT | {name: variant.title for name, variant in variants.items()}
@@ -99,8 +101,8 @@ class Study:
             **{name: getattr(sampling, name) for name in ("solver", "steps", "guidance", "eta", "guided")},
             "seed": options.seed,
             "faces_sha256": self.faces and self.faces.sha256,
-            "linear_end": self.generator.pipeline.schedule.linear_end,
-            "resolution": self.generator.pipeline.resolution,
+            "linear_end": self.pipeline.schedule.linear_end,
+            "resolution": self.pipeline.resolution,
             "arms": {name: asdict(variant) for name, variant in self.variants.items()},
         }
 
@@ -139,22 +141,31 @@ class Study:
 
     def results(self, subject: Subject, views: dict[str, Tensor]) -> dict[str, dict[str, float]]:
         """The metrics of every row of the table."""
-        pairs = reprojection_pairs(subject.depth, subject.mask, subject.labels)
-        return {
-            name: measure(images, subject, self.regressor, pairs) | self.more_metrics(name, subject, views)
-            for name, images in views.items()
-            if name in self.titles
-        }
+        pairs, autoencoder = reprojection_pairs(subject.depth, subject.mask, subject.labels), self.pipeline.autoencoder
+        rows = {name: images for name, images in views.items() if name in self.titles}
+        seen = self.judge(rows, lambda images: self.regressor.predict(images * 2 - 1))
+        found = {name: measure(images, subject, seen[name], pairs) for name, images in rows.items()}
+        if "mini_lpips" in self.metrics:
+            truth = unit_features(subject.images.to(self.pipeline.device), autoencoder)
+            far = self.judge(rows, lambda images: feature_distance(unit_features(images, autoencoder), truth))
+            for name, distances in far.items():
+                found[name]["mini_lpips"] = distances.mean().item()
+                found[name] |= self.more_metrics(name, subject, views, distances)
+        return found
 
-    def more_metrics(self, name: str, subject: Subject, views: dict[str, Tensor]) -> dict[str, float]:
-        """Besides METRICS, of one row."""
-        return {"mini_lpips": self.distances(views[name], subject).mean().item()}
+    def judge(self, rows: dict[str, Tensor], network: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """What a network says of the images [V, 3, H, W] of every row, [V, ...] each; on its device, in float32, the
+        images of --batch rows at once."""
+        count, batch = len(next(iter(rows.values()))), getattr(self.options, "batch", 1)
+        chunks = torch.cat(list(rows.values())).split(batch * count)
+        said = torch.cat([network(images.to(self.pipeline.device)).cpu() for images in chunks])
+        return dict(zip(rows, said.split(count), strict=True))
 
-    def distances(self, images: Tensor, subject: Subject) -> Tensor:
-        """mini-LPIPS to the truth, [V]."""
-        pipeline = self.generator.pipeline
-        pair = images.to(pipeline.device), subject.images.to(pipeline.device)
-        return mini_lpips(*pair, pipeline.autoencoder).cpu()
+    def more_metrics(
+        self, name: str, subject: Subject, views: dict[str, Tensor], distances: Tensor
+    ) -> dict[str, float]:
+        """Besides METRICS and mini-LPIPS, of one row. distances: mini-LPIPS of its views [V]."""
+        return {}
 
     def face_embeddings(self, subject: Subject, views: dict[str, Tensor]) -> dict | None:
         """Of the portrait and of every row, as text; their metrics need those of everybody."""
@@ -222,7 +233,7 @@ class Study:
     def run(self) -> dict:
         """Measure what is not measured yet; print and write tables, JSON and images; return the results."""
         started, options = time.perf_counter(), self.options
-        options.data = test_data(options, self.generator.pipeline.resolution)
+        options.data = test_data(options, self.pipeline.resolution)
         records, metrics = self.measure_all(), self.with_faces(self.metrics)
         summary = means(records, self.titles, metrics)
         against = differences(records, self.baseline, self.rows, metrics)

@@ -9,6 +9,7 @@ import torch
 
 from diffportrait3d.pipeline import Sampling
 from evaluation import ablations, miniature
+from evaluation.metrics.pose import PoseRegressor
 from evaluation.studies.generator import ViewGenerator
 from evaluation.studies.view_store import SubjectViews, ViewStore, variant_inputs
 from evaluation.subjects.dataset import Subject, held_out_lines, load_subject
@@ -59,16 +60,19 @@ def test_commands_share_views_of_the_same_arm(weights, ball_dataset, tmp_path, g
     assert first["summary"] == second["summary"] and first["seconds_per_identity"] == second["seconds_per_identity"]
 
 
-def test_people_are_made_together(weights, ball_dataset, tmp_path, generated):
+def test_people_are_made_together(weights, ball_dataset, tmp_path, generated, monkeypatch):
     """The numbers of one by one, but for pixels that are rounded to the other side of 8 bits; what an earlier command
-    has left is not made again."""
+    has left is not made again, and networks judge several rows at once."""
+    judged, predict = [], PoseRegressor.predict
+    monkeypatch.setattr(PoseRegressor, "predict", lambda *given: judged.append(len(given[1])) or predict(*given))
     few = ["--arms", "two_references", "no_view_consistency", "random_noise", "--solver", "ddim"]
     more = ["--identities", "3", "--views", "3", "--steps", "2"]
     alone, together = (command(weights, ball_dataset, tmp_path / name, "a.json", *few, *more) for name in ("1", "2"))
-    assert ablations.main(alone) == 0 and len(generated) == 12
+    assert ablations.main(alone) == 0 and len(generated) == 12 and judged == 3 * 8 * [3]
     del generated[:]
     assert ablations.main([*together, "--identities", "1"]) == 0 and len(generated) == 4
-    assert ablations.main([*together, "--batch", "2"]) == 0 and len(generated) == 4
+    del judged[:]
+    assert ablations.main([*together, "--batch", "2"]) == 0 and len(generated) == 4 and judged == 2 * 4 * [6]
     alone, together = (json.loads((tmp_path / name / "a.json").read_text())["identities"] for name in ("1", "2"))
     assert [record["id"] for record in together] == [record["id"] for record in alone]
     for own, other in zip(together, alone, strict=True):
