@@ -66,10 +66,10 @@ def analytic_head(generator: torch.Generator) -> HeadMesh:
     part[: len(skin)][_mouth_gap(skin, shape)] = SOCKET
     skull = torch.nonzero((skin[:, 1] > -9) & ((skin[:, 2] < 9.0) | (skin[:, 1] > 6))).squeeze(1)
     landmarks = _landmarks(skin, eyes, eye_radius, shape)
-    return HeadMesh(vertices, vertices, triangles, part, landmarks, landmarks, eyes, eye_radius, skull, ears)
+    return HeadMesh(vertices, vertices, triangles, part, landmarks, landmarks, eyes, eye_radius, skull)
 
 
-def _sections(shape: Shape) -> Tensor:
+def _sections() -> Tensor:
     """The table at ROWS heights, rounded: [5, ROWS]."""
     table = torch.tensor(_SECTIONS).T.contiguous()
     at = torch.linspace(0, table.shape[1] - 1, ROWS)
@@ -81,7 +81,7 @@ def _sections(shape: Shape) -> Tensor:
 
 
 def _skull_and_face(shape: Shape) -> Tensor:
-    y_front, y_back, half, front, back = _sections(shape)[:, :, None]
+    y_front, y_back, half, front, back = _sections()[:, :, None]
     phi = torch.arange(COLUMNS) * (2 * math.pi / COLUMNS) - math.pi
     phi = phi - 0.35 * torch.sin(phi)  # more columns in front
     sine, cosine = torch.sin(phi), torch.cos(phi)
@@ -207,8 +207,8 @@ def _landmarks(skin: Tensor, eyes: Tensor, radius: float, shape: Shape) -> Tenso
     tip, base = shape.eye_y - 3.1 * shape.nose_length, shape.eye_y - 4.5 * shape.nose_length
     marks += surface([(0.0, shape.eye_y + (tip - shape.eye_y) * k / 3 + 0.2 * (1 - k / 3)) for k in range(4)])
     marks += surface([(x, base) for x in (-1.2, -0.6, 0.0, 0.6, 1.2)])
-    for eye, inner in zip(eyes, (1, -1), strict=True):
-        marks += _eye_marks(eye, radius, shape, inner)
+    for eye in eyes:
+        marks += _eye_marks(eye, radius, shape)
     u = shape.mouth_width
     gap = shape.opening / 2
     top, bottom = [0.0, 0.62, 0.86, 0.78, 0.86, 0.62, 0.0], [0.62, 0.95, 1.02, 0.95, 0.62]
@@ -223,7 +223,7 @@ def _landmarks(skin: Tensor, eyes: Tensor, radius: float, shape: Shape) -> Tenso
     return torch.stack(marks + surface(outer) + surface(inside))
 
 
-def _eye_marks(eye: Tensor, radius: float, shape: Shape, inner: int) -> list[Tensor]:
+def _eye_marks(eye: Tensor, radius: float, shape: Shape) -> list[Tensor]:
     """Six marks around one eye from image left to image right over the upper lid and back along the lower one."""
     side = float(eye[0].sign())
     marks = []

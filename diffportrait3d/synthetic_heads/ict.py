@@ -53,7 +53,7 @@ class IctHeads:
         self.triangles, triangle_material = _split_quads(quads[drawn], material[drawn])
         self.part = self._parts(triangle_material, names)
         self._eyes = [quads[material == names.index(f"M_Sclera{side}")].unique() for side in ("Right", "Left")]
-        self.skull, self._ear = self._skull()
+        self.skull = self._skull()
 
     def head(self, generator: torch.Generator) -> HeadMesh:
         """A random person with a random mild expression."""
@@ -73,7 +73,6 @@ class IctHeads:
         low, high = (torch.stack([getattr(rest[eye], end)(0) for eye in self._eyes]) for end in ("amin", "amax"))
         eye_radius = float((high - low)[:, :2].mean()) / 2
         eyes = torch.cat([(low + high)[:, :2] / 2, low[:, 2:] + eye_radius], 1)
-        ears = torch.stack([rest[ear].mean(0) for ear in self._ear])
         used, triangles = self.triangles.unique(return_inverse=True)
         return HeadMesh(
             vertices=posed[used],
@@ -85,7 +84,6 @@ class IctHeads:
             eyes=eyes,
             eye_radius=eye_radius,
             skull=torch.searchsorted(used, self.skull),
-            ears=ears,
         )
 
     def sample_expression(self, generator: torch.Generator) -> dict[str, float]:
@@ -112,13 +110,12 @@ class IctHeads:
         part[list(MOUTH_CAVITY)] = SOCKET
         return part
 
-    def _skull(self) -> tuple[Tensor, list[Tensor]]:
+    def _skull(self) -> Tensor:
         p, skin = self.mean, torch.zeros(len(self.mean), dtype=torch.bool)
         skin[self.triangles.unique()] = True
         skin &= self.part == SKIN
         ear_box = (p[:, 0].abs() > 7.0) & (p[:, 1] > -3.5) & (p[:, 1] < 7.5) & (p[:, 2] > -4.0) & (p[:, 2] < 4.2)
-        ears = [torch.nonzero(skin & ear_box & (p[:, 0] * side > 0)).squeeze(1) for side in (-1, 1)]
-        return torch.nonzero(skin & ~ear_box & (p[:, 1] > -9)).squeeze(1), ears
+        return torch.nonzero(skin & ~ear_box & (p[:, 1] > -9)).squeeze(1)
 
     def _align(self, rest: Tensor) -> tuple[Tensor, Tensor, float]:
         """Bring eyes and mouth to the mean's place and half-way to its size, as a landmark-aligned crop does."""

@@ -50,7 +50,6 @@ class HeadMesh:
         landmarks, posed_landmarks: [68, 3] without and with the expression (iBUG order).
         eyes: [2, 3], eyeball centres (subject's right eye, at -x, first).
         skull: [S], vertices under the hair.
-        ears: [2, 3], centres of the ears.
     """
 
     vertices: Tensor
@@ -62,7 +61,6 @@ class HeadMesh:
     eyes: Tensor
     eye_radius: float
     skull: Tensor
-    ears: Tensor
 
 
 def to_world(points: Tensor) -> Tensor:
