@@ -134,18 +134,15 @@ class Pipeline:
         networks, facts = {}, {}
         for kind in ("unet", "reference_encoder", "view_controlnet", "view_consistency", "autoencoder", "novel_view"):
             networks[kind], facts[kind] = load_network(Path(folder) / f"{kind}.safetensors", expect=kind)
+        autoencoder, novel_view = networks.pop("autoencoder"), networks.pop("novel_view")
         views = facts["view_consistency"]
         denoiser = Denoiser(
-            networks["unet"],
-            networks["reference_encoder"],
-            networks["view_controlnet"],
-            networks["view_consistency"],
+            **networks,
             reference_timestep=facts["reference_encoder"].get("reference_timestep", "current"),
             middle_view_attention=views.get("middle_view_attention", "unconditional"),
         )
         schedule = Schedule(linear_end=facts["unet"].get("linear_end", 0.012))
-        window = views_of(views) or WINDOW
-        return cls(denoiser, networks["autoencoder"], networks["novel_view"], schedule, window, device)
+        return cls(denoiser, autoencoder, novel_view, schedule, views_of(views) or WINDOW, device)
 
     def with_networks(self, **networks: nn.Module | None) -> Pipeline:
         """A pipeline that shares this one's networks but for those given, under the names of `Denoiser`'s arguments.

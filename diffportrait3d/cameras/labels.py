@@ -173,7 +173,6 @@ def trajectory(
     views: int,
     yaw: float | tuple[float, float] = (-45.0, 45.0),
     pitch: float | tuple[float, float] = (-10.0, 10.0),
-    turns: float = 2.0,
     around: str = "pivot",
     **camera: Any,
 ) -> Tensor:
@@ -181,7 +180,7 @@ def trajectory(
 
     "arc": yaw from first to last value at the middle pitch. "orbit": one closed loop, yaw as sine and pitch
     as cosine, the way EG3D's videos move. "figure_eight": a closed lying eight. "spiral": from the middle
-    outwards in `turns` turns.
+    outwards in two turns.
     around, camera (roll, radius, focal, pivot): as in `orbit_camera`.
     """
     if kind not in TRAJECTORIES:
@@ -193,7 +192,8 @@ def trajectory(
         across, up = (2 * step / max(views - 1, 1) - 1 if views > 1 else torch.zeros(1)), torch.zeros(views)
     elif kind == "spiral":
         reach = step / max(views - 1, 1)
-        across, up = (reach * torch.sin(2 * math.pi * turns * reach), reach * torch.cos(2 * math.pi * turns * reach))
+        phase = 2 * math.pi * 2 * reach
+        across, up = reach * torch.sin(phase), reach * torch.cos(phase)
     else:
         phase = 2 * math.pi * step / views
         across = torch.sin(phase)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .mesh import GUMS, SKIN, SOCKET, TABLES, TEETH, HeadMesh, Noise, Surface, gauss, grid_triangles, smooth
+from .mesh import SKIN, SOCKET, TABLES, TEETH, HeadMesh, Noise, Surface, gauss, grid_triangles, smooth
 from .scene import Background, Light
 
 SKIN_TONES, NATURAL_HAIR, DYED_HAIR, IRISES, CLOTH = (
@@ -105,11 +105,7 @@ def paint_head(mesh: HeadMesh, look: Look, generator: torch.Generator) -> Surfac
     albedo = _mix(albedo, look.brow, brows)
     albedo = _mix(albedo, torch.tensor([0.06, 0.045, 0.04]), _lashes(p, marks) * (0.6 + 0.4 * look.makeup))
     skin = mesh.part == SKIN
-    for part, colour, shine in (
-        (TEETH, [0.90, 0.87, 0.80], 0.6),
-        (GUMS, [0.58, 0.27, 0.26], 0.4),
-        (SOCKET, [0.36, 0.14, 0.13], 0.1),
-    ):
+    for part, colour, shine in ((TEETH, [0.90, 0.87, 0.80], 0.6), (SOCKET, [0.36, 0.14, 0.13], 0.1)):
         albedo[mesh.part == part] = torch.tensor(colour)
         specular[mesh.part == part] = shine
     specular = specular * (1 - 0.6 * beard * skin)

@@ -23,7 +23,7 @@ from ..cameras.labels import PIVOT
 UNIT = 0.0185
 HEAD_ORIGIN = (0.0, 3.0, 3.5)  # the point of the head frame that sits at the cameras' pivot
 
-SKIN, TEETH, GUMS, SOCKET = range(4)
+SKIN, TEETH, SOCKET = range(3)
 TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))  # of numbers
 
 
@@ -46,7 +46,7 @@ class HeadMesh:
     Attributes:
         vertices, rest: [V, 3] with and without the expression (`rest` anchors the colours).
         triangles: [T, 3].
-        part: [V], one of SKIN, TEETH, GUMS, SOCKET.
+        part: [V], one of SKIN, TEETH, SOCKET.
         landmarks, posed_landmarks: [68, 3] without and with the expression (iBUG order).
         eyes: [2, 3], eyeball centres (subject's right eye, at -x, first).
         skull: [S], vertices under the hair.

@@ -170,9 +170,8 @@ def fibonacci_sphere(count: int) -> Tensor:
 def _around(direction: Tensor, spread: float) -> list[Tensor]:
     u = _across(direction)
     v = torch.linalg.cross(direction, u)
-    return [
-        normalize(direction + spread * (a * u + b * v), dim=0) for a, b in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
-    ]
+    cross = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+    return [normalize(direction + spread * (a * u + b * v), dim=0) for a, b in cross]
 
 
 def _across(way: Tensor) -> Tensor:
