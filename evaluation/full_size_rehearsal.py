@@ -15,11 +15,13 @@ import argparse
 import json
 import math
 import mmap
+import multiprocessing
 import os
-import subprocess
+import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from diffportrait3d import convert
 from diffportrait3d.conversion.layout import CONTROL, METHOD, SCHEDULE, UNET, VAE, official_shapes
 from diffportrait3d.conversion.split import BASE_FILE
 from diffportrait3d.denoiser import Denoiser
@@ -236,20 +239,17 @@ def workflow(full_size: bool) -> dict:
     return prompt
 
 
-def run(stage: str, *command: str) -> int:
-    """Runs a process to its end, prints its time and peak memory, and gives the latter in bytes.
+def measured(stage: str, work: Callable[..., int | None], *arguments: object) -> int:
+    """Does a stage in this process, prints its time and peak memory, and gives the latter in bytes.
 
     Raises:
         SystemExit: it failed.
     """
     start = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", *command])
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if status := work(*arguments):
+        raise SystemExit(f"{stage} failed with status {status}.")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(f"[{stage}] {time.monotonic() - start:.0f} s, peak memory {peak / 1e9:.2f} GB\n", flush=True)
-    if process.returncode:
-        raise SystemExit(f"{stage} failed with status {process.returncode}.")
     return peak
 
 
@@ -263,7 +263,7 @@ def check_conversion(peak: int, config: UNetConfig, dtype: torch.dtype) -> None:
         raise SystemExit(f"The converter may take {CONVERSION_LIMIT} of the largest network.")
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.full_size_rehearsal", description=__doc__.split("\n")[0]
     )
@@ -272,30 +272,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model-channels", type=int, default=UNetConfig.model_channels)
     parser.add_argument("--context-dim", type=int, default=UNetConfig.context_dim)
     parser.add_argument("--stage", choices=STAGES, help="only this one (default: all that is not done yet)")
-    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def main() -> int:
-    given = parse_arguments()
+    given = parser.parse_args()
+    folder, dtype = given.folder, DTYPES[given.dtype]
     config = UNetConfig(model_channels=given.model_channels, context_dim=given.context_dim)
-    checkpoint = given.folder / CHECKPOINT
-    if given.in_process:
-        if given.stage == "build":
-            build(checkpoint, config, DTYPES[given.dtype])
-        else:
-            stages = {"host": guided_step, "host-passes": host_passes, "core-passes": core_passes}
-            stages[given.stage](given.folder, config)
-        return 0
-    given.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / CHECKPOINT
+    work = {
+        "build": (build, checkpoint, config, dtype),
+        "convert": (convert.main, [str(checkpoint), "--out", str(folder / "converted"), "--verify"]),
+        "host": (guided_step, folder, config),
+        "host-passes": (host_passes, folder, config),
+        "core-passes": (core_passes, folder, config),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
     for stage in [given.stage] if given.stage else STAGES:
+        if stage == "build" and not given.stage and checkpoint.exists():
+            continue
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            peak = process.submit(measured, stage, *work[stage]).result()
         if stage == "convert":
-            command = ["diffportrait3d.convert", str(checkpoint), "--out", str(given.folder / "converted"), "--verify"]
-            check_conversion(run(stage, *command), config, DTYPES[given.dtype])
-        elif stage != "build" or given.stage or not checkpoint.exists():
-            peak = run(stage, "evaluation.full_size_rehearsal", *sys.argv[1:], "--stage", stage, "--in-process")
-            if stage == "host" and config == FULL_SIZE and peak > MEMORY_LIMIT:
-                raise SystemExit(f"The step may take {MEMORY_LIMIT / 1e9:.0f} GB.")
+            check_conversion(peak, config, dtype)
+        if stage == "host" and config == FULL_SIZE and peak > MEMORY_LIMIT:
+            raise SystemExit(f"The step may take {MEMORY_LIMIT / 1e9:.0f} GB.")
     return 0
 
 
