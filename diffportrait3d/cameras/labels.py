@@ -58,8 +58,7 @@ def orbit_camera(
     """
     if around not in CENTRES:
         raise ValueError(f"cameras circle around {' or '.join(CENTRES)}, not {around!r}")
-    numbers = (torch.as_tensor(each, dtype=torch.float64) for each in (yaw, pitch, roll, radius, focal))
-    yaw, pitch, roll, radius, focal = torch.broadcast_tensors(*numbers)
+    yaw, pitch, roll, radius, focal = _broadcast(yaw, pitch, roll, radius, focal)
     if (pitch.abs() >= 90).any():
         raise ValueError(f"pitch must lie strictly between -90 and 90 degrees, got {pitch.flatten().tolist()}")
     outwards, target = _direction(yaw, pitch), torch.tensor(pivot, dtype=torch.float64)
@@ -199,6 +198,10 @@ def trajectory(
         across = torch.sin(phase)
         up = torch.cos(phase) if kind == "orbit" else torch.sin(2 * phase)
     return orbit_camera(_span(yaw, across), _span(pitch, up), around=around, **camera)
+
+
+def _broadcast(*values: Numbers) -> list[Tensor]:
+    return torch.broadcast_tensors(*(torch.as_tensor(value, dtype=torch.float64) for value in values))
 
 
 def _direction(yaw: Tensor, pitch: Tensor) -> Tensor:
