@@ -74,19 +74,14 @@ def turn(pipeline: Pipeline, person: Chosen, options: argparse.Namespace) -> tup
     return portrait, views
 
 
-def animation(people: list[Tensor]) -> list[Image.Image]:
-    """Frames of people [V, 3, S, S] side by side, there and back."""
-    wide = torch.cat(people, dim=3)  # [V, 3, S, P * S]
-    frames = [Image.fromarray(frame) for frame in as_pixels(wide)]
-    return frames + frames[-2:0:-1]
-
-
 def run(options: argparse.Namespace) -> None:
     started, out = time.perf_counter(), options.out
     pipeline = Pipeline.from_folder(options.weights, options.device)
     people = choose(options.seed)
     made = [turn(pipeline, person, options) for person in people]
-    first, *rest = animation([views for _, views in made])
+    wide = torch.cat([views for _, views in made], dim=3)  # side by side, [V, 3, S, P * S]
+    frames = [Image.fromarray(frame) for frame in as_pixels(wide)]
+    first, *rest = frames + frames[-2:0:-1]  # there and back
     settings = {"save_all": True, "append_images": rest, "duration": FRAME_MILLISECONDS, "loop": 0}
     write_atomically(out / "gallery.webp", lambda file: first.save(file, format="WEBP", quality=85, **settings))
     rows = [(person.wish, torch.cat(images)) for person, images in zip(people, made, strict=True)]

@@ -32,14 +32,6 @@ class SetupError(ToolError):
     """A step of the set-up failed; the message names it and the way out."""
 
 
-def requirement_files() -> list[Path]:
-    """Our pins; beside a user's own ComfyUI, its requirements instead of the pins for the host."""
-    host = installed_host()
-    if host is None or not (host / "requirements.txt").exists():
-        return REQUIREMENTS
-    return [host / "requirements.txt", REQUIREMENTS[1]]
-
-
 def fingerprint(files: list[Path]) -> str:
     """Hash of everything that decides what is in the venv."""
     digest = hashlib.sha256()
@@ -83,7 +75,9 @@ def link_clone_packages() -> None:
 
 def setup() -> Path:
     """Bring `.venv/` and the host up to date; returns the host's folder."""
-    files = requirement_files()
+    host, files = installed_host(), REQUIREMENTS
+    if host and (host / "requirements.txt").exists():  # a user's own ComfyUI: its packages instead of our pins for it
+        files = [host / "requirements.txt", REQUIREMENTS[1]]
     wanted = fingerprint(files)
     if not VENV_PYTHON.exists():
         run("Creating .venv", sys.executable, "-m", "venv", VENV)

@@ -20,16 +20,6 @@ class BrowserError(ToolError):
     """There is no browser; the message says how to get one."""
 
 
-def find_browser() -> str:
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        raise BrowserError(
-            f"No browser: none of {', '.join(NAMES)} is on PATH; install Chromium (on Debian: apt-get"
-            " install chromium)."
-        )
-    return found
-
-
 @contextmanager
 def open_page(url: str, width: int = 1600, height: int = 900) -> Iterator[tuple[Page, list[str]]]:
     """A page of `width` x `height` CSS pixels, and a list that grows by what its console shows in red.
@@ -39,7 +29,12 @@ def open_page(url: str, width: int = 1600, height: int = 900) -> Iterator[tuple[
     Raises:
         BrowserError: there is no Chromium.
     """
-    executable, errors = find_browser(), []
+    executable, errors = next(filter(None, map(shutil.which, NAMES)), None), []
+    if executable is None:
+        names = ", ".join(NAMES)
+        raise BrowserError(
+            f"No browser: none of {names} is on PATH; install Chromium (Debian: apt-get install chromium)."
+        )
 
     def note(message: ConsoleMessage) -> None:
         if message.type in ("error", "assert"):

@@ -197,14 +197,13 @@ def result_image(name: str, views: list[Image.Image]) -> Image.Image:
     """What a template made of the portrait, beside the portrait if it says so."""
     about, (width, height) = layout(name)["thumbnail"], THUMBNAIL
     views = views[: about["views"]]  # the rest is the way back, or the path once more
-    if not about.get("portrait"):
-        return sheet(views, about["columns"], about["rows"], THUMBNAIL)
-    out = sheet(views, about["columns"], about["rows"], (width - height, height))
-    with Image.open(PORTRAIT) as portrait:
-        both = Image.new("RGB", THUMBNAIL)
-        both.paste(ImageOps.fit(portrait.convert("RGB"), (height, height), Image.Resampling.LANCZOS), (0, 0))
-    both.paste(out, (height, 0))
-    return both
+    left = height if about.get("portrait") else 0
+    out = Image.new("RGB", THUMBNAIL)
+    if left:
+        with Image.open(PORTRAIT) as portrait:
+            out.paste(ImageOps.fit(portrait.convert("RGB"), (left, height), Image.Resampling.LANCZOS), (0, 0))
+    out.paste(sheet(views, about["columns"], about["rows"], (width - left, height)), (left, 0))
+    return out
 
 
 def card(heading: str, lines: list[str]) -> Image.Image:
