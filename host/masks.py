@@ -6,8 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..diffportrait3d.choices import check_choice
-
 WHITE = ("auto", "read", "background")
 ALIKE = 0.02  # mean difference up to which two masks are one, resized or saved in 8 bits
 PLAIN = 0.1  # how far from black or white a part of a mask is on average, to count as such
@@ -20,7 +18,6 @@ def white_where_read(masks: Tensor, images: Tensor, white: str) -> tuple[Tensor,
         masks: [1 or R, H, W] in [0, 1]. images: the portraits [R, H, W, C]; of four channels, the last is alpha.
         white: what white means in the masks: "read", "background", or "auto", which looks at every mask.
     """
-    check_choice("mask_white", white, WHITE)
     masks = masks.reshape(-1, *masks.shape[-2:]).float()
     if white == "read":
         return masks, []

@@ -7,7 +7,6 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..diffportrait3d.cameras.labels import orbit_camera
 from ..diffportrait3d.cameras.view_choice import left_over, nearest_views, parse_numbers, views_within
-from ..diffportrait3d.choices import check_choice
 from ..patches.view_batches import Joiner, Selection, count_views, latent_to_redo, select_latent
 from .input_checks import Node
 from .sockets import VIEWS, Cameras, ViewSelection, degrees, switch, whole
@@ -102,7 +101,6 @@ class SelectViews(Node):
     ) -> io.NodeOutput:
         total = count_views(SELECT, latent=latent, images=images, cameras=cameras)
         try:
-            check_choice("choose", choose, CHOICES)
             if choose == "numbers":
                 chosen = parse_numbers(numbers, total)
             elif cameras is None:

@@ -54,13 +54,12 @@ def read_labels(path: str | os.PathLike) -> Tensor:
     rows = read_rows(path)
     if rows.distortion is not None:
         logging.warning("%s: %s; a camera here is a pinhole, so distortion is left out", path, rows.distortion)
-    order = list(range(len(rows.labels)))
-    names = rows.names
+    labels, names = rows.labels, rows.names
     if names is not None:
-        order.sort(key=lambda view, names=names: natural_key(names[view]))
-        names = [names[view] for view in order]
+        named = sorted(zip(names, labels, strict=True), key=lambda view: natural_key(view[0]))
+        names, labels = [name for name, _ in named], [label for _, label in named]
     try:
-        table = label_table([rows.labels[view] for view in order], names)
+        table = label_table(labels, names)
     except ValueError as error:
         raise ValueError(f"{path}: cannot read camera labels: {error}") from None
     return validate_labels(table, str(path), names)
