@@ -45,8 +45,6 @@ def rasterise(
             when seen from behind).
         max_candidates: (triangle, pixel) pairs that are tested at once; bounds the memory, never changes the result.
     """
-    if points.ndim not in (2, 3) or points.shape[-1] != 3:
-        raise ValueError(f"points must be [V, 3] (x, y, depth) or [B, V, 3], got {tuple(points.shape)}")
     shape, points = (*points.shape[:-2], height, width), points.reshape(-1, *points.shape[-2:])
     images = len(points)
     corners = points.index_select(1, triangles.flatten()).view(-1, 3, 3)  # [B * T, 3, 3]

@@ -60,8 +60,6 @@ def save_network(
         max_shard_bytes: larger files are split into `NAME-00001-of-0000N.safetensors`.
         metadata: JSON-able facts, e.g. reference_timestep, linear_end, training.
     """
-    if kind not in NETWORKS:
-        raise ValueError(f"Unknown network kind {kind!r}; the kinds are {', '.join(NETWORKS)}.")
     path = Path(path)
     tensors = {k: _stored(v, dtype) for k, v in module.state_dict().items()}
     header = network_metadata(kind, cast(Any, module).config.to_dict(), metadata)

@@ -67,8 +67,8 @@ def writer(
 
     def write(file: BinaryIO) -> None:
         file.write(_header(entries, metadata))
-        for name, info in entries.items():
-            file.write(_bytes(tensor(name), name, info))
+        for name in entries:
+            file.write(_bytes(tensor(name)))
 
     return write
 
@@ -86,7 +86,5 @@ def _header(entries: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> b
     return struct.pack("<Q", len(text)) + text
 
 
-def _bytes(tensor: Tensor, name: str, info: TensorInfo) -> memoryview:
-    if (tuple(tensor.shape), tensor.dtype) != info:
-        raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}; announced were {info.dtype} {info.shape}.")
+def _bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data
