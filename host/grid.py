@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -27,19 +29,16 @@ def view_grid(images: Tensor, columns: int = 0, gap: int = 4, labels: Tensor | N
         ValueError: no or broken images, or another number of cameras than of images.
     """
     check_images(images, "View Grid")
+    tiles = images[..., :3]
     if labels is not None:
         check_one_camera_each(images, labels, "View Grid")
-    captions = [] if labels is None else angle_captions(labels)
-    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
-    rows = math.ceil(len(images) / columns)
-    height, width = images.shape[1] + (CAPTION_HEIGHT if captions else 0), images.shape[2]
-    page = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
-    for index, image in enumerate(images[..., :3]):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        page[top : top + image.shape[0], left : left + width] = image
-        if captions:
-            page[top + image.shape[0] : top + height, left : left + width] = _caption(captions[index], width)
-    return page[None]
+        captions = [_caption(text, images.shape[2]) for text in angle_captions(labels)]
+        tiles = torch.cat([tiles, torch.stack(captions)], dim=1)
+    columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
+    empty = -len(tiles) % columns  # at the end of the last row
+    tiles = F.pad(tiles, (0, 0, 0, gap, 0, gap, 0, empty), value=1.0)  # white to the right and below each
+    page = rearrange(tiles, "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
+    return page[None, : len(page) - gap, : page.shape[1] - gap].contiguous()
 
 
 def angle_captions(labels: Tensor) -> list[str]:
