@@ -69,7 +69,7 @@ class _Skull:
         near = torch.cdist(spherical(theta, azimuth).view(-1, 3), offset / radius[:, None]).topk(4, largest=False)
         weight = 1 / (near.values + 0.02)
         table = ((radius[near.indices] * weight).sum(1) / weight.sum(1)).view(rows, columns)
-        self.table = _blur(torch.cat([table, table[:, :1]], 1), columns)
+        self.table = _blur(table)
 
     def __call__(self, theta: Tensor, azimuth: Tensor) -> Tensor:
         place = torch.stack([azimuth / 180, theta / 90 - 1], -1)[None]  # grid_sample wants -1..1
@@ -82,9 +82,8 @@ def spherical(theta: Tensor, azimuth: Tensor) -> Tensor:
     return torch.stack([torch.sin(t) * torch.sin(a), torch.cos(t), torch.sin(t) * torch.cos(a)], -1)
 
 
-def _blur(table: Tensor, columns: int) -> Tensor:
-    """Light smoothing of a table whose last column repeats the first."""
-    table = table[:, :columns]
+def _blur(table: Tensor) -> Tensor:
+    """Light smoothing of a table around the head; its last column then repeats the first."""
     for _ in range(2):
         table = (table.roll(1, 1) + table.roll(-1, 1) + 2 * table) / 4
         padded = torch.cat([table[:1], table, table[-1:]])
