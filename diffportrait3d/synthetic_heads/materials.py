@@ -228,11 +228,7 @@ def _beard(p: Tensor, marks: Tensor, look: Look, noise: Noise) -> Tensor:
     lip = smooth(nose[1] - 0.35 - y, -0.1, 0.4) * smooth(y - mouth[1], -0.6, 0.2)
     lip = lip * smooth(3.4 - x.abs(), 0, 0.8) * smooth(z, 8, 9)
     ring = smooth(3.2 - x.abs() - 0.15 * (mouth[1] - y), 0, 0.8)
-    cover = {
-        "stubble": torch.maximum(jaw, lip),
-        "full": torch.maximum(jaw, lip),
-        "moustache": lip,
-        "goatee": torch.maximum(jaw * ring, lip),
-    }[look.beard]
+    both, chin_and_lip = torch.maximum(jaw, lip), torch.maximum(jaw * ring, lip)
+    cover = {"stubble": both, "full": both, "moustache": lip, "goatee": chin_and_lip}[look.beard]
     strength = 0.38 if look.beard == "stubble" else look.beard_strength
     return (cover * strength * (0.92 + 0.10 * noise(p))).clamp(0, 1)
