@@ -135,20 +135,24 @@ def _draw(scene: Scene, labels: Tensor, resolution: int, supersample: int) -> Vi
     hit = torch.nonzero(fragments.triangle.flatten() >= 0).squeeze(1)  # [N]
     attributes = torch.cat([scene.radiance, scene.normals, scene.specular[:, None]], 1)
     colour = interpolate(attributes, scene.triangles, fragments)  # [N, 7]
-    view = -_rays(side, own).index_select(0, hit)
+    view = -_rays(side, own, hit)
     shaded = colour[:, :3] + _highlight(scene, colour[:, 3:6], colour[:, 6], view)
     image = _tone(scene.background(_rays(resolution, own))).view(-1, resolution, resolution, 3)
     image = image.repeat_interleave(supersample, 1).repeat_interleave(supersample, 2)
     image = image.reshape(-1, 3).index_copy(0, hit, _tone(shaded)).view(-1, side, side, 3).permute(0, 3, 1, 2)
     image = F.avg_pool2d(image, supersample)
-    depth, mask = _reduce_depth(fragments.depth, resolution, supersample)
+    depth, mask = _reduce_depth(fragments.depth, supersample)
     return View(image, depth, mask)
 
 
-def _rays(side: int, labels: Tensor) -> Tensor:
-    """World rays [V * side * side, 3] through all pixels of V cameras."""
-    centres = pixel_centres(side, side, labels)
-    return torch.cat([world_rays(centres, label) for label in labels])
+def _rays(side: int, labels: Tensor, hit: Tensor | None = None) -> Tensor:
+    """World rays [V * side * side, 3] through all pixels of V cameras; [N, 3] through those with the numbers `hit`."""
+    centres, pixels = pixel_centres(side, side, labels), side * side
+    parts = [centres] * len(labels)
+    if hit is not None:
+        counts = torch.bincount(hit // pixels, minlength=len(labels)).tolist()
+        parts = centres.index_select(0, hit % pixels).split(counts)
+    return torch.cat([world_rays(part, label) for part, label in zip(parts, labels, strict=True)])
 
 
 def render_views(scene: Scene, labels: Tensor, resolution: int, supersample: int = 2) -> View:
@@ -221,10 +225,9 @@ def _tone(linear: Tensor) -> Tensor:
     return torch.where(linear > knee, soft, linear).clamp(0, 1) ** (1 / GAMMA)
 
 
-def _reduce_depth(depth: Tensor, resolution: int, supersample: int) -> tuple[Tensor, Tensor]:
+def _reduce_depth(depth: Tensor, supersample: int) -> tuple[Tensor, Tensor]:
     """Nearest sample's depth per pixel [V, H, W], and the mask of pixels at least half covered."""
-    blocks = depth.view(-1, resolution, supersample, resolution, supersample).transpose(2, 3).flatten(3)
-    covered = blocks > 0
-    mask = covered.float().mean(-1) >= 0.5
-    nearest = torch.where(covered, blocks, torch.full_like(blocks, torch.inf)).amin(-1)
-    return torch.where(mask, nearest, torch.zeros_like(nearest)), mask
+    covered = depth > 0
+    mask = F.avg_pool2d(covered.float(), supersample) >= 0.5
+    nearest = -F.max_pool2d(torch.where(covered, -depth, -torch.inf), supersample)
+    return torch.where(mask, nearest, 0.0), mask
