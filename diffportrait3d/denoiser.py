@@ -51,12 +51,15 @@ class Denoiser(nn.Module):
         return Denoiser(**own)
 
     def bank(self, reference_latents: Tensor, t: Tensor, context: Tensor, people: int = 1) -> list[Tensor] | None:
-        """Tokens of R references of each of P people, joined (paper eq. 5): 16 tensors [P, R*M, C]; None without F_ref.
+        """Tokens of R references of one person, joined (paper eq. 5), or of each of P people; None without F_ref.
 
         Args:
             reference_latents: clean scaled latents [P*R, 4, h, w].
             t: timestep of the step [1] or [N]; the first entry counts.
             context: [1 or N, L, C]; the first row counts.
+
+        Returns:
+            16 tensors [P, R*M, C]
         """
         if self.reference_encoder is None:
             return None

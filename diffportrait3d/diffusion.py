@@ -86,13 +86,16 @@ def ddim_sample(
     step_noise: Callable[[int, Tensor], Tensor] = lambda step, x: torch.randn_like(x),
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Denoises with DDIM(eta) (Song et al. 2021, eq. 12) over the release's timesteps, to alphas_cumprod[0].
+    """Denoises with DDIM(eta) (Song et al. 2021, eq. 12) over the release's timesteps.
 
     Args:
         eps_fn: (x, t [N] int64) -> predicted noise, guidance included.
         x: start latents [N, C, h, w].
         step_noise: (step, x) -> Gaussian noise like x, added when eta > 0.
         callback: called as (step, x after the step, predicted x0).
+
+    Returns:
+        latents at noise level alphas_cumprod[0] [N, C, h, w]
     """
     alphas, previous, sigmas = schedule.ddim_coefficients(steps, eta)
     for step, index in enumerate(reversed(range(steps))):
@@ -115,8 +118,7 @@ def dpmpp_2m_sample(
     steps: int = 8,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Denoises with DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) over trailing timesteps, to clean latents: unlike
-    `ddim_sample` it leaves nothing of the noise.
+    """Denoises with DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) over trailing timesteps.
 
     The first step has no prediction before it, and the last one goes to noise level 0, where the second order would
     extrapolate without bound: both are of first order, as in the host's and in the authors' own code.
@@ -125,6 +127,9 @@ def dpmpp_2m_sample(
         eps_fn: (x, t [N] int64) -> predicted noise, guidance included.
         x: start latents at the terminal timestep [N, C, h, w], e.g. of `start_noise`.
         callback: called as (step, x after the step, predicted x0).
+
+    Returns:
+        clean latents [N, C, h, w]; unlike `ddim_sample`, nothing of the noise is left.
 
     Raises:
         ValueError: steps outside 1..T.
@@ -151,23 +156,28 @@ def dpmpp_2m_sample(
 
 
 def start_noise(proxy_latents: Tensor, noise: Tensor, schedule: Schedule) -> Tensor:
-    """3D-aware start noise [V, 4, h, w]: proxy views diffused to the terminal step (section 3.4), where about 7 % of
-    the amplitude is the proxy's layout with SD1.5's schedule.
+    """3D-aware start noise: proxy views diffused to the terminal step (section 3.4).
 
     Args:
         proxy_latents: scaled latents of the proxy views [V, 4, h, w].
         noise: Gaussian noise, independent per view [V, 4, h, w].
+
+    Returns:
+        [V, 4, h, w]; about 7 % of its amplitude is the proxy's layout with SD1.5's schedule.
     """
     return schedule.q_sample(proxy_latents, schedule.num_timesteps - 1, noise)
 
 
 def view_noise(seed: int, view_indices: Sequence[int], shape: Sequence[int], stream: int = 0) -> Tensor:
-    """Gaussian noise, float32 [V, C, h, w] on the CPU, that depends on the seed and each view's index alone.
+    """Gaussian noise that depends on the seed and each view's index alone, not on how views are grouped.
 
     Args:
         view_indices: indices of V views.
         shape: (C, h, w).
         stream: number of the draw (0 for the start noise, k+1 for step k).
+
+    Returns:
+        float32 [V, C, h, w] on the CPU
     """
 
     def draw(view: int) -> Tensor:

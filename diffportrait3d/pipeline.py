@@ -161,13 +161,18 @@ class Pipeline:
         progress: Callable[[int, int], object] | None = None,
         **inputs: Any,
     ) -> Tensor:
-        """The person of `portrait` as seen by `cameras`: views [V, 3, S, S] in [0, 1] on the CPU, S the size that the
-        networks were trained at.
+        """The person of `portrait` as seen by `cameras`.
 
         Args:
-            portrait, cameras, inputs: as of `person`, which says what is wrong with them.
+            portrait, cameras, inputs: as of `person`.
             sampling: solver, guidance and windows; None is the default of `Sampling`.
             progress: called as (finished steps, all steps).
+
+        Returns:
+            views [V, 3, S, S] in [0, 1] on the CPU, S the size that the networks were trained at
+
+        Raises:
+            ValueError: an unknown `start`, or shapes that do not fit each other.
         """
         return self.views([self.person(portrait, cameras, **inputs)], sampling or Sampling(), progress)[0]
 
@@ -273,12 +278,14 @@ class Pipeline:
     def denoise(
         self, people: Sequence[Person], sampling: Sampling, progress: Callable[[int, int], object] | None = None
     ) -> Tensor:
-        """Latents [P, V, 4, h, w] from the start noise, a person's views all together or window by window, in the order
-        that the networks were given.
+        """Latents of the views from their start noise, a person's views all together or window by window.
 
         Args:
             people: P of them, with equal numbers of views V and of references.
             sampling, progress: as in the call.
+
+        Returns:
+            latents [P, V, 4, h, w], in the order that the networks were given
         """
         number, count, denoiser = len(people), len(people[0].views), self.denoiser
         start, references = (torch.cat([getattr(p, name) for p in people]) for name in ("start", "references"))

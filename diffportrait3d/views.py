@@ -14,17 +14,20 @@ def check_window(size: int, overlap: int) -> None:
 
 
 def view_windows(views: int, size: int, overlap: int, closed: bool = False, step: int = 0) -> list[list[int]]:
-    """Windows, lists of `size` neighbouring views, that cover all of them; their grid is shifted at every step.
+    """Windows of neighbouring views that cover all of them; the grid of windows is shifted at every step.
 
     A view's window changes from step to step, so whatever one view knows reaches all others after some steps, and no
     two neighbours are separated at every step. The shifts are the van der Corput sequence: evenly spread after any
     number of steps.
 
     Args:
-        views: how many; up to `size` of them are one window.
+        views: V. Up to `size` of them are one window.
         size: views per window. overlap: views that neighbouring windows share at least.
         closed: the last view is the neighbour of the first, and windows go round.
         step: of the sampling.
+
+    Returns:
+        lists of `size` indices (of V indices if V is smaller)
 
     Raises:
         ValueError: a window of fewer than 2 views, or an overlap that is not smaller than the window.

@@ -14,12 +14,14 @@ VIEWS_AT_ONCE = 4
 
 
 def render_proxies(network: HostNetwork, portrait: Tensor, reference_label: Tensor, labels: Tensor) -> Tensor:
-    """IMAGE [V, S, S, 3] in [0, 1] of what S thinks the portrait looks like from other cameras, in the size that it was
-    trained at: blurred, but the same head in every view.
+    """What S thinks the portrait looks like from other cameras: blurred, but the same head in every view.
 
     Args:
         portrait: IMAGE [1, H, W, 3] in [0, 1].
         reference_label: the portrait's camera [25]. labels: [V, 25].
+
+    Returns:
+        IMAGE [V, S, S, 3] in [0, 1], S the size the network was trained at
     """
     model_management.load_models_gpu([network.patcher])
     module, device = network.patcher.model, network.patcher.load_device

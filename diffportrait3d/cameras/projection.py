@@ -17,11 +17,15 @@ def world_to_camera(label: Tensor) -> Tensor:
 
 
 def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) -> Tensor:
-    """World points [N, 3] in pixels: x, y (the first pixel's centre at 0.5; y down) and camera depth z, [N, 3].
+    """World points in pixels.
 
     Args:
+        points: [N, 3].
         label: [25].
         resolution: side of a square image, or (height, width).
+
+    Returns:
+        [N, 3]: x, y (the first pixel's centre at 0.5; y down) and camera depth z
     """
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     view = world_to_camera(label).to(points)
@@ -33,14 +37,17 @@ def project(points: Tensor, label: Tensor, resolution: int | tuple[int, int]) ->
 
 
 def project_to_unit(points: Tensor, label: Tensor, at_infinity: bool = False) -> tuple[Tensor, Tensor]:
-    """World points in parts of the image, for networks: in batches, and finite with finite gradients everywhere. Gives
-    x, y in [0, 1] (y down) [N, P, 2], meaningless behind the camera, and camera depth [N, P].
+    """World points in parts of the image, for networks: in batches, and finite with finite gradients everywhere.
 
-    It rounds otherwise than `project`: what is rendered or trained again has to be equal to the bit.
+    It rounds otherwise than `project`: data sets that are rendered again and networks that are trained again have to
+    be equal to the bit.
 
     Args:
         points: [N, P, 3]; directions if `at_infinity`, so that the camera's position plays no part.
         label: [N, 25].
+
+    Returns:
+        x, y in [0, 1] (y down) [N, P, 2], meaningless behind the camera, and camera depth [N, P]
     """
     pose, intrinsics = split_label(label)
     offsets = points if at_infinity else points - pose[:, None, :3, 3]

@@ -96,12 +96,15 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, context: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Hidden states [N, L, C], and self-attention's own tokens [N, L, C] for a reference bank.
+        """Runs the block.
 
         Args:
             x: hidden states [N, L, C].
             context: text tokens [N, T, context_dim].
             reference: tokens that self-attention reads behind its own [B, M, C]; B divides N.
+
+        Returns:
+            hidden states [N, L, C], and self-attention's own tokens [N, L, C] for a reference bank
         """
         tokens = self.norm1(x)
         x = x + self.attn1(tokens, tokens if reference is None else append_tokens(tokens, reference))
@@ -110,11 +113,14 @@ class TransformerBlock(nn.Module):
 
 
 def append_tokens(tokens: Tensor, reference: Tensor) -> Tensor:
-    """A view's own tokens with reference tokens behind them (paper eq. 4), [B*V, L+M, C].
+    """Concatenates reference tokens behind a view's own (paper eq. 4).
 
     Args:
         tokens: [B*V, L, C], views fastest.
         reference: [B, M, C]; each of the B rows serves its V views.
+
+    Returns:
+        [B*V, L+M, C]
     """
     repeats, remainder = divmod(tokens.shape[0], reference.shape[0])
     if remainder:

@@ -30,12 +30,15 @@ class ReferenceEncoder(UNetEncoder):
         self.load_state_dict({k: v for k, v in state_dict.items() if not k.startswith("out.")})
 
     def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> list[Tensor]:
-        """The tokens of reference images: 16 tensors [R, h*w at that block, C], in running order.
+        """Reads the reference images.
 
         Args:
             latents: clean scaled latents [R, 4, h, w].
             timesteps: [R]; the step being denoised, or zeros for an encoder trained that way.
             context: text tokens [R, L, context_dim].
+
+        Returns:
+            16 tensors [R, h*w at that block, C], in running order.
         """
         emb = self.embed(timesteps, latents.dtype)
         h, skips, bank = latents, [], []

@@ -99,7 +99,7 @@ class UNet(UNetEncoder):
         num_views: int | None = None,
         cross_view_in_middle: bool = False,
     ) -> Tensor:
-        """Predicts the noise in `x`; eps [N, 4, h, w].
+        """Predicts the noise in `x`.
 
         Args:
             x: noisy latents [N, 4, h, w]; N = B*V with views fastest. h and w are multiples of 8.
@@ -110,6 +110,9 @@ class UNet(UNetEncoder):
             cross_view: cross-view modules; needs `num_views`.
             num_views: V.
             cross_view_in_middle: also run the module in the middle block (the release: unconditional pass only).
+
+        Returns:
+            eps [N, 4, h, w]
         """
         emb = self.embed(timesteps, x.dtype)
         references = iter(self._references(bank))

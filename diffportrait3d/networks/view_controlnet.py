@@ -41,13 +41,16 @@ class ViewControlNet(UNetEncoder):
         self.load_state_dict({k: state_dict.get(k, v) for k, v in own.items()})
 
     def forward(self, x: Tensor, camera_images: Tensor, timesteps: Tensor, context: Tensor) -> list[Tensor]:
-        """The residuals that F adds to its skip connections: 12 in block order, and the middle one.
+        """Gives the residuals that F adds to its skip connections.
 
         Args:
             x: the same noisy latents that F gets [N, 4, h, w].
             camera_images: somebody else at the views' cameras [N, 3, 8h, 8w] in [-1, 1].
             timesteps: [N], 0..999.
             context: text tokens [N, L, context_dim].
+
+        Returns:
+            12 skip residuals in block order and the middle one.
         """
         expected = (8 * x.shape[2], 8 * x.shape[3])
         if tuple(camera_images.shape[2:]) != expected:

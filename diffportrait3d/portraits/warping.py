@@ -23,7 +23,7 @@ def warp(image: np.ndarray, homography: Tensor, resolution: int, outside: str = 
 
 
 def sample(source: Tensor, homography: Tensor, size: tuple[int, int], outside: str = "border") -> tuple[Tensor, Tensor]:
-    """An image by a homography: float32 [C, R, S], and the share of every pixel that the source covers, float64 [R, S].
+    """An image by a homography.
 
     Every output pixel is the mean over its own area, so that shrinking does not alias.
 
@@ -32,6 +32,9 @@ def sample(source: Tensor, homography: Tensor, size: tuple[int, int], outside: s
         homography: float64 [3, 3], from places in the output to places in the source, both divided by their sizes.
         size: (rows R, columns S) of the output.
         outside: one of OUTSIDE, what `grid_sample` puts where the source ends.
+
+    Returns:
+        float32 [C, R, S], and float64 [R, S]: the share of every pixel that the source covers.
     """
     fine = _supersampling(homography, (source.shape[1], source.shape[2]), size)
     rows, columns = ((torch.arange(n * fine, dtype=torch.float64) + 0.5) / (n * fine) for n in size)
@@ -58,13 +61,16 @@ def corners(homography: Tensor) -> Tensor:
 
 
 def paste(photograph: Tensor, view: Tensor, opacity: Tensor, homography: Tensor) -> tuple[Tensor, Tensor]:
-    """A view laid over the place in a photograph that its crop came from: [C, H, W], and what was laid over it, [H, W].
+    """A view laid over the place in a photograph that its crop came from.
 
     Args:
         photograph: float32 [C, H, W]; of four channels the last, alpha, stays.
         view: [3, R, S], any size.
         opacity: [R, S] in [0, 1], of the view.
         homography: of the crop, see `sample`.
+
+    Returns:
+        [C, H, W], and what was laid over it, [H, W].
     """
     height, width = photograph.shape[1:]
     scale = torch.tensor([width, height], dtype=torch.float64)

@@ -217,10 +217,13 @@ def read_network(path: str | os.PathLike, expect: str | None = None) -> tuple[di
 
 
 def load_network(path: str | os.PathLike, expect: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, metadata) of a network file, for use: float32, on the CPU, in eval mode, gradients off.
+    """Loads a network for use: float32, on the CPU, in eval mode, gradients off.
 
     Args:
         expect: the kind it has to be.
+
+    Returns:
+        (module, metadata)
 
     Raises:
         CheckpointError: as for `read_network`, or keys that do not fit the config.
