@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 10_000
+RESAMPLES, LEVEL = 10_000, 0.95
 
 
 class Interval(NamedTuple):
@@ -21,15 +21,13 @@ class Interval(NamedTuple):
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def bootstrap_mean(values, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Percentile bootstrap of the mean (Efron 1979).
+def bootstrap_mean(values, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """95 % percentile bootstrap of the mean (Efron 1979).
 
     values: one number per identity; NaN marks an identity where the quantity does not exist, and is left out of
     `count`. The same seed and count give the same resamples.
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1:
-        raise ValueError(f"expected one number per identity, got an array of shape {values.shape}")
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
@@ -37,13 +35,10 @@ def bootstrap_mean(values, level: float = 0.95, resamples: int = RESAMPLES, seed
     means = np.concatenate(
         [values[rng.integers(len(values), size=(1000, len(values)))].mean(1) for _ in range(-(-resamples // 1000))]
     )[:resamples]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(values.mean()), float(low), float(high), len(values))
 
 
-def bootstrap_difference(first, second, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def bootstrap_difference(first, second) -> Interval:
     """Interval of the mean of first - second, paired by identity: what both share (hard subjects) cancels."""
-    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f"paired values must match, got {first.shape} and {second.shape}")
-    return bootstrap_mean(first - second, level, resamples, seed)
+    return bootstrap_mean(np.subtract(first, second, dtype=np.float64))

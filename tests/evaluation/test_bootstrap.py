@@ -43,7 +43,3 @@ def test_missing_and_degenerate_values():
     assert empty.count == 0 and math.isnan(empty.mean)
     assert bootstrap_difference([1.0, float("nan")], [0.5, 0.5]).count == 1
     assert bootstrap_mean(np.arange(20.0)) == bootstrap_mean(np.arange(20.0))
-    with pytest.raises(ValueError, match="per identity"):
-        bootstrap_mean(np.zeros((3, 4)))
-    with pytest.raises(ValueError, match="match"):
-        bootstrap_difference([1.0], [1.0, 2.0])

@@ -254,8 +254,6 @@ class Sampler:
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, flip: bool):
-        if count < 1 or batch_size < 1:
-            raise DataError(f"Nothing to sample: {count} items, batch size {batch_size}.")
         self.count, self.batch_size, self.seed, self.flip, self.position = count, batch_size, seed, flip, 0
         self._epoch: tuple[int, np.ndarray] | None = None
 

@@ -76,7 +76,7 @@ class LoopConfig(Settings):
 
     steps: int = 1000
     minutes: Number | None = Field(None, description="time limit over all resumes; the earlier limit ends the run")
-    batch_size: int = Field(32, description="samples of one pass, divided among all processes")
+    batch_size: int = Field(32, ge=1, description="samples of one pass, divided among all processes")
     accumulate: int = Field(1, ge=1, description="passes whose gradients make one step")
     checkpointing: bool = Field(False, description="recompute activations: less memory, a third more work")
     seed: int = 0
