@@ -91,8 +91,6 @@ def load_golden(directory: str | Path | None = None) -> Golden:
     """
     if directory is not None:
         return _load_directory(Path(directory))
-    if not PACKED.is_file():
-        raise FileNotFoundError(f"{PACKED} is missing; restore it from the repository.")
     with np.load(PACKED) as packed:
         groups: dict[str, dict[str, Tensor]] = {"inputs": {}, "outputs": {}, "taps": {}}
         for name in packed.files:

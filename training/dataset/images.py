@@ -141,7 +141,7 @@ class MultiViewDataset:
     @cached_property
     def images(self) -> Tensor:
         if self._shards:
-            return read_images(self.root, self._shards, self.resolution).to(self.device)
+            return read_images(self.root, self._shards).to(self.device)
         return self._load("image")
 
     @cached_property

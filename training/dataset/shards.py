@@ -71,13 +71,9 @@ def read_tensors(path: Path, *names: str) -> list[Tensor]:
         raise ValueError(f"'{path}' cannot be read ({error}); delete it, then run training.render again.") from None
 
 
-def read_images(root: Path, shards: Sequence[str], resolution: int) -> Tensor:
+def read_images(root: Path, shards: Sequence[str]) -> Tensor:
     """The images of some shards, joined: uint8 [N, 3, H, W]."""
-    parts = [read_tensors(root / shard, "images")[0] for shard in shards]
-    for shard, part in zip(shards, parts, strict=True):
-        if part.shape[1:] != (3, resolution, resolution):
-            raise ValueError(f"'{root / shard}' holds images {tuple(part.shape)}, not of {resolution} px.")
-    return torch.cat(parts)
+    return torch.cat([read_tensors(root / shard, "images")[0] for shard in shards])
 
 
 def read_bank(root: Path, rows: Tensor, resolution: int) -> ConditionBank:
