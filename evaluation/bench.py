@@ -1,14 +1,14 @@
 """What a guided step costs in the real ComfyUI with our patches: seconds, kernels, bytes, FLOPs, memory, waits.
 
     python -m evaluation.bench [--width tiny|miniature|sd15] [--views 8 16 32 64] [--side PIXELS] [--parts NAME ...]
-        [--steps 5] [--against DIR] [--compile] [--count [--card GB]] [--out runs/bench.json]
+        [--steps 5] [--against DIR] [--compile] [--peer DIR] [--count [--card GB]] [--out runs/bench.json]
 
 Networks of random weights. Seconds are the median of the steps of a run; on a CPU they are those of the process, on one
 thread, and with tiny networks and few views nearly all the host's Python, which a GPU would wait for. --against DIR
 measures the patches of another checkout in the same process, run by run in turns; --compile also this one's under the
-host's TorchCompileModel. --count computes nothing, so that a
-step at SD1.5's width in half precision is counted on any machine; the memory is then that of an 8 GB card's question:
-all networks' weights and the most that tensors take at once.
+host's TorchCompileModel, --peer the authors' code, which the user brings. --count computes nothing, so that a step at
+SD1.5's width in half precision is counted on any machine; the memory is then that of an 8 GB card's question: all
+networks' weights and the most that tensors take at once.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import cProfile
 import json
 import pstats
 import statistics
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +32,7 @@ from diffportrait3d.files import write_text
 from training.engine.cost import SMALL, StepCounts
 
 from .many_views import peak_bytes
+from .speed.authors import AuthorsPath
 from .speed.guided_step import PARTS, WIDTHS, BenchPath, Part, random_weights, weight_bytes
 from .studies.command import parse_options, run_command
 from .tables.report import markdown_table
@@ -54,8 +57,11 @@ class Bench:
         weights = random_weights(config, dtype, filled=not options.count)
         self.weight_bytes = weight_bytes(weights)
         free = None if options.card is None else options.card * 1e9 - sum(self.weight_bytes.values())
-        self.paths: dict[str, BenchPath] = {}
+        self.paths: dict[str, Any] = {}  # BenchPath, AuthorsPath
         for name, folder in checkouts(options).items():
+            if name == "authors":
+                self.paths[name] = AuthorsPath(folder, options.peer_python, weights, config)
+                continue
             pack = host.load_pack(folder, f"bench-{name}")
             backend = options.compile if name == "compiled" else None
             with StepCounts(SMALL) if options.count else contextlib.nullcontext():
@@ -70,17 +76,17 @@ class Bench:
         for _ in range(0 if self.options.count else self.options.rounds):
             for name, path in self.paths.items():
                 seconds[name] += path.step_seconds(*measured)
-                if self.options.width == "tiny" and not path.backend:  # all tensors of a step are kept
+                if self.options.width == "tiny" and path.counted:  # all tensors of a step are kept
                     operators[name] += path.operator_seconds(*measured)
         for name, path in self.paths.items():
-            record[name] = {} if path.backend else self.count(path, part, views)
+            record[name] = self.count(path, part, views) if path.counted else {}
             for what, times in (("seconds", seconds[name]), ("operator_seconds", operators[name])):
                 if times:
                     record[name][what] = statistics.median(times)
-        *faster, slowest = seconds
-        for name in faster if seconds[slowest] else ():
-            pairs = zip(seconds[slowest], seconds[name], strict=True)
-            record[f"{slowest}_by_{name}"] = statistics.median(other / own for other, own in pairs)
+        for name, slower in [(a, b) for a in ("compiled", "this") for b in ("this", "other", "authors") if a != b]:
+            if seconds.get(name) and slower in seconds:
+                pairs = zip(seconds[slower], seconds[name], strict=True)
+                record[f"{slower}_by_{name}"] = statistics.median(other / own for other, own in pairs)
         return record
 
     def count(self, path: BenchPath, part: Part, views: int) -> dict:
@@ -111,7 +117,7 @@ class Bench:
 
     def shares(self, views: int) -> dict[str, dict[str, list[float]]]:
         """Seconds and function calls of a step with all parts by whose they are, by Python's profiler."""
-        return {name: self._shares(path, views) for name, path in self.paths.items() if not path.backend}
+        return {name: self._shares(path, views) for name, path in self.paths.items() if path.counted}
 
     def _shares(self, path: BenchPath, views: int) -> dict[str, list[float]]:
         profiler, steps = cProfile.Profile(), self.options.steps
@@ -129,9 +135,10 @@ class Bench:
 
 
 def checkouts(options: argparse.Namespace) -> dict[str, Path]:
-    """What is measured; the slowest last."""
-    found = {"this": REPOSITORY, "compiled": REPOSITORY, "other": options.against}
-    return {name: folder for name, folder in found.items() if folder and (options.compile or name != "compiled")}
+    """What is measured."""
+    compiled = REPOSITORY if options.compile else None
+    found = {"this": REPOSITORY, "compiled": compiled, "other": options.against, "authors": options.peer}
+    return {name: folder for name, folder in found.items() if folder}
 
 
 def owners(profiler: cProfile.Profile) -> dict[str, tuple[float, int]]:
@@ -188,9 +195,9 @@ def report(results: dict) -> str:
     """The tables of all checkouts."""
     records, texts = results["records"], []
     for name in results["checkouts"]:
-        if name == "compiled":
+        if "kernels" not in records[0][name]:
             rows = [[str(each["views"]), each["part"], f"{each[name]['seconds']:.4f}"] for each in records]
-            texts.append(markdown_table(["views", "part", "compiled, s/step"], rows))
+            texts.append(markdown_table(["views", "part", f"{name}, s/step"], rows))
             continue
         texts.append(f"{name} ({results['checkouts'][name]}):\n\n{part_table(records, name)}")
         first = records[0][name]
@@ -255,12 +262,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile", metavar="BACKEND", nargs="?", const="inductor", help="time torch.compile, too (default %(const)s)"
     )
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="the authors' folder with inference.py: time it, too")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python that can import it (default: this one)")
     parser.add_argument("--count", action="store_true", help="compute nothing and count in half precision")
     parser.add_argument("--card", type=float, metavar="GB", help="with --count: the memory of the card (default: any)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench.json"), help="default %(default)s")
     options = parse_options(parser, arguments, views=2, steps=1, rounds=1)
     if options.width == "sd15" and not torch.cuda.is_available() and not options.count:
         parser.error("--width sd15 takes hours on a CPU: add --count, which computes nothing")
+    if options.count and (options.compile or options.peer):
+        parser.error("--compile and --peer are timed, and --count computes nothing: leave one of them out")
+    if options.peer and (options.parts != ["all"] or any(views % 8 for views in options.views)):
+        parser.error("--peer runs all parts in groups of 8 views: add --parts all, and --views 8, 16, ...")
     return options
 
 

@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from diffportrait3d.networks import NETWORKS
 from training import render
 from training.miniature import CONFIGS, PRESETS, STAGES
 
+from .speed.worker import Worker
 from .studies.command import WEIGHTS, run_command
 from .tables.report import markdown_table
 
@@ -43,34 +43,10 @@ VIEWS = 9  # of the person: a reference and a group
 RANGE = 60.0, 20.0  # degrees of yaw and pitch
 
 
-class Checkout:
+def training_loop(checkout: Path) -> Worker:
     """A process with the training loop of a checkout."""
-
-    def __init__(self, folder: Path):
-        environment = {**os.environ, "PYTHONPATH": str(folder)}
-        command = [sys.executable, "-P", str(WORKER)]
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-
-    def ask(self, *request: Any) -> Any:
-        """What the method of `Measured` that the request begins with answers.
-
-        Raises:
-            ValueError: it has ended; its message is above.
-        """
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise ValueError(f"The process that measures ended with status {self.process.wait()}; see above.")
-        return json.loads(line)
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    return Worker([sys.executable, "-P", str(WORKER)], cwd=checkout, env=environment)
 
 
 def settings(stage: str, options: argparse.Namespace, data: Path, small: bool) -> tuple[str, str, list[str]]:
@@ -90,7 +66,7 @@ def settings(stage: str, options: argparse.Namespace, data: Path, small: bool) -
     return stage, config, [*overrides, *options.overrides]
 
 
-def measure(options: argparse.Namespace, checkouts: dict[str, Checkout], data: Path) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, checkouts: dict[str, Worker], data: Path) -> list[dict[str, Any]]:
     """A record per stage, with what each checkout takes."""
     records = []
     for stage in options.stages:
@@ -118,7 +94,7 @@ def measure(options: argparse.Namespace, checkouts: dict[str, Checkout], data: P
     return records
 
 
-def time_in_turns(checkouts: dict[str, Checkout], small: tuple, rounds: int) -> dict[str, list[float]]:
+def time_in_turns(checkouts: dict[str, Worker], small: tuple, rounds: int) -> dict[str, list[float]]:
     """Seconds of a step by every checkout, round by round, after one that warms up."""
     for checkout in checkouts.values():
         checkout.ask("build", *small)
@@ -159,9 +135,9 @@ def run(options: argparse.Namespace) -> None:
     data = options.cache.resolve() / f"step_costs-{resolution}px"
     made = render.dataset_settings(resolution, VIEWS, *RANGE, 0.0, 2, 0)
     render.render_dataset(data, made, {"train": 1, "val": 1, "test": 0}, None)
-    checkouts = {"this": Checkout(ROOT)}
+    checkouts = {"this": training_loop(ROOT)}
     if options.against:
-        checkouts["other"] = Checkout(options.against.resolve())
+        checkouts["other"] = training_loop(options.against.resolve())
     try:
         records = measure(options, checkouts, data)
     finally:

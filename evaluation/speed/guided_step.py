@@ -16,9 +16,9 @@ from ..goldens.host import GivenNoise, HostPath
 from .tape import OperatorTape, clock
 
 WIDTHS = {
-    "tiny": UNetConfig(model_channels=32, context_dim=32, max_views=64),
-    "miniature": UNetConfig(model_channels=64, context_dim=64, max_views=64),
-    "sd15": UNetConfig(max_views=64),
+    "tiny": UNetConfig(model_channels=32, context_dim=32),
+    "miniature": UNetConfig(model_channels=64, context_dim=64),
+    "sd15": UNetConfig(),
 }
 
 
@@ -77,7 +77,7 @@ class BenchPath(HostPath):
         backend: str | None = None,
     ):
         super().__init__(pack, comfy, config, weights)
-        self.config, self.backend = config, backend
+        self.config, self.backend, self.counted = config, backend, backend is None
         if half:  # a CPU of the host would compute in float32
 
             def memory_required(shape, **_) -> float:

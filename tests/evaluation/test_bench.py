@@ -80,3 +80,17 @@ def test_full_width_is_not_computed_on_a_cpu(capsys):
     with pytest.raises(SystemExit):
         bench.parse(["--width", "sd15"])
     assert "add --count" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "way_out"),
+    [
+        (["--count", "--compile"], "leave one of them out"),
+        (["--peer", "DIR"], "add --parts all"),
+        (["--peer", "DIR", "--parts", "all", "--views", "12"], "--views 8, 16"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments, way_out, capsys):
+    with pytest.raises(SystemExit):
+        bench.parse(arguments)
+    assert way_out in capsys.readouterr().err

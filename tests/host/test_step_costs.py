@@ -98,6 +98,16 @@ def test_the_portrait_is_projected_once_a_step(path, views):
     assert own == {shape[1] for _, shape in seen if shape[0] == 1}, "no copy of the portrait for a view"
 
 
+def test_view_attention_makes_queries_keys_and_values_in_one_product(path):
+    """Two attentions in each of the release's 27 modules."""
+    named = dict(path.views.patcher.model.named_modules())
+    joined = [module for name, module in named.items() if name.endswith(".to_qkv")]
+    assert not [name for name in named if name.endswith((".to_q", ".to_k", ".to_v"))]
+    with inputs_of(*joined) as seen:
+        run(path)
+    assert Counter(number for number, _ in seen) == dict.fromkeys(range(2 * 27), STEPS)
+
+
 @pytest.mark.parametrize("camera", [True, False])
 def test_the_unconditional_pass_reads_its_own_tokens_only(path, camera):
     """Whether cameras are there or not, both sides are in one UNet call, and only one of them is longer."""
