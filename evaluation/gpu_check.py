@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,8 @@ from .metrics.images import psnr
 from .tables.report import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
-TURNTABLE = ROOT / "workflows/api/turntable.json"
+WORKFLOWS = ROOT / "workflows/api"
+MINIATURES = ("repaint", "many_views_to_3d")  # templates of the miniature that have most of our nodes
 SAME, CLOSE = 40.0, 25.0  # dB of the turntable against the CPU's: another order of sums; other data types
 DECODER = "VAEDecode"
 REFERENCE = "reference.safetensors"  # in the folder of results
@@ -50,13 +52,36 @@ Found = dict[str, Any]  # "passed", and the numbers
 SETUPS: dict[str, tuple[list[str], list[str]]] = {
     "cpu": ([], ["reference"]),
     "float32": (["--force-fp32"], ["golden core", "golden host", "turntable same"]),
-    "default": ([], ["turntable", "twice", "2048 px"]),
+    "default": ([], ["turntable", "twice", "2048 px", "all nodes"]),
     "no dynamic VRAM": (["--disable-dynamic-vram"], ["turntable"]),
     "low VRAM": (["--disable-dynamic-vram", "--lowvram"], ["turntable"]),
     "no VRAM": (["--novram"], ["turntable"]),
     "bf16 weights": (["--bf16-unet"], ["turntable"]),
     "fp8 weights": (["--fp8_e4m3fn-unet"], ["turntable"]),
 }
+
+# Our nodes that these lack, added to the last one: class, and inputs that are not its defaults.
+# LEFT stands for the folder that its Export Views has left.
+LEFT = "gpu_check"
+MORE_NODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "align": ("DP3D_AlignPortrait", {"image": ["1", 3], "points": "104 104, 152 104, 128 132, 108 156, 148 156"}),
+    "paste": ("DP3D_PasteBack", {"place": ["align", 3], "view": ["align", 0]}),
+    "pasted": ("PreviewImage", {"images": ["paste", 0]}),
+    "viewer": ("DP3D_CameraToViewer", {"cameras": ["3", 0]}),
+    "camera": ("DP3D_CameraFromViewer", {"camera_info": ["viewer", 0]}),
+    "save": ("DP3D_SaveCameras", {"cameras": ["camera", 0]}),
+    "load": ("DP3D_LoadCameras", {"file": f"{LEFT}/transforms.json"}),
+    "saved": ("DP3D_SaveCameras", {"cameras": ["load", 0]}),
+    "conditions": ("DP3D_LoadCameraConditions", {"folder": f"{LEFT}/images", "width": 256, "height": 256}),
+    "shown": ("DP3D_ViewControlNet", {"positive": ["1", 2], "control_net": ["7", 0], "image": ["conditions", 0]}),
+    "model": ("DP3D_ApplyViewConsistency", {"model": ["6", 0], "view_consistency": ["9", 0]}),
+    "schedule": ("DP3D_ViewConsistencySchedule", {"model": ["model", 0], "preset": "custom", "steps": 1}),
+    "sampled": ("SamplerCustom", {"model": ["model", 0], "add_noise": False, "noise_seed": 0, "cfg": 1.0,
+                                  "positive": ["shown", 0], "negative": ["1", 2], "sampler": ["schedule", 0],
+                                  "sigmas": ["schedule", 1], "latent_image": ["11", 0]}),
+    "decoded": ("VAEDecode", {"samples": ["sampled", 0], "vae": ["1", 1]}),
+    "views": ("PreviewImage", {"images": ["decoded", 0]}),
+}  # fmt: skip
 
 
 class Checks:
@@ -88,11 +113,8 @@ class Checks:
 
     def views(self, seed: int = 42) -> Tensor:
         """The turntable's views [V, H, W, 3] in [0, 1]."""
-        prompt = json.loads(TURNTABLE.read_text(encoding="utf-8"))
+        prompt = workflow("turntable", views=self.options.views, steps=self.options.steps, seed=seed)
         prompt = {k: node for k, node in prompt.items() if node["class_type"] not in ("SaveVideo", "DP3D_Turntable")}
-        values = {"views": self.options.views, "steps": self.options.steps, "seed": seed}
-        for node in prompt.values():
-            node["inputs"].update({name: value for name, value in values.items() if name in node["inputs"]})
         decoder = next(key for key, node in prompt.items() if node["class_type"] == DECODER)
         return self.host.run_workflow(prompt).values[decoder][0].float().cpu().clamp(0, 1)
 
@@ -115,6 +137,26 @@ class Checks:
         first, second, other = self.views(), self.views(), self.views(seed=43)
         equal = torch.equal(first, second)
         return {"passed": equal and not torch.equal(first, other), "equal": equal}
+
+    def all_nodes(self) -> Found:
+        """Every node class of this pack runs, and gives finite images."""
+        classes = self.host.nodes.NODE_CLASS_MAPPINGS
+        small = {"views": 2, "preset": "custom", "steps": 1, "start_points": 0, "value": "1"}
+        prompts = [workflow(name, **small) for name in MINIATURES]
+        ran, images = set[str](), []
+        for prompt in (*prompts, prompts[-1]):
+            values = self.host.run_workflow(prompt).values
+            ran |= {prompt[key]["class_type"] for key in values}
+            images += [x for found in values.values() for x in found if isinstance(x, Tensor) and x.ndim == 4]
+            exported = next((key for key, node in prompt.items() if node["class_type"] == "DP3D_ExportViews"), None)
+            if exported and "load" not in prompt:
+                left = Path(self.host.folder_paths.get_input_directory()) / LEFT
+                shutil.copytree(values[exported][0], left, dirs_exist_ok=True)
+                for key, (name, inputs) in MORE_NODES.items():
+                    prompt[key] = {"class_type": name, "inputs": defaults(classes[name]) | inputs}
+        missing = sorted(name for name in classes if name.startswith("DP3D_") and name not in ran)
+        finite = all(bool(torch.isfinite(image).all()) for image in images)
+        return {"passed": finite and not missing, "missing": missing, "images": len(images)}
 
     @torch.inference_mode()
     def largest(self) -> Found:
@@ -141,7 +183,27 @@ CHECKS: dict[str, Callable[[Checks], Found]] = {
     "turntable": Checks.turntable,
     "twice": Checks.twice,
     "2048 px": Checks.largest,
+    "all nodes": Checks.all_nodes,
 }
+
+
+def workflow(name: str, **values: Any) -> dict[str, dict]:
+    """A template's prompt; inputs of these names, where there are any that are no wires, have these values."""
+    prompt = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    for node in prompt.values():
+        inputs = node["inputs"]
+        inputs.update({key: value for key, value in values.items() if type(inputs.get(key)) is type(value)})
+    return prompt
+
+
+def defaults(node: Any) -> dict[str, Any]:
+    """What the editor sets of a node's widgets."""
+    if not hasattr(node, "define_schema"):
+        return {}
+    found = {each.id: (getattr(each, "default", None), getattr(each, "options", None) or [None])
+             for each in node.define_schema().inputs if not each.optional}  # fmt: skip
+    values = {name: options[0] if default is None else default for name, (default, options) in found.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _golden(outputs: dict[str, Tensor], expected: dict[str, Tensor]) -> Found:

@@ -42,6 +42,11 @@ def test_view_attention_of_the_largest_images(checks):
     assert checks.run("2048 px")["passed"]
 
 
+def test_every_node_class_runs(checks):
+    found = checks.run("all nodes")
+    assert found["passed"] and found["images"] > 10, found
+
+
 def test_a_golden_number_outside_its_tolerance_is_named():
     expected = {"eps_base": torch.zeros(2), "eps_ref": torch.zeros(2)}
     found = gpu_check._golden({"eps_base": torch.zeros(2), "eps_ref": torch.tensor([0.0, 1e-3])}, expected)
