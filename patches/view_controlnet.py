@@ -115,6 +115,7 @@ class ViewControlNet(comfy.controlnet.ControlNet):
         return copied
 
     def cleanup(self) -> None:
+        self.control_model = self.control_model_wrapped.model
         self._resized = self.sub_idxs = self.full_latent_length = None
         super().cleanup()
 

@@ -275,3 +275,17 @@ def test_settings_changed_under_torch_compile_act(host, compiled_path):
         )
         assert torch.equal(views, plain) and not any(torch.equal(views, other) for other in seen)
         seen.append(views)
+
+
+def test_nothing_compiled_is_left_on_the_conditioning(host, compiled_path):
+    """F_cam is compiled during the run, and itself afterwards: the same CONDITIONING may meet another MODEL."""
+    path, seen = compiled_path, []
+    model, positive = path.prepare(inputs(VIEWS), 1, True, True)
+    control, negative = positive[0][1]["control"], [[draw(9, 1, 7, 32), {}]]
+    arguments = draw(6, VIEWS, 4, 8, 8), STEPS, 3.0, "ddim", "normal", positive, negative, torch.zeros(VIEWS, 4, 8, 8)
+    for change in (compiled(host), lambda model: model):
+        path.comfy.sample.sample(
+            change(model), *arguments, disable_pbar=True, seed=1, callback=lambda *_: seen.append(control.control_model)
+        )
+        assert control.control_model is path.control_net.control_model
+    assert seen[0] is not control.control_model and seen[-1] is control.control_model
