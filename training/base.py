@@ -17,7 +17,7 @@ from diffportrait3d.networks import UNet, UNetConfig
 from .dataset.images import Sampler, SingleImages, save_sheet
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
-from .objectives.denoising import DenoiserInputs, DenoisingConfig, DenoisingStage
+from .objectives.denoising import DenoisingConfig, DenoisingStage
 
 
 class BaseConfig(DenoisingConfig):
@@ -41,7 +41,7 @@ class BaseStage(DenoisingStage):
         loop = self.config.loop
         return SingleImages(self.data, loop.batch_size, loop.seed, self.config.data.flip)
 
-    def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return self.trainable(x, t, self.context(len(x)))
 
     def validate(self, image: Path) -> dict[str, float]:

@@ -17,7 +17,7 @@ from diffportrait3d.networks import ReferenceEncoder
 from .dataset.images import save_sheet
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
-from .objectives.denoising import DenoiserInputs, DenoisingConfig, DenoisingStage, copy_of, schedule_of
+from .objectives.denoising import DenoisingConfig, DenoisingStage, copy_of, schedule_of
 
 
 class ReferenceConfig(DenoisingConfig):
@@ -42,8 +42,8 @@ class ReferenceStage(DenoisingStage):
         self.frozen["unet"] = unet
         self.denoiser = Denoiser(unet, self.trainable, reference_timestep=self.reference_timestep)
 
-    def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
-        bank = self.bank(inputs.references, t)
+    def predict(self, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        bank = self.bank(inputs["references"], t)
         return self.denoiser.unet(x, t, self.context(len(x)), bank=bank)
 
     def validate(self, image: Path) -> dict[str, float]:

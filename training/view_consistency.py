@@ -22,7 +22,7 @@ from .dataset.images import Batch, Sampler, ViewGroups, fixed_groups, save_sheet
 from .engine.command import stage_command
 from .engine.config import Number
 from .engine.stage import NetworkSource
-from .objectives.denoising import DenoiserInputs, DenoisingConfig, DenoisingStage, guided_views, schedule_of
+from .objectives.denoising import DenoisingConfig, DenoisingStage, guided_views, schedule_of
 
 
 class ViewConsistencyConfig(DenoisingConfig):
@@ -77,15 +77,15 @@ class ViewConsistencyStage(DenoisingStage):
         inputs = super().inputs(batch, variant)
         return {"z": inputs["z"]} if variant == "unconditional" else inputs
 
-    def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         views = self.config.views
         context = self.context(len(x))
-        if inputs.references is None:
+        if "references" not in inputs:
             return self.denoiser.unconditional(x, t, context, views)
         with torch.no_grad():
-            bank = self.bank(inputs.references, t)
+            bank = self.bank(inputs["references"], t)
             # F_cam sees every view for itself, so nothing before F's view attention needs a gradient.
-            residuals = self.denoiser.view_controlnet(x, inputs.camera_images, t, context)
+            residuals = self.denoiser.view_controlnet(x, inputs["camera_images"], t, context)
         return self.denoiser.unet(
             x, t, context, bank=bank, residuals=residuals, cross_view=self.trainable, num_views=views
         )

@@ -18,7 +18,7 @@ from diffportrait3d.networks import ViewControlNet
 from .dataset.images import save_sheet
 from .engine.command import stage_command
 from .engine.stage import NetworkSource
-from .objectives.denoising import DenoiserInputs, DenoisingStage, copy_of, guided_views, schedule_of
+from .objectives.denoising import DenoisingStage, copy_of, guided_views, schedule_of
 from .reference import ReferenceConfig
 
 
@@ -40,11 +40,11 @@ class ViewControlStage(DenoisingStage):
         self.frozen |= {"unet": unet, "reference_encoder": reference}
         self.denoiser = Denoiser(unet, reference, self.trainable, reference_timestep=self.reference_timestep)
 
-    def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            bank = self.bank(inputs.references, t)
+            bank = self.bank(inputs["references"], t)
         context = self.context(len(x))
-        return self.denoiser.conditional(x, t, context, bank, inputs.camera_images)
+        return self.denoiser.conditional(x, t, context, bank, inputs["camera_images"])
 
     def validate(self, image: Path) -> dict[str, float]:
         batch = self.validation_batch()

@@ -12,7 +12,6 @@ from training.dataset.images import ImageFiles, MultiViewDataset, pick, to_netwo
 from training.engine.config import ConfigError, load_config
 from training.engine.loop import finished, run_stage
 from training.latent_colours import fit_latent_colours, shown_colours
-from training.objectives.denoising import DenoiserInputs
 
 from .conftest import DENOISING, STAGES, stage_config, trainer_of
 
@@ -247,7 +246,7 @@ def test_unconditional_batches_see_neither_reference_nor_camera(dataset, network
     assert set(stage.inputs(batch, "unconditional")) == {"z"}
     assert set(stage.inputs(batch, "")) == {"z", "references", "camera_images"}
     with torch.no_grad():
-        got = stage.predict(x, t, DenoiserInputs())
+        got = stage.predict(x, t, {})
         want = stage.denoiser.unet(x, t, torch.zeros(8, 1, 32))  # the modules' output layers still are zero
         # Validation always shows the condition.
         conditional = stage.predict(x, t, stage.denoiser_inputs(batch, stage.data, stage.latents))

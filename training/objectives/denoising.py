@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,19 +37,6 @@ class DenoisingConfig(StageConfig):
     validation_loss_samples: int = 96
     ddim_steps: int = 25
     guidance_scale: Number = GUIDANCE
-
-
-@dataclass
-class DenoiserInputs:
-    """What a batch gives to the networks besides the noisy views, as far as the stage uses it.
-
-    Attributes:
-        references: clean latents, one per group of targets [B, 4, h, w].
-        camera_images: somebody else at the targets' cameras [B*V, 3, H, W] in [-1, 1].
-    """
-
-    references: Tensor | None = None
-    camera_images: Tensor | None = None
 
 
 class DenoisingStage(Stage):
@@ -115,16 +101,14 @@ class DenoisingStage(Stage):
     # ---- training
 
     def inputs(self, batch: Batch, variant: str) -> dict[str, Tensor]:
-        known = vars(self.denoiser_inputs(batch, self.data, self.latents))
         z = self.latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
-        return {"z": z, **{name: tensor for name, tensor in known.items() if tensor is not None}}
+        return {"z": z, **self.denoiser_inputs(batch, self.data, self.latents)}
 
     def loss(self, inputs: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
-        known = dict(inputs)
-        z = known.pop("z")
+        z = inputs["z"]
         t = self.draw_timesteps(len(z))
         noise = torch.randn(z.shape, device=self.device)
-        return self.losses(self.error(z, t, noise, DenoiserInputs(**known)), t)
+        return self.losses(self.error(z, t, noise, inputs), t)
 
     def losses(self, error: Tensor, t: Tensor) -> dict[str, Tensor]:
         """What is minimised, and the mean square if that is not it, of an error in noise [N, 4, h, w] at t [N].
@@ -145,7 +129,7 @@ class DenoisingStage(Stage):
         z = latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
         return self.error(z, t, noise, self.denoiser_inputs(batch, data, latents)).square().mean()
 
-    def error(self, z: Tensor, t: Tensor, noise: Tensor, inputs: DenoiserInputs) -> Tensor:
+    def error(self, z: Tensor, t: Tensor, noise: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """eps_theta(x_t, t, ...) - eps of clean latents z at t [N]: [N, 4, h, w]."""
         x = self.schedule.q_sample(z, t, noise)
         return self.predict(x, t, inputs).float() - noise
@@ -157,11 +141,14 @@ class DenoisingStage(Stage):
 
     def dummy_loss(self, samples: int) -> dict[str, Tensor]:
         count, size, side = samples * self.views, self.resolution, self.resolution // 8
-        references = torch.zeros(samples, 4, side, side, device=self.device) if self.uses_references else None
-        camera_images = torch.zeros(count, 3, size, size, device=self.device) if self.uses_camera_images else None
+        inputs = {}
+        if self.uses_references:
+            inputs["references"] = torch.zeros(samples, 4, side, side, device=self.device)
+        if self.uses_camera_images:
+            inputs["camera_images"] = torch.zeros(count, 3, size, size, device=self.device)
         z = torch.zeros(count, 4, side, side, device=self.device)
         t = torch.zeros(count, dtype=torch.long, device=self.device)
-        return self.losses(self.error(z, t, torch.zeros_like(z), DenoiserInputs(references, camera_images)), t)
+        return self.losses(self.error(z, t, torch.zeros_like(z), inputs), t)
 
     def draw_timesteps(self, count: int) -> Tensor:
         """Timesteps of a batch of `count` latents in 0..T-1: int64 [count].
@@ -175,15 +162,20 @@ class DenoisingStage(Stage):
             t = ((1 - torch.rand(groups, device=self.device) ** 3) * steps).long().clamp(max=steps - 1)
         return t.repeat_interleave(self.views_per_timestep)
 
-    def predict(self, x: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:
-        """Noise predicted for x [N, 4, h, w] at t [N]."""
+    def predict(self, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Noise predicted for x [N, 4, h, w] at t [N] with what `denoiser_inputs` gives."""
         raise NotImplementedError
 
-    def denoiser_inputs(self, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> DenoiserInputs:
-        return DenoiserInputs(
-            self.reference_latents(batch, latents) if self.uses_references else None,
-            self.camera_images(batch, data) if self.uses_camera_images else None,
-        )
+    def denoiser_inputs(self, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> dict[str, Tensor]:
+        """What a batch gives to the networks besides the noisy views, as far as the stage uses it: "references", clean
+        latents, one per group of targets [B, 4, h, w]; "camera_images", somebody else at the targets' cameras
+        [B*V, 3, H, W] in [-1, 1]."""
+        found = {}
+        if self.uses_references:
+            found["references"] = self.reference_latents(batch, latents)
+        if self.uses_camera_images:
+            found["camera_images"] = self.camera_images(batch, data)
+        return found
 
     def reference_latents(self, batch: Batch, latents: LatentCache) -> Tensor:
         """Clean latents of the batch's references [B, 4, h, w]."""
