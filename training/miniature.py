@@ -162,7 +162,7 @@ def run_minutes(options: argparse.Namespace) -> None:
             beside = budget.note(sum(map(trained_seconds, map(Path, (c.run_dir for c in configs)))) - budget.begun)
             for file in export(out, options.weights, [stage]) if options.export else ():
                 print(f"'{file}' is written.", flush=True)
-    text = table(summaries, (budget.around(), beside / 60))
+    text = table(summaries, {"planned_minutes": budget.around(), "minutes": beside / 60})
     print(f"{options.minutes:g} minutes were given, {options.minutes - budget.left() / 60:.2f} taken.\n\n{text}")
     print(f"'{write_page(out, summaries, text)}' shows it.")
 

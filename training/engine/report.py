@@ -10,42 +10,41 @@ from typing import Any
 
 from diffportrait3d.files import write_text
 
+COLUMNS = (  # title, width, key, format
+    ("planned", 9, "planned_minutes", ".1f"), ("minutes", 9, "minutes", ".1f"), ("steps", 9, "steps", "d"),
+    ("samples", 10, "samples", "d"), ("samples/s", 11, "samples_per_second", ".1f"),
+    ("operators", 11, "operators", "d"), ("MB/step", 9, "bytes", "d"), ("TFLOP/s", 9, "tflops_per_second", ".3g"),
+    ("idle", 7, "idle_share", ".0%"), ("loss", 10, "loss", ".4f"),
+)  # fmt: skip
 
-def table(summaries: Sequence[dict[str, Any]], beside: tuple[float, float] | None = None) -> str:
+
+def table(summaries: Sequence[dict[str, Any]], beside: dict[str, float] | None = None) -> str:
     """What each stage took, one line each.
 
     beside: minutes beside the training, planned and taken, of a run in a given time.
     """
-    lines = [
-        f"{'stage':<18}{'planned':>9}{'minutes':>9}{'steps':>9}{'samples':>10}{'samples/s':>11}{'operators':>11}"
-        f"{'MB/step':>9}{'TFLOP/s':>9}{'idle':>7}{'loss':>10}   validation"
-    ]
+    lines = [f"{'stage':<18}{''.join(f'{title:>{width}}' for title, width, *_ in COLUMNS)}   validation"]
     for s in summaries:
         costs = list(s.get("costs", {}).values())
-        operators, moved = (str(max(cost[key] for cost in costs) // unit) if costs else ""
-                            for key, unit in (("operators", 1), ("bytes", 10**6)))  # fmt: skip
-        planned, rate, idle = (f"{s[key]:{form}}" if key in s else "" for key, form in (
-            ("planned_minutes", ".1f"), ("tflops_per_second", ".3g"), ("idle_share", ".0%")))  # fmt: skip
-        lines.append(
-            f"{s['stage']:<18}{planned:>9}{s['minutes']:>9.1f}{s['steps']:>9}{s['samples']:>10}"
-            f"{s['samples_per_second']:>11.1f}{operators:>11}{moved:>9}{rate:>9}{idle:>7}{s['losses']['loss']:>10.4f}"
-            f"   {_validation(s)}"
-        )
-    planned, taken = sum(s.get("planned_minutes", 0.0) for s in summaries), sum(s["minutes"] for s in summaries)
+        units = {"operators": 1, "bytes": 10**6} if costs else {}
+        counts = {key: max(cost[key] for cost in costs) // unit for key, unit in units.items()}
+        lines.append(_line(s["stage"], {**s, **counts, "loss": s["losses"]["loss"]}) + f"   {_validation(s)}")
+    keys, rows = ["minutes"], list(summaries)
     if beside:
-        lines.append(f"{'beside training':<18}{beside[0]:>9.1f}{beside[1]:>9.1f}")
-        planned, taken = planned + beside[0], taken + beside[1]
-    lines.append(f"{'total':<18}{f'{planned:.1f}' if beside else '':>9}{taken:>9.1f}")
-    return "\n".join(lines)
+        keys, rows = ["planned_minutes", *keys], [*rows, beside]
+        lines.append(_line("beside training", beside))
+    return "\n".join([*lines, _line("total", {key: sum(row[key] for row in rows) for key in keys})])
+
+
+def _line(name: str, values: dict[str, Any]) -> str:
+    cells = (f"{format(values[key], form) if key in values else '':>{width}}" for _, width, key, form in COLUMNS)
+    return f"{name:<18}{''.join(cells)}".rstrip()
 
 
 def write_page(out: Path, summaries: Sequence[dict[str, Any]], text: str) -> Path:
     """`out/report.json` and `out/report.html`, which shows the table and every stage's last validation image."""
     write_text(out / "report.json", json.dumps(list(summaries), indent=1))
-    parts = [
-        "<!doctype html><meta charset=utf-8><title>Training</title>",
-        f"<pre>{html.escape(text)}</pre>",
-    ]
+    parts = ["<!doctype html><meta charset=utf-8><title>Training</title>", f"<pre>{html.escape(text)}</pre>"]
     for summary in summaries:
         images = sorted((out / summary["stage"] / "validation").glob("*.png"))
         if images:
