@@ -49,7 +49,7 @@ def chosen_variants(options: argparse.Namespace) -> dict[str, Variant]:
 class AblationStudy(Study):
     """The variants asked for, with all about them that the paper's claims need."""
 
-    metrics = ABLATION_METRICS
+    metrics, more_metrics = ABLATION_METRICS, staticmethod(measure_variant)
     shown = ("pose", "psnr", "ssim", "mini_lpips", "far_mini_lpips", "reprojection", "background_variation", "change")
     compared = ("pose", "mini_lpips", "reprojection", "dlib_found_near", "dlib_distance_truth", "dlib_first")
 
@@ -67,11 +67,6 @@ class AblationStudy(Study):
             size, person = subject.images.shape[-1], SWAPPED_PEOPLE + index
             subject.other_conditions = render_camera_images(subject.labels, size, person)
         return subject
-
-    def more_metrics(
-        self, name: str, subject: Subject, views: dict[str, Tensor], distances: Tensor
-    ) -> dict[str, float]:
-        return measure_variant(name, views, subject, distances)
 
     def save_page(self, index: int, subject: Subject, views: dict[str, Tensor]) -> None:
         """References, conditions and ground truth on top, the variants below; all of them, and theme by theme."""

@@ -59,6 +59,7 @@ class Study:
         shown: those in the table of means; None is all.
         compared: those in the table of differences; None is all, with those of faces.
         hidden: rows that the pages of images leave out.
+        more_metrics: of a row, besides METRICS and mini-LPIPS; takes what `metrics.views.measure_variant` does.
 
     Args:
         options: of the command.
@@ -72,6 +73,7 @@ class Study:
     shown: tuple[str, ...] | None = None
     compared: tuple[str, ...] | None = None
     hidden = ("autoencoder", "reference_copy")
+    more_metrics = staticmethod(lambda *_: {})
 
     def __init__(
         self,
@@ -150,7 +152,7 @@ class Study:
             far = self.judge(rows, lambda images: feature_distance(unit_features(images, autoencoder), truth))
             for name, distances in far.items():
                 found[name]["mini_lpips"] = distances.mean().item()
-                found[name] |= self.more_metrics(name, subject, views, distances)
+                found[name] |= self.more_metrics(name, views, subject, distances)
         return found
 
     def judge(self, rows: dict[str, Tensor], network: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -160,12 +162,6 @@ class Study:
         chunks = torch.cat(list(rows.values())).split(batch * count)
         said = torch.cat([network(images.to(self.pipeline.device)).cpu() for images in chunks])
         return dict(zip(rows, said.split(count), strict=True))
-
-    def more_metrics(
-        self, name: str, subject: Subject, views: dict[str, Tensor], distances: Tensor
-    ) -> dict[str, float]:
-        """Besides METRICS and mini-LPIPS, of one row. distances: mini-LPIPS of its views [V]."""
-        return {}
 
     def face_embeddings(self, subject: Subject, views: dict[str, Tensor]) -> dict | None:
         """Of the portrait and of every row, as text; their metrics need those of everybody."""

@@ -97,7 +97,7 @@ class ViewStore:
         """Views that have been made, as they will be read."""
         text = json.dumps(conditions, indent=1, sort_keys=True) + "\n"
         write_text(path.with_name("conditions.json"), text, durable=False)
-        views = StoredViews(rounded(images), round(seconds, 3))
+        views = StoredViews(rounded(images.float()), round(seconds, 3))
         _write(path, views)
         return views
 

@@ -88,7 +88,7 @@ def test_bfloat16_has_views_of_its_own(weights, subject, tmp_path):
     for precision in ("float32", "bfloat16"):
         store = ViewStore(tmp_path, ViewGenerator(weights, precision=precision), Sampling(2))
         made[precision] = SubjectViews(store, subject, 0).variant(PART_VARIANTS["full"]).images
-    assert len(list(tmp_path.glob("dpmpp_2m-2-*/*.png"))) == 2
+    assert len(list(tmp_path.glob("dpmpp_2m-2-*/*.png"))) == 2 and made["bfloat16"].dtype == torch.float32
     assert 0 < (made["bfloat16"] - made["float32"]).abs().mean() < 0.05
 
 
