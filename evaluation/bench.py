@@ -92,16 +92,10 @@ class Bench:
     def count(self, path: BenchPath, part: Part, views: int) -> dict:
         """Kernels, bytes and FLOPs of the second step by group, waits, and the peak of a run of two steps."""
         counts = StepCounts(None if self.cuda else SMALL, path.networks(), counting=False)
-        steps = 0
-
-        def second_step_only() -> None:
-            nonlocal steps
-            steps += 1
-            counts.counting = steps == 1
 
         def run() -> None:
             with counts:
-                path.run(part, views, self.side, 3, second_step_only)
+                path.run(part, views, self.side, 3, lambda step: setattr(counts, "counting", step == 0))
 
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -121,15 +115,7 @@ class Bench:
 
     def _shares(self, path: BenchPath, views: int) -> dict[str, list[float]]:
         profiler, steps = cProfile.Profile(), self.options.steps
-        started = False
-
-        def on_step() -> None:
-            nonlocal started
-            if not started:
-                profiler.enable()
-            started = True
-
-        path.run(PARTS["all"], views, self.side, steps + 1, on_step)
+        path.run(PARTS["all"], views, self.side, steps + 1, lambda step: step == 0 and profiler.enable())
         profiler.disable()
         return {owner: [value / steps for value in values] for owner, values in owners(profiler).items()}
 
@@ -167,18 +153,11 @@ def part_table(records: list[dict], name: str) -> str:
     for record in records:
         found = record[name]
         seconds = (f"{found[which]:.4f}" if which in found else "-" for which in ("seconds", "operator_seconds"))
-        rows.append(
-            [
-                *(str(record["views"]), record["part"], *seconds, str(found["kernels"]), f"{found['bytes'] / GIB:.3f}"),
-                *(f"{found['flops'] / 1e12:.4f}", f"{found['activation_bytes'] / GIB:.3f}", str(sum_of_waits(found))),
-            ]
-        )
+        gib, peak = found["bytes"] / GIB, found["activation_bytes"] / GIB
+        numbers = f"{gib:.3f}", f"{found['flops'] / 1e12:.4f}", f"{peak:.3f}", str(sum(found["waits"].values()))
+        rows.append([str(record["views"]), record["part"], *seconds, str(found["kernels"]), *numbers])
     header = ["views", "part", "s/step", "operators alone (s)", "kernels", "GiB moved", "TFLOP"]
     return markdown_table([*header, "peak of activations (GiB)", "waits"], rows)
-
-
-def sum_of_waits(found: dict) -> int:
-    return sum(found["waits"].values())
 
 
 def group_table(found: dict) -> str:

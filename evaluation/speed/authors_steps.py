@@ -52,7 +52,7 @@ def load(folder, weights, sizes):
         settings[name]["params"].update(sizes)
     settings.update({name: {"target": "torch.nn.Identity"} for name in NOT_IN_A_STEP})
     model = importlib.import_module(package + "cldm.cldm").ControlLDMReferenceOnlyPose(**settings).eval()
-    given = torch.load(weights)
+    given = torch.load(weights, weights_only=True)
     lacking = {name for name, _ in model.named_parameters()} - set(given)
     unknown = set(given) - set(model.state_dict())
     lacking = {name for name in lacking if not name.startswith((UNUSED, "logvar"))}

@@ -89,8 +89,9 @@ class BenchPath(HostPath):
             self.model.model.manual_cast_dtype = self.control_net.manual_cast_dtype = None
             self.encoder.patcher.model.compute_dtype = self.views.patcher.model.compute_dtype = torch.float16
 
-    def run(self, part: Part, views: int, side: int, steps: int, on_step: Callable[[], None]) -> Tensor:
-        """Samples `views` views of side x side pixels with the release's sampler; `on_step` is called after each step.
+    def run(self, part: Part, views: int, side: int, steps: int, on_step: Callable[[int], object]) -> Tensor:
+        """Samples `views` views of side x side pixels with the release's sampler; `on_step` is called with
+        a step's number after it.
 
         Returns:
             latents [views, 4, side/8, side/8]
@@ -118,7 +119,7 @@ class BenchPath(HostPath):
             sampling.DDIMSampler(0.5),
             sampling.ddim_sigmas(model.get_model_object("model_sampling"), steps),
             part.guidance,
-            lambda *_: on_step(),
+            lambda step, *_: on_step(step),
         )["samples"]
 
     def networks(self) -> list[nn.Module]:
@@ -130,21 +131,15 @@ class BenchPath(HostPath):
         times: list[float] = []
 
         with torch.inference_mode():  # as the host runs a workflow
-            self.run(part, views, side, steps + 1, lambda: times.append(clock()))
+            self.run(part, views, side, steps + 1, lambda _: times.append(clock()))
         return [end - start for start, end in zip(times, times[1:], strict=False)]
 
     def operator_seconds(self, part: Part, views: int, side: int, plays: int) -> list[float]:
         """Seconds of the operators of one step without the Python around them, `plays` times."""
-        tape, steps = OperatorTape(), 0
-
-        def second_step_only() -> None:
-            nonlocal steps
-            steps += 1
-            tape.recording = steps == 1
-
+        tape = OperatorTape()
         with torch.inference_mode():
             with tape:
-                self.run(part, views, side, 3, second_step_only)
+                self.run(part, views, side, 3, lambda step: setattr(tape, "recording", step == 0))
             return [tape.play() for _ in range(plays + 1)][1:]
 
 

@@ -65,4 +65,4 @@ def test_steps_in_bfloat16(stage, dataset, networks, tmp_path):
             trainer.one_step(0.0)
         kernels.append(counts.cost().operators)
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
-    assert kernels[1] < 0.9 * kernels[0]
+    assert kernels[1] < 0.95 * kernels[0]  # those of AdamW, many on a CPU, are the same
