@@ -143,9 +143,9 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def append(path: Path, data: bytes) -> None:
-    """Add to the end of a file: all of it, or nothing."""
-    rest = memoryview(data)
+def append_line(path: Path, line: str) -> None:
+    """Add a line to the end of a text file: all of it, or nothing."""
+    rest = memoryview(f"{line}\n".encode())
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
@@ -156,11 +156,6 @@ def append(path: Path, data: bytes) -> None:
             except OSError:
                 file.truncate(end)
                 raise
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file in the same way."""
-    append(path, f"{line}\n".encode())
 
 
 def file_hash(path: Path) -> str:
