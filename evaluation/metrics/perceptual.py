@@ -59,17 +59,15 @@ def load_lpips(net: str, path: Path) -> nn.Module:
 def load_dists(path: Path) -> nn.Module:
     """DISTS (Ding et al. 2020): images [N, 3, H, W] in [0, 1], twice -> [N]. path: torchvision's vgg16."""
     check_libraries("torchmetrics", "torchvision")
-    import torchvision
     from torchmetrics.functional.image.dists import DISTSNetwork, L2pooling
+    from torchvision.models.vgg import cfgs, make_layers
 
     class Dists(DISTSNetwork):
         """Of torchmetrics, but for a constructor that downloads VGG-16."""
 
         def __init__(self) -> None:
             nn.Module.__init__(self)
-            with torch.device("meta"):  # the classifier is large and not needed
-                features = torchvision.models.vgg16().features
-            features, self.chns = features.to_empty(device="cpu"), [3, 64, 128, 256, 512, 512]
+            features, self.chns = make_layers(cfgs["D"]), [3, 64, 128, 256, 512, 512]
             for number, (first, end) in enumerate(pairwise((0, 4, 9, 16, 23, 30)), start=1):
                 layers = OrderedDict((str(index), features[index]) for index in range(first, end))
                 if first:

@@ -62,16 +62,13 @@ class VggFeatures(nn.Module):
     file the weights are random.
     """
 
-    LAYERS = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512)  # channels; none: pooling
     TAPS = (3, 8, 15, 22)  # these layers' outputs
 
     def __init__(self, path: str | Path | None):
+        from torchvision.models.vgg import cfgs, make_layers
+
         super().__init__()
-        layers, channels = [], 3
-        for size in self.LAYERS:
-            layers += [nn.Conv2d(channels, size, 3, padding=1), nn.ReLU()] if size else [nn.MaxPool2d(2)]
-            channels = size or channels
-        self.features = nn.Sequential(*layers)  # numbered as torchvision's
+        self.features = make_layers(cfgs["D"])[: self.TAPS[-1] + 1]
         if path is not None:
             source = open_checkpoint(path)
             missing = [name for name in self.state_dict() if name not in source.shapes]
