@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from ..host.loading import HostNetwork
 from .feature_sizes import resize_features, resizing_patches
 from .longer_attention import LongerAttention, Reading, layer_key, longer_attention
 from .reference_inputs import References
-from .run_state import RunPatch, RunState, SigmaRange, unused_key, views_per_call
+from .run_state import RunPatch, RunState, SigmaRange, views_per_call
 
 KEY = "diffportrait3d.reference"
 BLOCKS = ("input", "middle", "output")  # SD1.5 has 6, 1 and 9 self-attentions there
@@ -32,27 +34,28 @@ BLOCKS = ("input", "middle", "output")  # SD1.5 has 6, 1 and 9 self-attentions t
 Bank = dict[tuple, Tensor]  # which self-attention -> its tokens [R, h, w, C]
 
 
-class ReferenceRun(RunState):
-    """The banks of one run, and what F_ref needs to fill them."""
+class Settings(NamedTuple):
+    """Of one Apply Reference Attention node; see `apply_reference_attention`."""
 
-    def __init__(
-        self,
-        guider,
-        key: str,
-        views: int,
-        latents: Tensor,
-        timestep: int | None,
-        strength: float = 1.0,
-        blocks: frozenset[str] = frozenset(BLOCKS),
-    ):
-        super().__init__(guider, key, views)
-        self.strength, self.blocks = strength, blocks
-        self.latents = guider.model_patcher.model.process_latent_in(latents.float())  # [R, 4, h, w], scaled
-        self.context = _first_context(guider)
-        self.timestep = timestep
-        self.sigma_limits: tuple[float, float] | None = None  # None: acts at every noise level
+    strength: float
+    sigma_range: SigmaRange
+    blocks: frozenset[str]
+    timestep: int | None
+
+
+class ReferenceRun(RunState):
+    """The banks of one run on latents like `noise` [V, 4, h, w], and what F_ref needs to fill them."""
+
+    def __init__(self, guider, key: str, noise: Tensor, references: References, settings: Settings):
+        super().__init__(guider, key, len(noise))
+        self.settings = settings
+        latents = references.encode(*noise.shape[-2:]).float()
+        self.latents = guider.model_patcher.model.process_latent_in(latents)  # [R, 4, h, w], scaled
+        self.mask = references.mask_at(*noise.shape[-2:])  # [R, 1, h, w] or None
+        texts = (cond.get("cross_attn") for cond in guider.conds.get("positive", ()))
+        self.context = next((text for text in texts if text is not None), None)  # F_ref reads the references with it
         self.acts = True  # at this step
-        self.mask: Tensor | None = None  # [R, 1, h, w]
+        self._acts_at = settings.sigma_range.test(guider.model_patcher.get_model_object("model_sampling"))
         self.skipped: frozenset[tuple] = frozenset()  # self-attentions that another patch computes in this call
         self.warned = False
         self._banks: dict[torch.device, Bank] = {}
@@ -63,11 +66,9 @@ class ReferenceRun(RunState):
 
     def begin_evaluation(self, sigma: Tensor) -> None:
         self._projected.clear()
-        if self.timestep is None:
+        if self.settings.timestep is None:
             self._banks.clear()
-        if self.sigma_limits is not None:
-            highest, lowest = self.sigma_limits
-            self.acts = lowest <= float(sigma.flatten()[0]) <= highest
+        self.acts = self._acts_at(sigma)
 
     def begin_unet_call(self, transformer_options: dict) -> None:
         """Also drops keys and values that were made with other hooks on the weights (LoRA of one condition)."""
@@ -104,8 +105,11 @@ class ReferenceRun(RunState):
             self._resizing = True
         elif x.device in self._banks:
             return self._banks[x.device]
-        step = timesteps[:1] if self.timestep is None else torch.full_like(timesteps[:1], self.timestep)  # [1]
-        own_options = _resizing_options(options) if self._resizing else {"patches": {}, "cond_or_uncond": [0]}
+        fixed, own_options = self.settings.timestep, {"patches": {}, "cond_or_uncond": [0]}
+        step = timesteps[:1] if fixed is None else torch.full_like(timesteps[:1], fixed)  # [1]
+        if self._resizing:
+            own_options["patches"] = resizing_patches(options["patches"])
+            own_options |= {name: options[name] for name in ("sigmas", "sample_sigmas") if name in options}
         text = (context if self.context is None else self.context.to(context))[:1]  # [1, L, C]
         self._banks[x.device] = self._read(x, step, text, own_options)
         self._projected.clear()
@@ -136,19 +140,11 @@ class ReferenceRun(RunState):
             bank[layer_key(options)] = tokens.unflatten(1, options["activations_shape"][-2:])
             return tokens, keys, values
 
-        count = self.latents.shape[0]
         options["patches"]["attn1_patch"] = [write]
-        dtype = self.network.compute_dtype
-        text = context.to(dtype).expand(count, -1, -1)
-        latents = self.latents.to(x.device, dtype)
-        self.network(latents, step.expand(count), context=text, transformer_options=options)
+        latents = self.latents.to(x.device, self.network.compute_dtype)
+        text = context.to(latents.dtype).expand(len(latents), -1, -1)
+        self.network(latents, step.expand(len(latents)), context=text, transformer_options=options)
         return bank
-
-
-def _resizing_options(options: dict) -> dict:
-    """Options for F_ref under the block patches of a call's `options`, as far as these resize features."""
-    ranges = {name: options[name] for name in ("sigmas", "sample_sigmas") if name in options}
-    return {**ranges, "patches": resizing_patches(options["patches"]), "cond_or_uncond": [0]}
 
 
 @dataclass
@@ -173,32 +169,16 @@ class ReferencePatch(RunPatch):
 
     label = "Reference attention"
 
-    def __init__(
-        self,
-        key: str,
-        references: References,
-        strength: float,
-        sigma_range: SigmaRange,
-        blocks: frozenset[str],
-        timestep: int | None,
-    ):
+    def __init__(self, key: str, references: References, settings: Settings):
         super().__init__(key)
-        self.references, self.strength = references, strength
-        self.sigma_range, self.blocks = sigma_range, blocks
-        self.timestep = timestep
+        self.references, self.settings = references, settings
 
     def attach(self, model, network_patcher) -> None:
         super().attach(model, network_patcher)
         model.set_model_attn1_patch(self)
 
     def begin(self, guider, noise: Tensor) -> ReferenceRun:
-        latents = self.references.encode(noise.shape[-2], noise.shape[-1])
-        settings = self.timestep, self.strength, self.blocks
-        run = ReferenceRun(guider, self.key, noise.shape[0], latents, *settings)
-        run.mask = self.references.mask_at(noise.shape[-2], noise.shape[-1])
-        if not self.sigma_range.whole:
-            run.sigma_limits = self.sigma_range.limits(guider.model_patcher.get_model_object("model_sampling"))
-        return run
+        return ReferenceRun(guider, self.key, noise, self.references, self.settings)
 
     def extra_rows(self, run: ReferenceRun, model_options: dict) -> int:
         """F_ref's own batch, and keys and values of each view that are 1 + R times as long."""
@@ -206,10 +186,19 @@ class ReferencePatch(RunPatch):
         return references + math.ceil(views_per_call(run.views, model_options) * references / 4)
 
     def begin_call(self, run: ReferenceRun, unet, x, timesteps, context, options: dict) -> ReferenceCall | None:
-        """Reads the tokens of this step."""
+        """Reads the tokens of this step.
+
+        Raises:
+            ValueError: the call sees a part of the views only; the references were encoded at the whole's size.
+        """
         if not any(run.positive) or not run.acts:
             return None
-        _check_whole_views(run.latents, x)
+        if run.latents.shape[-2:] != x.shape[-2:]:
+            raise ValueError(
+                f"The reference has {math.prod(run.latents.shape[-2:])} tokens where a view has "
+                f"{math.prod(x.shape[-2:])}; area conditioning and tiled sampling do not go together with reference "
+                "attention."
+            )
         read_bank = partial(run.bank, x, timesteps, context, options)
         return ReferenceCall(run, read_bank(), partial(read_bank, features_resized=True))
 
@@ -227,30 +216,13 @@ class ReferencePatch(RunPatch):
             return tokens, keys, values
         run, where, (height, width) = call.run, layer_key(options), options["activations_shape"][-2:]
         reference = call.tokens(where, height, width)  # also where nothing is read: what follows may depend on it
-        if where[0] in run.blocks and where not in run.skipped and where[:2] not in run.skipped:
+        if where[0] in run.settings.blocks and where not in run.skipped and where[:2] not in run.skipped:
             attention: LongerAttention = options[LongerAttention.KEY]
             projected = run.project(attention.module(where), reference.to(keys))
             visibility = run.visibility(height, width, keys)
-            strength = run.strength if visibility is None else run.strength * visibility
+            strength = run.settings.strength * (1.0 if visibility is None else visibility)
             attention.read(Reading(*projected, len(run.latents), strength), run.positive)
         return tokens, keys, values
-
-
-def _check_whole_views(latents: Tensor, x: Tensor) -> None:
-    """Raises ValueError if a call sees a part of the views only; the references were encoded at the whole's size."""
-    if latents.shape[-2:] != x.shape[-2:]:
-        raise ValueError(
-            f"The reference has {math.prod(latents.shape[-2:])} tokens where a view has {math.prod(x.shape[-2:])}; "
-            "area conditioning and tiled sampling do not go together with reference attention."
-        )
-
-
-def _first_context(guider) -> Tensor | None:
-    """Text tokens of the run's first positive condition; F_ref reads the references with them."""
-    for cond in guider.conds.get("positive", ()):
-        if cond.get("cross_attn") is not None:
-            return cond["cross_attn"]
-    return None
 
 
 def apply_reference_attention(
@@ -284,7 +256,8 @@ def apply_reference_attention(
     if strength > 0.0 and chosen:
         if reference_timestep is None and encoder.metadata.get("reference_timestep", "current") == "zero":
             reference_timestep = 0
-        key = unused_key(model, KEY)
-        patch = ReferencePatch(key, references, strength, sigma_range, chosen, reference_timestep)
-        patch.attach(patched, encoder.patcher)
+        keys = (f"{KEY}.{number}" for number in count())
+        key = next(key for key in keys if key not in model.additional_models)  # several nodes in a row
+        settings = Settings(strength, sigma_range, chosen, reference_timestep)
+        ReferencePatch(key, references, settings).attach(patched, encoder.patcher)
     return patched

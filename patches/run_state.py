@@ -7,8 +7,7 @@ also after an exception, so that no run can see another one's tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from comfy.context_windows import IndexListContextHandler
 from comfy.patcher_extension import WrappersMP
@@ -17,19 +16,6 @@ from torch import Tensor
 # Free memory that both sides of guidance need in one call, in what the host estimates for F alone (`memory_required`):
 # all networks take 1.66 of it at SD1.5's width (evaluation.bench), with the host's own reserve of a half.
 SHARED_NEEDS = 2.5
-
-
-def unused_key(model, prefix: str) -> str:
-    """A key no other patch on `model` uses, so that several patches of one kind can be applied in a row."""
-    number = 0
-    while f"{prefix}.{number}" in model.additional_models:
-        number += 1
-    return f"{prefix}.{number}"
-
-
-def chunk_size(batch: int, transformer_options: dict) -> int:
-    """Rows that belong to one condition: the host lays conditions out one after the other, in any order."""
-    return batch // len(transformer_options["cond_or_uncond"])
 
 
 def views_per_call(views: int, model_options: dict) -> int:
@@ -59,10 +45,12 @@ class SigmaRange:
     def whole(self) -> bool:
         return self.percent == (0.0, 1.0)
 
-    def limits(self, model_sampling) -> tuple[float, float]:
-        """(highest, lowest) sigma inside the range."""
-        start, end = self.percent
-        return float(model_sampling.percent_to_sigma(start)), float(model_sampling.percent_to_sigma(end))
+    def test(self, model_sampling) -> Callable[[Tensor], bool]:
+        """Says of a step's sigma [N] whether it is inside the range; a whole one reads nothing from the device."""
+        if self.whole:
+            return lambda sigma: True
+        highest, lowest = (float(model_sampling.percent_to_sigma(percent)) for percent in self.percent)
+        return lambda sigma: lowest <= float(sigma.flatten()[0]) <= highest
 
 
 class RunState:
@@ -77,7 +65,7 @@ class RunState:
         check_stock_controls(guider.conds, views)
         self.without_control = share_control(guider.conds)
         self.positive: list[bool] = []  # for every chunk of the UNet call: is it a positive condition?
-        self._evaluating = False
+        self.evaluating = False  # all UNet calls meanwhile are of one step
         self.network = guider.model_patcher.get_additional_models_with_key(key)[0].model
         self._positive = {cond["uuid"] for cond in guider.conds.get("positive", ()) if "uuid" in cond}
 
@@ -98,26 +86,15 @@ class RunState:
     def _own_control(self, cond: dict) -> dict:
         return {**cond, "control": None} if cond["uuid"] in self.without_control else cond
 
-    @contextmanager
-    def evaluation(self, sigma: Tensor) -> Iterator[None]:
-        """One evaluation of the guided model at noise level `sigma` [N]: all UNet calls in the block are of one step,
-        which is known without reading a value from the device."""
-        self.begin_evaluation(sigma)
-        self._evaluating = True
-        try:
-            yield
-        finally:
-            self._evaluating = False
-
     def begin_evaluation(self, sigma: Tensor) -> None:
-        """Subclasses drop what belongs to the step before."""
+        """A step at noise level `sigma` [N] begins: subclasses drop what belongs to the one before."""
 
     def begin_unet_call(self, transformer_options: dict) -> None:
         """Notes what a call depends on besides tensors, before it: a compiled UNet must not look for it.
 
         Where a guider leaves the host's wrappers out, every call is an evaluation of its own.
         """
-        if not self._evaluating:
+        if not self.evaluating:
             self.begin_evaluation(transformer_options["sigmas"])
         self.positive = self._positive_chunks(transformer_options)
 
@@ -236,8 +213,13 @@ class RunPatch:
         return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], *args, **kwargs)
 
     def _predict_noise(self, executor, x, timestep, model_options, *args, **kwargs):
-        with self.state(model_options["transformer_options"]).evaluation(timestep):
+        run = self.state(model_options["transformer_options"])
+        run.begin_evaluation(timestep)
+        run.evaluating = True
+        try:
             return executor(x, timestep, model_options, *args, **kwargs)
+        finally:
+            run.evaluating = False
 
     def _calc_cond_batch(self, executor, model, conds, x_in, timestep, model_options, *args, **kwargs):
         conds = self.state(model_options["transformer_options"]).fitting(model, conds, x_in)

@@ -303,11 +303,10 @@ class PartlyGuided(comfy.samplers.CFGGuider):
 
     def __init__(self, model, guided: SigmaRange):
         super().__init__(model)
-        self.limits = guided.limits(model.get_model_object("model_sampling"))
+        self.is_guided = guided.test(model.get_model_object("model_sampling"))
 
     def predict_noise(self, x, timestep, model_options=None, seed=None) -> Tensor:
-        highest, lowest = self.limits
-        scale = self.cfg if lowest <= float(timestep[0]) <= highest else 1.0
+        scale = self.cfg if self.is_guided(timestep) else 1.0
         sides = self.conds.get("negative"), self.conds.get("positive")
         return comfy.samplers.sampling_function(self.inner_model, x, timestep, *sides, scale, model_options or {}, seed)
 

@@ -24,7 +24,7 @@ from ..host.compatibility import check_control_heads, check_control_width
 from ..host.images import as_images, check_images, resize_images
 from ..host.loading import build_control_model, set_trained_side
 from .feature_sizes import fit_residuals
-from .run_state import SigmaRange, check_condition_count, chunk_size, chunks_without_control
+from .run_state import SigmaRange, check_condition_count, chunks_without_control
 
 
 def to_hint_range(images: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class ViewControlNet(comfy.controlnet.ControlNet):
         left_out = chunks_without_control(transformer_options)
         if all(left_out):
             return None
-        views = chunk_size(x_noisy.shape[0], transformer_options)
+        views = len(x_noisy) // batched_number  # conditions are laid out one after the other
         hints = self._hints(x_noisy, views, transformer_options)
         fit_residuals(transformer_options)
         kept = [number for number, out in enumerate(left_out) if not out]
