@@ -54,8 +54,8 @@ def generate(options: argparse.Namespace) -> None:
             line = line | {"views": [line["views"][0], *line["views"][: options.views]]}
         subject = load_subject(options.data, line, options.views, depth=exact)  # masks where there is exact depth
         check_resolution(subject, generator, options)
-        proxies, seed = generator.proxies(subject), options.seed + index
-        made = generator.generate(variant, subject, proxies, seed, sampling_of(options))[:kept]
+        person = subject, generator.proxies(subject), options.seed + index
+        made = generator.generate(variant, [person], sampling_of(options))[0][:kept]
         mask = None if subject.mask is None else subject.mask[:kept, None].float()
         write_views(options.out, Views(line["id"], subject.reference, made, subject.images[:kept], mask))
     print(f"wrote {options.out}")

@@ -84,19 +84,16 @@ class ViewGenerator:
         """Through the autoencoder and back, [V, 3, H, W] in [0, 1]: the best the system could do."""
         return self.pipeline.decode(self.pipeline.encode(images))
 
-    def generate(self, variant: Variant, subject: Subject, proxies: Tensor, seed: int, sampling: Sampling) -> Tensor:
-        """All target views at once, [V, 3, H, W] in [0, 1]. Variants with equal seeds share all noise.
-
-        Args:
-            proxies: S's views from `proxies`, the same for every variant.
-            sampling: the command's, which a variant may change.
-        """
-        return self.generate_together(variant, [(subject, proxies, seed)], sampling)[0]
-
-    def generate_together(
+    def generate(
         self, variant: Variant, people: Sequence[tuple[Subject, Tensor, int]], sampling: Sampling
     ) -> list[Tensor]:
-        """The views of several people (subject, proxies, seed), all in the same calls of the denoiser."""
+        """All target views of each person, [V, 3, H, W] in [0, 1], all in the same calls of the denoiser. Variants with
+        equal seeds share all noise.
+
+        Args:
+            people: each with S's views from `proxies`, the same for every variant, and its seed.
+            sampling: the command's, which a variant may change.
+        """
         pipeline = self.variant_pipeline(variant)
         sampling = replace(variant.sampling(sampling), window=len(people[0][0].labels))
         dtype = getattr(torch, self.precision)

@@ -37,7 +37,7 @@ from ..tables.results_log import read_log, write_json
 from ..tables.summary import Intervals, as_dicts, difference_table, differences, face_table, mean_table, means
 from .command import sampling_of, sampling_text
 from .generator import ViewGenerator
-from .view_store import SubjectViews, ViewStore, make_together
+from .view_store import SubjectViews, ViewStore, variant_views
 
 CONTEXT = {
     "ground_truth": "ground truth (floor)",
@@ -208,11 +208,9 @@ class Study:
         for first in range(0, len(indices), batch):
             chunk = indices[first : first + batch]
             if batch > 1:
-                seeds = [self.options.seed + index for index in chunk]
-                pairs = zip(map(self.subject, chunk), seeds, strict=True)
-                people = [SubjectViews(self.store, subject, seed) for subject, seed in pairs]
+                people = [SubjectViews(self.store, self.subject(k), self.options.seed + k) for k in chunk]
                 for variant in self.variants.values():
-                    make_together(people, variant)
+                    variant_views(people, variant)
             yield from chunk
 
     @contextlib.contextmanager

@@ -75,31 +75,26 @@ class ViewStore:
         """Where views of these conditions are kept."""
         return self.root / f"{kind}-{json_digest(conditions)[:12]}"
 
-    def load_or_make(
-        self, kind: str, conditions: dict, name: str, inputs: dict, make: Callable[[], Tensor]
-    ) -> StoredViews:
-        """The views of a person. `inputs`: what the networks are given for it; `make` is called if they are not there.
+    def views(
+        self, kind: str, conditions: dict, people: list[tuple[str, dict]], make: Callable[[list[int]], list[Tensor]]
+    ) -> list[StoredViews]:
+        """The views of people; `make` is given the numbers of those whose views are not there.
 
-        kind, name: how folder and file are called.
+        kind: how the folder is called. people: of each the name, and what the networks are given for it.
         """
-        path = self.path(kind, conditions, name, inputs)
-        if (found := _read(path)) is not None:
-            return found
-        start = time.perf_counter()
-        images = make()
-        return self.keep(path, conditions, images, time.perf_counter() - start)
-
-    def path(self, kind: str, conditions: dict, name: str, inputs: dict) -> Path:
-        """Where the views of a person are kept."""
-        return self.folder(kind, conditions) / f"{name}-{json_digest(inputs)[:12]}.png"
-
-    def keep(self, path: Path, conditions: dict, images: Tensor, seconds: float) -> StoredViews:
-        """Views that have been made, as they will be read."""
-        text = json.dumps(conditions, indent=1, sort_keys=True) + "\n"
-        write_text(path.with_name("conditions.json"), text, durable=False)
-        views = StoredViews(rounded(images.float()), round(seconds, 3))
-        _write(path, views)
-        return views
+        folder = self.folder(kind, conditions)
+        paths = [folder / f"{name}-{json_digest(inputs)[:12]}.png" for name, inputs in people]
+        found = dict(enumerate(map(_read, paths)))
+        if missing := [number for number, views in found.items() if views is None]:
+            start = time.perf_counter()
+            made = make(missing)
+            seconds = round((time.perf_counter() - start) / len(missing), 3)
+            text = json.dumps(conditions, indent=1, sort_keys=True) + "\n"
+            write_text(folder / "conditions.json", text, durable=False)
+            for number, images in zip(missing, made, strict=True):
+                found[number] = StoredViews(rounded(images.float()), seconds)
+                _write(paths[number], found[number])
+        return list(found.values())
 
 
 class SubjectViews:
@@ -119,51 +114,35 @@ class SubjectViews:
 
     def variant(self, variant: Variant) -> StoredViews:
         """The views of a variant."""
-        store = self.store
-
-        def make() -> Tensor:
-            return store.generator.generate(variant, self.subject, self.proxies, self.seed, store.sampling)
-
-        return store.load_or_make(*self.place(variant), make)
-
-    def place(self, variant: Variant) -> tuple[str, dict, str, dict]:
-        """Kind, conditions, name and inputs of a variant's views in the store."""
-        store, subject = self.store, self.subject
-        sampling = variant.sampling(store.sampling)
-        conditions = store.variant_conditions(variant, len(subject.labels))
-        kind = f"{sampling.solver}-{sampling.steps}"
-        return kind, conditions, subject.id, variant_inputs(variant, subject, self.seed)
+        return variant_views([self], variant)[0]
 
     def autoencoder(self) -> StoredViews:
         """The ground truth through the autoencoder and back: the best the system could do."""
-        store, images = self.store, self.subject.images
-        conditions = store.network_conditions("autoencoder", len(images))
+        images = self.subject.images
         inputs = {"images": _tensor_digest(images)}
-        name = self.subject.id
-        return store.load_or_make("autoencoder", conditions, name, inputs, lambda: store.generator.reconstruct(images))
+        return self._network("autoencoder", "autoencoder", inputs, lambda: self.store.generator.reconstruct(images))
 
     def proxy(self) -> StoredViews:
         """S alone."""
-        store, subject = self.store, self.subject
-        conditions = store.network_conditions("novel_view", len(subject.labels))
-        inputs = {"labels": _tensor_digest(subject.labels)} | _portrait(subject)
-        return store.load_or_make("proxy", conditions, subject.id, inputs, lambda: self.proxies)
+        inputs = {"labels": _tensor_digest(self.subject.labels)} | _portrait(self.subject)
+        return self._network("proxy", "novel_view", inputs, lambda: self.proxies)
+
+    def _network(self, kind: str, name: str, inputs: dict, make: Callable[[], Tensor]) -> StoredViews:
+        conditions = self.store.network_conditions(name, len(self.subject.labels))
+        return self.store.views(kind, conditions, [(self.subject.id, inputs)], lambda _: [make()])[0]
 
 
-def make_together(people: Sequence[SubjectViews], variant: Variant) -> None:
-    """Makes what is missing of the views of a variant of several people, in the same calls of the networks."""
-    store = people[0].store
-    places = [person.place(variant) for person in people]
-    paths = [store.path(*place) for place in places]
-    missing = [index for index, path in enumerate(paths) if _read(path) is None]
-    if not missing:
-        return
-    given = [(people[index].subject, people[index].proxies, people[index].seed) for index in missing]
-    start = time.perf_counter()
-    made = store.generator.generate_together(variant, given, store.sampling)
-    seconds = (time.perf_counter() - start) / len(missing)
-    for index, images in zip(missing, made, strict=True):
-        store.keep(paths[index], places[index][1], images, seconds)
+def variant_views(people: Sequence[SubjectViews], variant: Variant) -> list[StoredViews]:
+    """The views of a variant of several people; those that are missing are made in the same calls of the networks."""
+    store, sampling = people[0].store, variant.sampling(people[0].store.sampling)
+    conditions = store.variant_conditions(variant, len(people[0].subject.labels))
+    given = [(person.subject.id, variant_inputs(variant, person.subject, person.seed)) for person in people]
+
+    def make(missing: list[int]) -> list[Tensor]:
+        chosen = [(people[k].subject, people[k].proxies, people[k].seed) for k in missing]
+        return store.generator.generate(variant, chosen, store.sampling)
+
+    return store.views(f"{sampling.solver}-{sampling.steps}", conditions, given, make)
 
 
 def sampling_facts(sampling: Sampling) -> dict:

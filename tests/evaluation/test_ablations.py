@@ -110,9 +110,8 @@ def test_every_arm_changes_something(weights, ball_dataset, tmp_path):
         assert (images - views["full"]).abs().mean() > 1e-6, name
     reference = subject.reference
     assert not torch.equal(subject.other_reference[0], reference[0])
-    again = study.generator.generate(
-        ABLATION_VARIANTS["shared_noise"], subject, views["proxy"], 0, study.store.sampling
-    )
+    person = subject, views["proxy"], 0
+    again = study.generator.generate(ABLATION_VARIANTS["shared_noise"], [person], study.store.sampling)[0]
     assert torch.equal((again * 255).round() / 255, views["shared_noise"])  # which is not made of S's views
 
 

@@ -143,7 +143,7 @@ def test_arms_share_noise_and_differ_in_one_part(weights, ball_dataset):
     proxies = system.proxies(subject)
 
     def views(name: str, seed: int = 0):
-        return system.generate(PART_VARIANTS[name], subject, proxies, seed, Sampling(2, "ddim"))
+        return system.generate(PART_VARIANTS[name], [(subject, proxies, seed)], Sampling(2, "ddim"))[0]
 
     full = views("full")
     assert full.shape == (3, 3, 64, 64) and torch.equal(full, views("full")) and not torch.equal(full, views("full", 1))

@@ -28,12 +28,12 @@ def subject(ball_dataset):
 
 @pytest.fixture
 def generated(monkeypatch):
-    """Titles of the variants that were generated, in order."""
+    """Titles of the variants that were generated, in order, once for each person."""
     titles, generate = [], ViewGenerator.generate
 
-    def counting(self, variant, *rest):
-        titles.append(variant.title)
-        return generate(self, variant, *rest)
+    def counting(self, variant, people, sampling):
+        titles.extend([variant.title] * len(people))
+        return generate(self, variant, people, sampling)
 
     monkeypatch.setattr(ViewGenerator, "generate", counting)
     return titles
@@ -72,7 +72,7 @@ def test_people_are_made_together(weights, ball_dataset, tmp_path, generated, mo
     del generated[:]
     assert ablations.main([*together, "--identities", "1"]) == 0 and len(generated) == 4
     del judged[:]
-    assert ablations.main([*together, "--batch", "2"]) == 0 and len(generated) == 4 and judged == 2 * 4 * [6]
+    assert ablations.main([*together, "--batch", "2"]) == 0 and len(generated) == 12 and judged == 2 * 4 * [6]
     alone, together = (json.loads((tmp_path / name / "a.json").read_text())["identities"] for name in ("1", "2"))
     assert [record["id"] for record in together] == [record["id"] for record in alone]
     for own, other in zip(together, alone, strict=True):
@@ -122,7 +122,7 @@ def test_stored_views_are_what_is_read_again(system, subject, tmp_path, generate
     made = SubjectViews(store, subject, 0).variant(PART_VARIANTS["full"])
     again = SubjectViews(store, subject, 0).variant(PART_VARIANTS["full"])
     assert len(generated) == 1 and torch.equal(made.images, again.images) and made.seconds == again.seconds > 0
-    exact = system.generate(PART_VARIANTS["full"], subject, system.proxies(subject), 0, store.sampling)
+    exact = system.generate(PART_VARIANTS["full"], [(subject, system.proxies(subject), 0)], store.sampling)[0]
     assert made.images.shape == (2, 3, 64, 64)
     assert 0 < (made.images - exact).abs().max() <= 0.5 / 255 + 1e-6
     assert torch.equal(made.images, (exact * 255).round() / 255)
@@ -201,7 +201,8 @@ def test_guidance_in_part_of_the_steps(system, subject):
     proxies = system.proxies(subject)
 
     def views(**changes):
-        return system.generate(replace(PART_VARIANTS["full"], **changes), subject, proxies, 0, Sampling(steps=2))
+        variant = replace(PART_VARIANTS["full"], **changes)
+        return system.generate(variant, [(subject, proxies, 0)], Sampling(steps=2))[0]
 
     full, none = views(), views(guidance=1.0)  # at timesteps 999 and 499
     assert torch.equal(views(guided=(0, 1000)), full) and torch.equal(views(guided=(0, 499)), none)
