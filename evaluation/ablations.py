@@ -22,11 +22,9 @@ from pathlib import Path
 from torch import Tensor
 
 from diffportrait3d.command import run_main
-from diffportrait3d.synthetic_heads import render_camera_images
-from training.dataset.images import FIRST_CONDITION
 
 from .metrics.faces import FACE_METRICS
-from .metrics.views import ABLATION_METRICS, measure_variant
+from .metrics.views import ABLATION_METRICS
 from .studies.command import add_batch, add_sampling, add_weights, parse_study, run_command, study_parser
 from .studies.generator import ViewGenerator
 from .studies.study import Study
@@ -35,8 +33,6 @@ from .subjects.variants import ALL_VARIANTS, GROUPS, ORDER_VARIANTS, ORDER_WEIGH
 from .tables.expectations import SMALL, Verdict, verdicts
 from .tables.report import cell, image_rows, markdown_table, save_png
 from .tables.summary import Intervals
-
-SWAPPED_PEOPLE = FIRST_CONDITION["test"] + 500_000  # analytic people that no dataset shows as conditions
 
 
 def chosen_variants(options: argparse.Namespace) -> dict[str, Variant]:
@@ -49,7 +45,7 @@ def chosen_variants(options: argparse.Namespace) -> dict[str, Variant]:
 class AblationStudy(Study):
     """The variants asked for, with all about them that the paper's claims need."""
 
-    metrics, more_metrics = ABLATION_METRICS, staticmethod(measure_variant)
+    metrics = ABLATION_METRICS
     shown = ("pose", "psnr", "ssim", "mini_lpips", "far_mini_lpips", "reprojection", "background_variation", "change")
     compared = ("pose", "mini_lpips", "reprojection", "dlib_found_near", "dlib_distance_truth", "dlib_first")
 
@@ -59,14 +55,6 @@ class AblationStudy(Study):
             options, chosen_variants(options), ViewGenerator(options.weights, others, options.device, options.precision)
         )
         self.command = "ablations" if options.group == "all" else f"ablations --group {options.group}"
-
-    def subject(self, index: int) -> Subject:
-        """Also with yet another person at its cameras."""
-        subject = super().subject(index)
-        if any(variant.condition == "swapped" for variant in self.variants.values()):
-            size, person = subject.images.shape[-1], SWAPPED_PEOPLE + index
-            subject.other_conditions = render_camera_images(subject.labels, size, person)
-        return subject
 
     def save_page(self, index: int, subject: Subject, views: dict[str, Tensor]) -> None:
         """References, conditions and ground truth on top, the variants below; all of them, and theme by theme."""
@@ -99,7 +87,7 @@ class AblationStudy(Study):
             asdict(v.expectation) | {"metric": v.metric, "allowed": v.allowed, "verdict": v.word} | v.interval._asdict()
             for v in verdicts(records, set(self.variants))
         ]
-        return {"verdicts": found, "full_minus_arm": against}
+        return {"verdicts": found} | super().facts(records, against)
 
 
 def verdict_table(found: list[Verdict], variants: dict[str, Variant]) -> str:

@@ -33,9 +33,6 @@ class MiniatureStudy(Study):
             options, PART_VARIANTS, ViewGenerator(options.weights, None, options.device, options.precision)
         )
 
-    def facts(self, records: list[dict], against: dict) -> dict:
-        return {"full_minus_arm": against}
-
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     out = "runs/evaluation/miniature.json"

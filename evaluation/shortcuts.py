@@ -48,9 +48,7 @@ class ShortcutStudy(SamplingStudy):
     compared = ("pose", "mini_lpips", "psnr", "reprojection", "dlib_found_near", "dlib_distance_truth")
 
     def __init__(self, options: argparse.Namespace):
-        rows = {name: ROWS[name] for name in options.rows}
-        titles = {name: title for name, (title, _) in rows.items()}
-        super().__init__(options, {name: sampling for name, (_, sampling) in rows.items()}, titles)
+        super().__init__(options, {name: ROWS[name] for name in options.rows})
 
     def setting(self) -> str:
         return f"guidance {Sampling.guidance}"

@@ -12,6 +12,7 @@ steps to the others.
 from __future__ import annotations
 
 import argparse
+import itertools
 
 from diffportrait3d.command import run_main
 from diffportrait3d.pipeline import SOLVERS, Sampling
@@ -28,15 +29,11 @@ class SolverStudy(SamplingStudy):
     command = "solvers"
 
     def __init__(self, options: argparse.Namespace):
-        samplings = {
-            f"{solver}-{steps}": Sampling(steps, solver, options.eta, options.guidance)
-            for solver in options.solvers
-            for steps in options.steps
-        }
-        titles = {
-            name: f"{TITLES.get(each.solver, each.solver)}, {each.steps} steps" for name, each in samplings.items()
-        }
-        super().__init__(options, samplings, titles)
+        rows = {}
+        for solver, steps in itertools.product(options.solvers, options.steps):
+            sampling = Sampling(steps, solver, options.eta, options.guidance)
+            rows[f"{solver}-{steps}"] = f"{TITLES.get(solver, solver)}, {steps} steps", sampling
+        super().__init__(options, rows)
 
     def setting(self) -> str:
         return f"guidance {self.options.guidance}, DDIM's eta {self.options.eta}"

@@ -14,7 +14,7 @@ from ..tables.bootstrap import bootstrap_mean
 from ..tables.report import cell, markdown_table
 from ..tables.summary import Intervals
 from .generator import ViewGenerator
-from .study import Study
+from .study import CONTEXT, Study
 from .view_store import SubjectViews, ViewStore, sampling_facts
 
 
@@ -23,17 +23,18 @@ class SamplingStudy(Study):
 
     Args:
         options: of the command.
-        samplings: by the name of their row.
-        titles: of the rows.
+        rows: title and sampling by name.
     """
 
     hidden = ("condition", "autoencoder")
+    difference = "first_minus_others"
 
-    def __init__(self, options: argparse.Namespace, samplings: dict[str, Sampling], titles: dict[str, str]):
-        self.samplings, first = samplings, next(iter(samplings))
-        super().__init__(options, {}, ViewGenerator(options.weights, device=options.device), samplings[first])
-        self.titles = {"ground_truth": "ground truth (floor)", "autoencoder": "autoencoder of it"} | titles
-        self.rows, self.baseline, self.baseline_title = tuple(samplings), first, titles[first]
+    def __init__(self, options: argparse.Namespace, rows: dict[str, tuple[str, Sampling]]):
+        self.samplings, first = {name: sampling for name, (_, sampling) in rows.items()}, next(iter(rows))
+        super().__init__(options, {}, ViewGenerator(options.weights, device=options.device), self.samplings[first])
+        titles = {name: title for name, (title, _) in rows.items()}
+        self.titles = {name: CONTEXT[name] for name in ("ground_truth", "autoencoder")} | titles
+        self.rows, self.baseline, self.baseline_title = tuple(rows), first, titles[first]
 
     def conditions(self) -> dict:
         return super().conditions() | {"samplings": [sampling_facts(each) for each in self.samplings.values()]}
@@ -55,6 +56,3 @@ class SamplingStudy(Study):
         seconds = {name: bootstrap_mean([record["seconds"][name] for record in records]) for name in self.samplings}
         rows = [[self.titles[name], cell(interval, 1)] for name, interval in seconds.items()]
         return markdown_table(["", "seconds per person"], rows)
-
-    def facts(self, records: list[dict], against: dict) -> dict:
-        return {"first_minus_others": against}

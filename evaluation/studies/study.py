@@ -21,15 +21,16 @@ from tqdm import tqdm
 
 from diffportrait3d.files import append_line, file_hash, write_text
 from diffportrait3d.pipeline import Sampling
+from diffportrait3d.synthetic_heads import render_camera_images
 from training import render
-from training.dataset.images import DataError
+from training.dataset.images import FIRST_CONDITION, DataError
 from training.engine.workers import call, worker_pool
 
 from ..metrics import faces
 from ..metrics.images import feature_distance, unit_features
 from ..metrics.pose import load_pose_regressor
 from ..metrics.reprojection import reprojection_pairs
-from ..metrics.views import QUALITY_METRICS, measure
+from ..metrics.views import QUALITY_METRICS, measure, measure_variant
 from ..subjects.dataset import IDENTITIES, Subject, held_out_lines, load_subject, read_images
 from ..subjects.variants import ABLATION_VARIANTS, Variant
 from ..tables.report import image_rows, publish, save_png, save_webp, stack_pages
@@ -47,6 +48,7 @@ CONTEXT = {
 }
 # Of the test people that are rendered when no dataset is named: the range that the pose regressor was trained for.
 YAW, PITCH, CONDITION_PEOPLE = 60.0, 20.0, 64
+SWAPPED_PEOPLE = FIRST_CONDITION["test"] + 500_000  # analytic people that no dataset shows as conditions
 REFERENCES = max(variant.references for variant in ABLATION_VARIANTS.values())  # that these have: enough for all
 
 
@@ -59,7 +61,7 @@ class Study:
         shown: those in the table of means; None is all.
         compared: those in the table of differences; None is all, with those of faces.
         hidden: rows that the pages of images leave out.
-        more_metrics: of a row, besides METRICS and mini-LPIPS; takes what `metrics.views.measure_variant` does.
+        difference: name of the differences in the JSON.
 
     Args:
         options: of the command.
@@ -73,7 +75,7 @@ class Study:
     shown: tuple[str, ...] | None = None
     compared: tuple[str, ...] | None = None
     hidden = ("autoencoder", "reference_copy")
-    more_metrics = staticmethod(lambda *_: {})
+    difference = "full_minus_arm"
 
     def __init__(
         self,
@@ -109,7 +111,8 @@ class Study:
         }
 
     def subject(self, index: int) -> Subject:
-        """Subject `index`, with another person's portraits where a variant needs them."""
+        """Subject `index`, with another person's portraits, and yet another one at its cameras, where a variant needs
+        them."""
         options = self.options
         lines = held_out_lines(options.data, options.identities)
         subject = load_subject(options.data, lines[index], options.views, self.references)
@@ -118,6 +121,9 @@ class Study:
             others = held_out_lines(options.data, max(options.identities, 2))
             view = others[(index + 1) % len(others)]["views"][:1]
             subject.other_reference = read_images(options.data, view, "image")
+        if any(variant.condition == "swapped" for variant in self.variants.values()):
+            size, person = subject.images.shape[-1], SWAPPED_PEOPLE + index
+            subject.other_conditions = render_camera_images(subject.labels, size, person)
         return subject
 
     def views(self, subject: Subject, seed: int) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -152,7 +158,8 @@ class Study:
             far = self.judge(rows, lambda images: feature_distance(unit_features(images, autoencoder), truth))
             for name, distances in far.items():
                 found[name]["mini_lpips"] = distances.mean().item()
-                found[name] |= self.more_metrics(name, views, subject, distances)
+                if "change" in self.metrics:
+                    found[name] |= measure_variant(name, views, subject, distances)
         return found
 
     def judge(self, rows: dict[str, Tensor], network: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -253,8 +260,8 @@ class Study:
         return results
 
     def facts(self, records: list[dict], against: dict) -> dict:
-        """What the JSON holds besides: the differences under a name of their own."""
-        raise NotImplementedError
+        """What the JSON holds besides."""
+        return {self.difference: against}
 
     def published(self) -> dict[str, Path]:
         """The images of a page, by name."""

@@ -84,8 +84,8 @@ class ViewStore:
         """
         folder = self.folder(kind, conditions)
         paths = [folder / f"{name}-{json_digest(inputs)[:12]}.png" for name, inputs in people]
-        found = dict(enumerate(map(_read, paths)))
-        if missing := [number for number, views in found.items() if views is None]:
+        found = {number: views for number, path in enumerate(paths) if (views := _read(path)) is not None}
+        if missing := [number for number in range(len(paths)) if number not in found]:
             start = time.perf_counter()
             made = make(missing)
             seconds = round((time.perf_counter() - start) / len(missing), 3)
@@ -94,7 +94,7 @@ class ViewStore:
             for number, images in zip(missing, made, strict=True):
                 found[number] = StoredViews(rounded(images.float()), seconds)
                 _write(paths[number], found[number])
-        return list(found.values())
+        return [found[number] for number in range(len(paths))]
 
 
 class SubjectViews:
