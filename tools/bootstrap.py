@@ -28,10 +28,6 @@ REQUIREMENTS = [PACK / "tools/requirements-host.txt", PACK / "tools/requirements
 CLONE_PACKAGES = ("training", "evaluation", "tools")  # not installed: too general a name for anybody's Python
 
 
-class SetupError(ToolError):
-    """A step of the set-up failed; the message names it and the way out."""
-
-
 def fingerprint(files: list[Path]) -> str:
     """Hash of everything that decides what is in the venv."""
     digest = hashlib.sha256()
@@ -45,7 +41,7 @@ def run(step: str, *command: str | Path) -> None:
     print(f"{step} ...", flush=True)
     start = time.monotonic()
     if subprocess.run([str(part) for part in command]).returncode != 0:
-        raise SetupError(f"{step} failed (see above). Check the network and pip's settings, then try again.")
+        raise ToolError(f"{step} failed (see above). Check the network and pip's settings, then try again.")
     print(f"    {time.monotonic() - start:.0f} s", flush=True)
 
 

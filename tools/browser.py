@@ -16,10 +16,6 @@ TIMEOUT = 60_000  # milliseconds
 OPTIONS = ("--no-sandbox", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
 
 
-class BrowserError(ToolError):
-    """There is no browser; the message says how to get one."""
-
-
 @contextmanager
 def open_page(url: str, width: int = 1600, height: int = 900) -> Iterator[tuple[Page, list[str]]]:
     """A page of `width` x `height` CSS pixels, and a list that grows by what its console shows in red.
@@ -27,14 +23,12 @@ def open_page(url: str, width: int = 1600, height: int = 900) -> Iterator[tuple[
     A process can have one at a time; more pages come from `page.context`.
 
     Raises:
-        BrowserError: there is no Chromium.
+        ToolError: there is no Chromium; the message says how to get it.
     """
     executable, errors = next(filter(None, map(shutil.which, NAMES)), None), []
     if executable is None:
         names = ", ".join(NAMES)
-        raise BrowserError(
-            f"No browser: none of {names} is on PATH; install Chromium (Debian: apt-get install chromium)."
-        )
+        raise ToolError(f"No browser: none of {names} is on PATH; install Chromium (Debian: apt-get install chromium).")
 
     def note(message: ConsoleMessage) -> None:
         if message.type in ("error", "assert"):

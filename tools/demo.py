@@ -6,7 +6,6 @@ Writes outputs/demo/<time>/ with view_00.png ..., grid.png (portrait and views) 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import io
 import json
 import math
@@ -20,7 +19,7 @@ from PIL import Image, ImageOps
 
 from diffportrait3d.files import write_folder
 from diffportrait3d.images import ImageError, read_image
-from tools.client import Run, run_workflow, title
+from tools.client import Client, Run, title
 from tools.host import PACK, ToolError, exit_status
 from tools.server import Server
 
@@ -36,19 +35,15 @@ ABOUT_PHOTOGRAPHS = (
 )
 
 
-class DemoError(ToolError):
-    """The demo cannot run as asked; the message is one sentence for a person."""
-
-
 def load_workflow(path: Path) -> dict:
     try:
         prompt = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DemoError(f"There is no workflow {path}.") from None
+        raise ToolError(f"There is no workflow {path}.") from None
     except ValueError as error:
-        raise DemoError(f"{path} is not JSON: {error}.") from None
+        raise ToolError(f"{path} is not JSON: {error}.") from None
     if not isinstance(prompt, dict) or not prompt or "nodes" in prompt:
-        raise DemoError(f"{path} is not in API format: export it with `Export (API)` in ComfyUI's menu.")
+        raise ToolError(f"{path} is not in API format: export it with `Export (API)` in ComfyUI's menu.")
     return prompt
 
 
@@ -65,21 +60,21 @@ def portrait_node(prompt: dict) -> str:
         prompt["portrait"] = {"class_type": "LoadImage", "inputs": {}, "_meta": {"title": "Portrait"}}
         return "portrait"
     if len(found) != 1:
-        raise DemoError(f"The workflow has {len(found)} LoadImage nodes; the portrait needs exactly one.")
+        raise ToolError(f"The workflow has {len(found)} LoadImage nodes; the portrait needs exactly one.")
     return found[0]
 
 
 def check_portrait(path: Path) -> Image.Image:
     """The portrait, whatever kind of image file it is, as upright RGB; prints what was decided about it."""
     if not path.exists():
-        raise DemoError(
+        raise ToolError(
             f"There is no portrait {path}. Give one with PORTRAIT=file; the default one comes with the"
             " miniature's weights (`make miniature`)."
         )
     try:
         image = read_image(path)
     except ImageError as error:
-        raise DemoError(f"The portrait {path} is not a readable image: {error.reason}.") from None
+        raise ToolError(f"The portrait {path} is not a readable image: {error.reason}.") from None
     for note in image.notes:
         print(f"{path.name}: {note}")
     return Image.fromarray(image.as_bytes())
@@ -88,7 +83,7 @@ def check_portrait(path: Path) -> Image.Image:
 def choose_views(prompt: dict, run: Run) -> str:
     """The id of the node that saved the views: the one with the most images."""
     if not run.images:
-        raise DemoError("The workflow saved no image.")
+        raise ToolError("The workflow saved no image.")
     return max(run.images, key=lambda node_id: len(run.images[node_id]))
 
 
@@ -145,7 +140,7 @@ def demo(options: argparse.Namespace) -> None:
         image.save(path)
         print(f"  ready on {server.url} after {time.monotonic() - start:.1f} s", flush=True)
         start = time.monotonic()
-        run = asyncio.run(run_workflow(server, prompt, {node_id: path}))
+        run = Client(server).run(prompt, {node_id: path})
         total = time.monotonic() - start
     files = run.images[choose_views(prompt, run)]
     folder = options.outputs / time.strftime("%Y%m%d-%H%M%S")

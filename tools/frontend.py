@@ -49,10 +49,6 @@ READY = "() => Boolean(window.app?.extensionManager && window.app.canvas && wind
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class FrontendError(ToolError):
-    """The frontend could not open or run a workflow; the message says why."""
-
-
 class Frontend:
     """ComfyUI's editor in a page, with the functions of tools/frontend.js.
 
@@ -73,7 +69,7 @@ class Frontend:
         """Load a workflow in the editor's form, as the dialog of templates does it.
 
         Raises:
-            FrontendError: it has nodes that the editor does not know
+            ToolError: it has nodes that the editor does not know
         """
         self._check(workflow, self.ask("open", json.loads(workflow.read_text(encoding="utf-8")), workflow.stem))
 
@@ -91,7 +87,7 @@ class Frontend:
 
     def _check(self, workflow: Path, unknown: list[str]) -> None:
         if unknown:
-            raise FrontendError(f"{workflow}: the frontend does not know {', '.join(unknown)}.")
+            raise ToolError(f"{workflow}: the frontend does not know {', '.join(unknown)}.")
 
 
 @contextmanager
@@ -221,18 +217,18 @@ def run_for_views(frontend: Frontend, name: str, seconds: int, outputs: Path) ->
     saved, or the images where it saved no video.
 
     Raises:
-        FrontendError: the graph was refused or failed, or saved nothing
+        ToolError: the graph was refused or failed, or saved nothing
     """
     frontend.ask("setViews", layout(name)["thumbnail"]["views"])
     seen = frontend.run(seconds)
     if seen["error"] or seen["node_errors"]:
-        raise FrontendError(f"{name} failed: {seen['error'] or seen['node_errors']}")
+        raise ToolError(f"{name} failed: {seen['error'] or seen['node_errors']}")
     saved = [path for folder, file in seen["files"] if (path := outputs / folder / file).is_file()]  # no previews
     for video in (path for path in saved if path.suffix == ".mp4"):
         with av.open(str(video)) as container:
             return [frame.to_image() for frame in container.decode(video=0)]
     if not saved:
-        raise FrontendError(f"{name} saved no views.")
+        raise ToolError(f"{name} saved no views.")
     return [Image.open(path).convert("RGB") for path in saved]
 
 

@@ -24,9 +24,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
+from tools.client import Client, RunError
 from tools.host import PACK_NAME
 from tools.server import ServerError
-from tools.tiny_server import HangError, Node, TinyServer, prompts_command, small_turntable, tiny_server
+from tools.tiny_server import Node, prompts_command, small_turntable, tiny_server
 
 OURS = "DP3D_"
 QUEUED = 8  # prompts in the server's queue
@@ -162,11 +163,11 @@ class Fuzzer:
         return self.chance.choice(found) if found else None
 
 
-def verdict(server: TinyServer, submitted: tuple[int, dict]) -> tuple[str, str]:
+def verdict(client: Client, submitted: tuple[int, dict]) -> tuple[str, str]:
     """(what became of a prompt, what was said) by the server's answer to it; see the top of this file.
 
     Raises:
-        HangError, ServerError: see TinyServer.
+        RunError, ServerError: see `Client`.
     """
     status, answer = submitted
     if status != 200:
@@ -176,7 +177,7 @@ def verdict(server: TinyServer, submitted: tuple[int, dict]) -> tuple[str, str]:
             return _blame(str(failures)), json.dumps(failures)[:1000]
         clear = status == 400 and isinstance(answer.get("error"), dict)
         return "refused" if clear else "unclear", json.dumps(answer)[:1000]
-    ended = server.wait(answer["prompt_id"])["status"]
+    ended = client.wait(answer["prompt_id"])["status"]
     if ended["status_str"] == "success":
         return "runs", ""
     error = dict(ended["messages"])["execution_error"]
@@ -191,37 +192,37 @@ def _blame(traceback: str) -> str:
     return "unclear" if PACK_NAME in traceback else "host"
 
 
-def verdicts(server: TinyServer, prompts: Iterable[dict]) -> Iterator[tuple[str, str]]:
+def verdicts(client: Client, prompts: Iterable[dict]) -> Iterator[tuple[str, str]]:
     """The verdict on every prompt, in order, while the server always has some more to do.
 
     Raises:
-        HangError, ServerError: with the prompts that were in the queue, the first of which was run.
+        RunError, ServerError: with the prompts that were in the queue, the first of which was run.
     """
     waiting = collections.deque()
     try:
         for prompt in prompts:
-            waiting.append((json.dumps(prompt), server.submit(prompt)))
+            waiting.append((json.dumps(prompt), client.submit(prompt)))
             if len(waiting) > QUEUED:
-                yield verdict(server, waiting[0][1])
+                yield verdict(client, waiting[0][1])
                 waiting.popleft()
         while waiting:
-            yield verdict(server, waiting[0][1])
+            yield verdict(client, waiting[0][1])
             waiting.popleft()
-    except (HangError, ServerError) as error:
+    except (RunError, ServerError) as error:
         raise type(error)("\n".join([str(error), *(text for text, _ in waiting)])) from error
 
 
 def fuzz(prompts: int, seed: int) -> str:
     """Runs it all; returns what is wrong, "" if nothing is."""
     counts, said, begun = collections.Counter(), set(), time.monotonic()
-    with tiny_server() as server:
-        fuzzer = Fuzzer(server.node_info(), seed)
+    with tiny_server() as client:
+        fuzzer = Fuzzer(client.node_info(), seed)
         for first in range(1, prompts + 1, CHECKED):
             number = min(first + CHECKED - 1, prompts)  # of the last one before the whole turntable
             good = small_turntable()
             good[Node.NOISE]["inputs"]["seed"] = number
             drawn = [fuzzer.prompt() for _ in range(first, number + 1)]
-            *found, (turntable, problem) = verdicts(server, [*drawn, good])
+            *found, (turntable, problem) = verdicts(client, [*drawn, good])
             for place, (kind, message) in enumerate(found, start=first):
                 counts[kind] += 1
                 if kind == "unclear" and message not in said:

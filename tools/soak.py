@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
+import psutil
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tools.host import ToolError
-from tools.tiny_server import LOADERS, PORTRAITS, SETS, Node, TinyServer, prompts_command, small_turntable, tiny_server
+from tools.client import Client, RunError
+from tools.tiny_server import LOADERS, PORTRAITS, SETS, Node, prompts_command, small_turntable, tiny_server
 
 MARKS = (50, 100, 250, 500, 1000)  # prompts after which the memory is printed
 CHANGES = 2  # of the choices from one prompt to the next
@@ -97,37 +98,35 @@ def prompt_of(choices: dict[str, object]) -> dict:
     return prompt
 
 
-def run(server: TinyServer, prompt: dict, interrupt_after: float | None = None) -> None:
+def run(client: Client, prompt: dict, interrupt_after: float | None = None) -> None:
     """Queues a prompt and waits for its end; interrupts it after so many seconds.
 
     Raises:
-        ToolError: refused or failed. HangError: see TinyServer.
+        RunError: refused or failed; see `Client` for others
     """
-    status, answer = server.submit(prompt)
-    if status != 200 or answer.get("node_errors"):
-        raise ToolError(f"refused: {answer}")
+    prompt_id = client.queue(prompt)
     if interrupt_after is not None:
         time.sleep(interrupt_after)
-        server.post("interrupt")
-    ended = server.wait(answer["prompt_id"])["status"]
+        client.post("interrupt")
+    ended = client.wait(prompt_id)["status"]
     messages = dict(ended["messages"])
     if ended["status_str"] != "success" and "execution_interrupted" not in messages:
-        raise ToolError(f"failed: {messages['execution_error']}")
+        raise RunError(f"failed: {messages['execution_error']}")
 
 
-def settled(server: TinyServer, seed: int) -> float:
+def settled(client: Client, seed: int) -> float:
     """Megabytes after the same turntable every time: between others memory depends on what they leave loaded."""
     time.sleep(COLLECTED)
     prompt = prompt_of({key: values[0] for key, values in CHOICES.items()} | {f"{Node.NOISE}.seed": seed})
     prompt["save"]["inputs"]["filename_prefix"] = "settled"
-    run(server, prompt)
+    run(client, prompt)
     time.sleep(1.0)
-    return server.megabytes()
+    return psutil.Process(client.server.process.pid).memory_info().rss / 1e6
 
 
-def last_latents(server: TinyServer) -> list[Tensor]:
+def last_latents(client: Client) -> list[Tensor]:
     """Latents [V, 4, h, w] of the last prompts."""
-    files = sorted(Path(server.server.base_directory, "output").glob("views*.latent"))[-LAST:]
+    files = sorted(Path(client.server.base_directory, "output").glob("views*.latent"))[-LAST:]
     return [load_file(file)["latent_tensor"] for file in files]
 
 
@@ -135,16 +134,16 @@ def soak(prompts: int, seed: int) -> str:
     """Runs it all; returns what is wrong, "" if nothing is."""
     chance, memory, begun = random.Random(seed), {}, time.monotonic()
     queue = [prompt_of({**chosen, f"{Node.NOISE}.seed": n}) for n, chosen in enumerate(choices_of(prompts, chance))]
-    with tiny_server() as server:
+    with tiny_server() as client:
         for number, prompt in enumerate(queue, start=1):
             interrupted = number % INTERRUPTED == 0 and number <= prompts - LAST
             if interrupted:
                 prompt[Node.SAMPLER]["inputs"]["steps"] = 50
-            run(server, prompt, chance.uniform(0.0, 0.5) if interrupted else None)
+            run(client, prompt, chance.uniform(0.0, 0.5) if interrupted else None)
             if number in MARKS or number == prompts:
-                memory[number] = settled(server, number)
+                memory[number] = settled(client, number)
                 print(f"prompt {number}: {memory[number]:.0f} MB, {time.monotonic() - begun:.0f} s", flush=True)
-        found, log = last_latents(server), server.server.log()
+        found, log = last_latents(client), client.server.log()
     with tiny_server() as fresh:
         for prompt in queue[-LAST:]:
             run(fresh, prompt)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
 from safetensors.torch import load_file
 
-from tools.client import RunError, run_workflow
+from tools.client import Client, RunError
 from tools.server import Server
 
 # Nodes of the turntable.
@@ -72,15 +71,12 @@ def turntable(repository) -> dict:
     return wanted
 
 
-def run(server: Server, prompt: dict) -> None:
-    asyncio.run(run_workflow(server, prompt))
-
-
 def test_next_good_prompt_is_as_on_a_fresh_server(turntable):
     """Each bad prompt is followed by a good one with a seed of its own, which the other server runs undisturbed."""
     results = []
     for disturbed in (False, True):
         with Server(cpu=True) as server:
+            client = Client(server)
             for seed, (name, (spoil, message)) in enumerate(BAD.items()):
                 good = json.loads(json.dumps(turntable))
                 good[NOISE]["inputs"]["seed"] = seed
@@ -88,9 +84,9 @@ def test_next_good_prompt_is_as_on_a_fresh_server(turntable):
                     bad = json.loads(json.dumps(good))
                     spoil(bad)
                     with pytest.raises(RunError) as caught:
-                        run(server, bad)
+                        client.run(bad)
                     assert message in str(caught.value), name
-                run(server, good)
+                client.run(good)
             files = sorted((server.base_directory / "output").glob("views*.latent"))
             results.append([load_file(file)["latent_tensor"] for file in files])
     fresh, after_errors = results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -10,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -20,8 +20,8 @@ from PIL import Image
 
 from diffportrait3d.weights.files import read_metadata
 from tools import client, demo
-from tools.client import RunError, run_workflow
-from tools.host import PACK
+from tools.client import Client, RunError
+from tools.host import PACK, ToolError
 from tools.server import Server, ServerError
 
 VIEWS = 3
@@ -52,7 +52,7 @@ def _changed(**nodes):
 
 
 def test_views_come_back_bit_for_bit(server, portrait):
-    run = asyncio.run(run_workflow(server, WORKFLOW, {"1": portrait}))
+    run = Client(server).run(WORKFLOW, {"1": portrait})
     assert demo.choose_views(WORKFLOW, run) == "3"
     assert len(run.images["3"]) == VIEWS and len(run.images["4"]) == 1
     expected = np.asarray(Image.open(portrait))
@@ -79,7 +79,7 @@ def test_shipped_workflow_with_the_shipped_miniature(server):
     uploads = {demo.portrait_node(prompt): demo.PORTRAIT}
     uses = [name for node in prompt.values() for name, wire in node["inputs"].items() if wire == ["portrait", 0]]
     assert uses == ["image", "image"], "F_ref and S both read the portrait that is given, not the miniature's own"
-    run = asyncio.run(run_workflow(server, prompt, uploads))
+    run = Client(server).run(prompt, uploads)
     views = [np.asarray(Image.open(io.BytesIO(data))) for data in run.images[demo.choose_views(prompt, run)]]
     side = read_metadata(PACK / "weights/miniature/autoencoder.safetensors")["image_size"]
     assert len(views) == VIEWS and {view.shape for view in views} == {(side, side, 3)}
@@ -112,7 +112,7 @@ def test_shipped_workflow_with_the_shipped_miniature(server):
 )
 def test_refused_workflow_is_one_sentence(server, portrait, workflow, message):
     with pytest.raises(RunError, match=message) as caught:
-        asyncio.run(run_workflow(server, workflow, {"1": portrait}))
+        Client(server).run(workflow, {"1": portrait})
     assert "\n" not in str(caught.value)
 
 
@@ -132,8 +132,8 @@ def test_failing_node_is_named_and_the_server_goes_on(server, tmp_path, portrait
     text = tmp_path / "text.png"
     text.write_text("not an image")
     with pytest.raises(RunError, match="LoadImage failed: .*text.png"):
-        asyncio.run(run_workflow(server, WORKFLOW, {"1": text}))
-    assert asyncio.run(run_workflow(server, WORKFLOW, {"1": portrait})).images["4"]
+        Client(server).run(WORKFLOW, {"1": text})
+    assert Client(server).run(WORKFLOW, {"1": portrait}).images["4"]
 
 
 def test_server_that_cannot_start_shows_its_last_words():
@@ -252,7 +252,7 @@ def test_bad_workflow_is_refused(tmp_path, text, message):
     path = tmp_path / "workflow.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(demo.DemoError, match=message):
+    with pytest.raises(ToolError, match=message):
         demo.portrait_node(demo.load_workflow(path))
 
 
@@ -290,13 +290,9 @@ def test_failed_results_leave_nothing(tmp_path):
 
 
 def test_dead_server_is_an_error_not_a_hang(server, portrait):
-    """Last in this file: it ends the server that the other tests share."""
-
-    async def submit_and_kill():
-        running = asyncio.create_task(run_workflow(server, WORKFLOW, {"1": portrait}))
-        await asyncio.sleep(0)
-        server.process.kill()
-        await asyncio.wait_for(running, 30)
-
-    with pytest.raises(ServerError, match="ended with exit code -9"):
-        asyncio.run(submit_and_kill())
+    """Last in this file: it ends the server that the other tests share, while it is at work."""
+    slow = _changed(**{"2": {"class_type": "RepeatImageBatch", "inputs": {"image": ["1", 0], "amount": 4096}}})
+    threading.Timer(1.0, server.process.kill).start()
+    for workflow in (slow, WORKFLOW):
+        with pytest.raises(ServerError, match="ended with exit code -9"):
+            Client(server).run(workflow, {"1": portrait})
