@@ -25,10 +25,6 @@ _MISSING_FILE = (
 )
 
 
-class RunError(ToolError):
-    """The server refused the workflow, a node failed or it hangs; the message is one sentence for a person."""
-
-
 @dataclass
 class Run:
     """A finished workflow.
@@ -42,7 +38,7 @@ class Run:
 
 
 class Client:
-    """Of a running server. Every method raises ServerError if the server has ended, RunError if a connection breaks."""
+    """Of a running server. Every method raises ToolError if the server has ended or a connection breaks."""
 
     def __init__(self, server: Server):
         self.server, self._session = server, requests.Session()
@@ -55,7 +51,7 @@ class Client:
             uploads: node id of a LoadImage -> image file to upload for it
 
         Raises:
-            RunError: refused, failed or interrupted
+            ToolError: refused, failed or interrupted
         """
         prompt, client_id = copy.deepcopy(prompt), uuid.uuid4().hex
         for node_id, path in (uploads or {}).items():
@@ -72,11 +68,11 @@ class Client:
         return Run(images, seconds)
 
     def queue(self, prompt: dict, **more) -> str:
-        """The id of a prompt that the server accepts whole; RunError if it does not."""
+        """The id of a prompt that the server accepts whole; ToolError if it does not."""
         status, answer = self.submit(prompt, **more)
         # With several outputs the host runs the valid ones and drops the rest: here that is an error too.
         if status != 200 or answer.get("node_errors"):
-            raise RunError(_refusal(answer, prompt))
+            raise ToolError(_refusal(answer, prompt))
         return answer["prompt_id"]
 
     def submit(self, prompt: dict, **more) -> tuple[int, dict]:
@@ -90,7 +86,7 @@ class Client:
         """The prompt's entry in the history, once it has ended; it is taken out, the host would keep 10,000.
 
         Raises:
-            RunError: not in HANG_SECONDS
+            ToolError: not in HANG_SECONDS
         """
         begun, pause = time.monotonic(), 0.01
         while time.monotonic() - begun < HANG_SECONDS:
@@ -101,7 +97,7 @@ class Client:
             self.server.check_alive()
             time.sleep(pause)
             pause = min(1.2 * pause, 0.1)
-        raise RunError(f"prompt {prompt_id} has not ended in {HANG_SECONDS} s")
+        raise ToolError(f"prompt {prompt_id} has not ended in {HANG_SECONDS} s")
 
     def post(self, path: str, **values) -> None:
         self._ask("post", path, json=values).raise_for_status()
@@ -125,13 +121,13 @@ class Client:
         except (requests.ConnectionError, WebSocketException, ConnectionError) as error:
             time.sleep(POLL_SECONDS)  # a dying server closes its sockets first
             self.server.check_alive()
-            raise RunError(f"The connection to {self.server.url} broke: {error}.") from error
+            raise ToolError(f"The connection to {self.server.url} broke: {error}.") from error
 
     def _upload(self, path: Path) -> str:
         files = {"image": (path.name, path.read_bytes())}
         response = self._ask("post", "upload/image", data={"overwrite": "true"}, files=files)
         if response.status_code != 200:
-            raise RunError(f"The server refused the upload of {path}: {response.status_code} {response.text}")
+            raise ToolError(f"The server refused the upload of {path}: {response.status_code} {response.text}")
         answer = response.json()
         return f"{answer['subfolder']}/{answer['name']}" if answer.get("subfolder") else answer["name"]
 
@@ -162,12 +158,12 @@ class Client:
                 if kind == "execution_success":
                     return seconds
                 if kind == "execution_error":
-                    raise RunError(
+                    raise ToolError(
                         f"{title(prompt, data['node_id'])} failed: {data['exception_message'].strip()}"
                         f" ({data['exception_type']})"
                     )
                 if kind == "execution_interrupted":
-                    raise RunError(f"{title(prompt, data['node_id'])} was interrupted.")
+                    raise ToolError(f"{title(prompt, data['node_id'])} was interrupted.")
         finally:
             _close(bar)
 

@@ -21,7 +21,7 @@ from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import ModuleType
 
-from tools.host import PACK, PACK_NAME, HostError, exit_status, find_host, link_pack
+from tools.host import PACK, PACK_NAME, ToolError, exit_status, find_host, link_pack
 
 
 class WorkflowError(RuntimeError):
@@ -59,7 +59,7 @@ class EmbeddedHost:
         """Link `source` into custom_nodes under `name` and load it through the host's own loader.
 
         Raises:
-            HostError: the host refused the pack; the message holds what the host logged.
+            ToolError: the host refused the pack; the message holds what the host logged.
         """
         folder = link_pack(self.base_directory, source, name)
         known = set(self.nodes.NODE_CLASS_MAPPINGS)
@@ -69,7 +69,7 @@ class EmbeddedHost:
             )
         if not loaded:
             said = "\n".join(record.getMessage() for record in warnings)
-            raise HostError(f"ComfyUI refused the pack {folder}:\n{said}")
+            raise ToolError(f"ComfyUI refused the pack {folder}:\n{said}")
         package = str(folder).replace(".", "_x_")  # the host's name for it in sys.modules
         module = sys.modules[package]
         for part in ("diffportrait3d", "host", "patches", "nodes"):
@@ -146,7 +146,7 @@ def boot(base_directory: Path, cpu: bool = True, options: Sequence[str] = (), as
         as_program: set up what its main.py sets up, too: dynamic VRAM, the allocator
 
     Raises:
-        HostError: no host (see tools/host.py), or another module hides one of its modules.
+        ToolError: no host (see tools/host.py), or another module hides one of its modules.
     """
     path = find_host()
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
@@ -167,7 +167,7 @@ def boot(base_directory: Path, cpu: bool = True, options: Sequence[str] = (), as
     import nodes
 
     if not Path(nodes.__file__).resolve().is_relative_to(path):
-        raise HostError(f"`import nodes` gave {nodes.__file__}, not ComfyUI's: take its folder off sys.path.")
+        raise ToolError(f"`import nodes` gave {nodes.__file__}, not ComfyUI's: take its folder off sys.path.")
     loop = asyncio.new_event_loop()
     prompt_server = server.PromptServer(loop)
     with _captured_warnings():
@@ -178,7 +178,7 @@ def boot(base_directory: Path, cpu: bool = True, options: Sequence[str] = (), as
 def _parse_options(options: list[str]) -> None:
     """ComfyUI reads sys.argv when comfy.cli_args is imported, once for the process."""
     if "comfy.cli_args" in sys.modules:
-        raise HostError("ComfyUI was already imported in this process: boot() must come first.")
+        raise ToolError("ComfyUI was already imported in this process: boot() must come first.")
     import comfy.options
 
     arguments, sys.argv = sys.argv, ["main.py", *options]

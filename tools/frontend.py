@@ -142,10 +142,6 @@ def prompt(name: str) -> dict:
     return json.loads((WORKFLOWS / f"api/{name}.json").read_text(encoding="utf-8"))
 
 
-def prompts() -> dict[str, dict]:
-    return {name: prompt(name) for name in names()}
-
-
 def layout(name: str) -> dict:
     """Where a template's nodes are, its title, its note."""
     return json.loads((WORKFLOWS / f"layout/{name}.json").read_text(encoding="utf-8"))
@@ -263,7 +259,7 @@ def main() -> int:
 
     def work() -> None:
         with Server(cpu=True) as server:
-            prepare(server, list(prompts().values()))
+            prepare(server, [prompt(name) for name in names()])
             with open_editor(server, width=options.width, height=options.height) as frontend:
                 for name in options.names or names():
                     save(frontend, name, options.run, server.base_directory / "output", options.screenshots)

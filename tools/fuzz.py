@@ -24,9 +24,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from tools.client import Client, RunError
-from tools.host import PACK_NAME
-from tools.server import ServerError
+from tools.client import Client
+from tools.host import PACK_NAME, ToolError
 from tools.tiny_server import Node, prompts_command, small_turntable, tiny_server
 
 OURS = "DP3D_"
@@ -167,7 +166,7 @@ def verdict(client: Client, submitted: tuple[int, dict]) -> tuple[str, str]:
     """(what became of a prompt, what was said) by the server's answer to it; see the top of this file.
 
     Raises:
-        RunError, ServerError: see `Client`.
+        ToolError: see `Client`.
     """
     status, answer = submitted
     if status != 200:
@@ -196,7 +195,7 @@ def verdicts(client: Client, prompts: Iterable[dict]) -> Iterator[tuple[str, str
     """The verdict on every prompt, in order, while the server always has some more to do.
 
     Raises:
-        RunError, ServerError: with the prompts that were in the queue, the first of which was run.
+        ToolError: with the prompts that were in the queue, the first of which was run.
     """
     waiting = collections.deque()
     try:
@@ -208,8 +207,8 @@ def verdicts(client: Client, prompts: Iterable[dict]) -> Iterator[tuple[str, str
         while waiting:
             yield verdict(client, waiting[0][1])
             waiting.popleft()
-    except (RunError, ServerError) as error:
-        raise type(error)("\n".join([str(error), *(text for text, _ in waiting)])) from error
+    except ToolError as error:
+        raise ToolError("\n".join([str(error), *(text for text, _ in waiting)])) from error
 
 
 def fuzz(prompts: int, seed: int) -> str:

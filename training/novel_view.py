@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
 
-from .dataset.images import Batch, MultiViewDataset, Pairs, fixed_groups, pick, pick_labels, save_sheet
+from .dataset.images import Batch, MultiViewDataset, ViewGroups, fixed_groups, pick, pick_labels, save_sheet
 from .engine.command import stage_command
 from .engine.config import Number, StageConfig
 from .engine.stage import NetworkSource, Stage
@@ -48,25 +48,26 @@ class NovelViewStage(Stage):
         sizes = {"image_size": self.resolution, **config.network}
         self.trainable = self.trained_network(networks, lambda: NovelViewModel(NovelViewConfig.from_dict(sizes)))
 
-    def make_sampler(self) -> Pairs:
-        return Pairs(self.data, self.config.loop.batch_size, self.config.loop.seed, self.config.data.flip)
+    def make_sampler(self) -> ViewGroups:
+        loop = self.config.loop
+        return ViewGroups(self.data, loop.batch_size, seed=loop.seed, flip=self.config.data.flip)
 
     def dummy_loss(self, samples: int) -> dict[str, Tensor]:
         image = torch.zeros(samples, 3, self.resolution, self.resolution, device=self.device)
         label = torch.zeros(samples, 25, device=self.device)
         return self.errors(self.trainable(image, label, label).float(), image)
 
-    def views(self, batch: Batch, data: MultiViewDataset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Source images, source labels, target labels, target images of a batch of pairs."""
-        source = pick(data.images, batch.references, batch.flips, self.device)  # [N, 3, H, W]
-        target = pick(data.images, batch.targets, batch.flips, self.device)
-        source_label = pick_labels(data.labels, batch.references, batch.flips, self.device)  # [N, 25]
-        target_label = pick_labels(data.labels, batch.targets, batch.flips, self.device)
-        return source, source_label, target_label, target
-
     def inputs(self, batch: Batch, variant: str) -> dict[str, Tensor]:
-        names = ("source", "source_label", "target_label", "target")
-        return dict(zip(names, self.views(batch, self.data), strict=True))
+        return self.views(batch, self.data)
+
+    def views(self, batch: Batch, data: MultiViewDataset) -> dict[str, Tensor]:
+        """Images [N, 3, H, W] and labels [N, 25] of a batch of pairs: what the network is given, and the target."""
+        return {
+            "source": pick(data.images, batch.references, batch.flips, self.device),
+            "source_label": pick_labels(data.labels, batch.references, batch.flips, self.device),
+            "target_label": pick_labels(data.labels, batch.targets, batch.flips, self.device),
+            "target": pick(data.images, batch.targets, batch.flips, self.device),
+        }
 
     def loss(self, inputs: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
         *inputs, target = inputs.values()
@@ -81,9 +82,8 @@ class NovelViewStage(Stage):
         groups = fixed_groups(self.validation, self.config.validation_subjects, self.config.validation_views)
         sources, outputs, targets = [], [], []
         for column in range(groups.targets.shape[1]):
-            *inputs, target = self.views(
-                Batch(groups.targets[:, column], groups.references, groups.flips), self.validation
-            )
+            pairs = Batch(groups.targets[:, column], groups.references, groups.flips)
+            *inputs, target = self.views(pairs, self.validation).values()
             outputs.append(self.trainable(*inputs).float().clamp(-1, 1))
             sources.append(inputs[0])
             targets.append(target)

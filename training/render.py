@@ -207,31 +207,30 @@ class Renderer:
         self.condition = functools.lru_cache(maxsize=settings["condition_subjects"])(self.scene)
 
     def __call__(self, job: Job) -> Job:
-        kind, index = job
+        (kind, index), path = job, _path(self.out, self.settings, job)
         if kind == "shard":
-            self.make_shard(index)
+            self.make_shard(path, index)
         elif kind == "conditions":
-            self.make_conditions(index)
+            self.make_conditions(path, index)
         else:
-            self.make_person(kind, index)
+            self.make_person(path, kind, index)
         return job
 
     def portrait(self, who: dict) -> View:
         scene = self.scene(who["seed"], self.ict if who["provider"] == "ict" else "analytic")
         return render_views(scene, who["labels"], self.settings["resolution"])
 
-    def make_shard(self, first: int) -> None:
+    def make_shard(self, path: Path, first: int) -> None:
         """Training people from number `first` on."""
-        path, images, records = _path(self.out, self.settings, ("shard", first)), [], []
+        images, records = [], []
         for index in range(first, min(first + self.settings["people_per_shard"], self.counts["train"])):
             who = person(self.settings, "train", index)
             images.append(_bytes(self.portrait(who).image))
             views = [{"condition_row": row, **shown} for row, shown in zip(who["rows"], _shown(who), strict=True)]
             records.append({**_record(who), "shard": str(path.relative_to(self.out)), "views": views})
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_shard(path, torch.cat(images), records)
 
-    def make_conditions(self, index: int) -> None:
+    def make_conditions(self, path: Path, index: int) -> None:
         """One condition person of the bank at all of its cameras."""
         settings = self.settings
         rows = torch.arange(settings["conditions"])
@@ -239,28 +238,24 @@ class Renderer:
         labels = orbit_camera(*camera_bank(settings)[:, rows % settings["cameras"]])
         seed = settings["seed"] * SEED_STRIDE + FIRST_CONDITION["train"] + index
         images = _bytes(render_views(self.scene(seed), labels, settings["resolution"]).image)
-        path = _path(self.out, settings, ("conditions", index))
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, {"images": images, "rows": rows}, {"records": "[]"})
 
-    def make_person(self, split: str, index: int) -> None:
+    def make_person(self, record: Path, split: str, index: int) -> None:
         who = person(self.settings, split, index)
-        folder = self.out / split / who["id"]
-        folder.mkdir(parents=True, exist_ok=True)
         portrait, views = self.portrait(who), []
         for k, (condition, shown) in enumerate(zip(who["conditions"], _shown(who), strict=True)):
             scene, label = self.condition(condition), who["labels"][k]
             image = render_views(scene, label[None], self.settings["resolution"]).image[0]
             names = {"image": f"{k:02d}.png", "condition": f"{k:02d}_condition.png"}
-            save_image(folder / names["image"], portrait.image[k], durable=False)
-            save_image(folder / names["condition"], image, durable=False)
+            save_image(record.parent / names["image"], portrait.image[k], durable=False)
+            save_image(record.parent / names["condition"], image, durable=False)
             if split == "test":
                 names["depth"] = f"{k:02d}_depth.npz"
                 depth, mask = portrait.depth[k].cpu().numpy().astype(np.float16), portrait.mask[k].cpu().numpy()
                 save = functools.partial(np.savez_compressed, depth=depth, mask=mask)
-                write_atomically(folder / names["depth"], save, durable=False)
+                write_atomically(record.parent / names["depth"], save, durable=False)
             views.append({key: f"{split}/{who['id']}/{name}" for key, name in names.items()} | shown)
-        write_text(folder / "subject.json", json.dumps({**_record(who), "views": views}), durable=False)
+        write_text(record, json.dumps({**_record(who), "views": views}), durable=False)
 
 
 def _record(who: dict) -> dict:

@@ -7,7 +7,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from tools.client import Client, RunError
+from tools.client import Client
+from tools.host import ToolError
 from tools.server import Server
 
 # Nodes of the turntable.
@@ -83,7 +84,7 @@ def test_next_good_prompt_is_as_on_a_fresh_server(turntable):
                 if disturbed:
                     bad = json.loads(json.dumps(good))
                     spoil(bad)
-                    with pytest.raises(RunError) as caught:
+                    with pytest.raises(ToolError) as caught:
                         client.run(bad)
                     assert message in str(caught.value), name
                 client.run(good)

@@ -20,9 +20,9 @@ from PIL import Image
 
 from diffportrait3d.weights.files import read_metadata
 from tools import client, demo
-from tools.client import Client, RunError
+from tools.client import Client
 from tools.host import PACK, ToolError
-from tools.server import Server, ServerError
+from tools.server import Server
 
 VIEWS = 3
 WORKFLOW = {
@@ -111,7 +111,7 @@ def test_shipped_workflow_with_the_shipped_miniature(server):
     ],
 )
 def test_refused_workflow_is_one_sentence(server, portrait, workflow, message):
-    with pytest.raises(RunError, match=message) as caught:
+    with pytest.raises(ToolError, match=message) as caught:
         Client(server).run(workflow, {"1": portrait})
     assert "\n" not in str(caught.value)
 
@@ -131,13 +131,13 @@ def test_progress_is_one_line_that_moves(capsys):
 def test_failing_node_is_named_and_the_server_goes_on(server, tmp_path, portrait):
     text = tmp_path / "text.png"
     text.write_text("not an image")
-    with pytest.raises(RunError, match="LoadImage failed: .*text.png"):
+    with pytest.raises(ToolError, match="LoadImage failed: .*text.png"):
         Client(server).run(WORKFLOW, {"1": text})
     assert Client(server).run(WORKFLOW, {"1": portrait}).images["4"]
 
 
 def test_server_that_cannot_start_shows_its_last_words():
-    with pytest.raises(ServerError, match="no-such-option"):
+    with pytest.raises(ToolError, match="no-such-option"):
         with Server(cpu=True, options=("--no-such-option",)):
             pass
 
@@ -217,7 +217,7 @@ def test_port_in_use_is_one_sentence(tmp_path, portrait, capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ServerError, match=f"Port {port} cannot be used .*PORT=number"):
+        with pytest.raises(ToolError, match=f"Port {port} cannot be used .*PORT=number"):
             Server(port).__enter__()
 
 
@@ -294,5 +294,5 @@ def test_dead_server_is_an_error_not_a_hang(server, portrait):
     slow = _changed(**{"2": {"class_type": "RepeatImageBatch", "inputs": {"image": ["1", 0], "amount": 4096}}})
     threading.Timer(1.0, server.process.kill).start()
     for workflow in (slow, WORKFLOW):
-        with pytest.raises(ServerError, match="ended with exit code -9"):
+        with pytest.raises(ToolError, match="ended with exit code -9"):
             Client(server).run(workflow, {"1": portrait})

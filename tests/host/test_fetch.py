@@ -12,7 +12,7 @@ import tarfile
 import pytest
 
 from tools import host as source
-from tools.host import HostError
+from tools.host import ToolError
 
 HOST_FILES = ("main.py", "nodes.py", "comfy/samplers.py")
 
@@ -33,7 +33,7 @@ def _names(*extra):
 def test_wrong_checksum_is_named_and_nothing_is_unpacked(tmp_path):
     archive = tmp_path / "source.tar.gz"
     digest = _archive(archive, _names())
-    with pytest.raises(HostError, match=digest) as caught:
+    with pytest.raises(ToolError, match=digest) as caught:
         source.fetch(tmp_path / "host" / "ComfyUI", archive)
     assert source.SOURCE_SHA256 in str(caught.value) and "COMFYUI_PATH" in str(caught.value)
     assert list((tmp_path / "host").iterdir()) == []
@@ -54,13 +54,13 @@ def test_only_the_host_is_unpacked_and_an_old_copy_is_replaced(tmp_path, monkeyp
 def test_path_outside_the_target_is_refused(tmp_path, monkeypatch):
     archive = tmp_path / "source.tar.gz"
     monkeypatch.setattr(source, "SOURCE_SHA256", _archive(archive, _names("../../../outside.py")))
-    with pytest.raises(HostError, match="outside.py"):
+    with pytest.raises(ToolError, match="outside.py"):
         source.fetch(tmp_path / "host" / "ComfyUI", archive)
     assert not list(tmp_path.rglob("outside.py")) and not (tmp_path / "host" / "ComfyUI").exists()
 
 
 def test_comfyui_path_must_hold_comfyui(tmp_path):
-    with pytest.raises(HostError, match="holds no ComfyUI"):
+    with pytest.raises(ToolError, match="holds no ComfyUI"):
         source.installed_host({"COMFYUI_PATH": str(tmp_path)})
     for name in HOST_FILES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -81,7 +81,7 @@ def test_missing_host_is_an_error_that_says_how_to_get_it(tmp_path, monkeypatch)
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     monkeypatch.setattr(source, "installed_host", lambda: None)
     monkeypatch.setattr(source, "PINNED_HOST", tmp_path / "ComfyUI")
-    with pytest.raises(HostError, match="make setup"):
+    with pytest.raises(ToolError, match="make setup"):
         source.find_host()
 
 

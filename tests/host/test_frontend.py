@@ -28,7 +28,7 @@ STEPS, VIEWS = 3, 4
 @pytest.fixture(scope="module")
 def server():
     with Server(cpu=True) as running:
-        frontend.prepare(running, list(frontend.prompts().values()))
+        frontend.prepare(running, [frontend.prompt(name) for name in frontend.names()])
         yield running
 
 
@@ -201,7 +201,7 @@ def test_names_of_saved_files_are_filled_in(editor):
     }""")
     kind = next(
         node["inputs"]["kind"]
-        for node in frontend.prompts()["many_views_to_3d"].values()
+        for node in frontend.prompt("many_views_to_3d").values()
         if node["class_type"] == "DP3D_CameraTrajectory"
     )
     assert queued == [f"{datetime.now().year}/{kind}_%width%"] * 2

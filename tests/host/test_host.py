@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tools.embedded import WorkflowError
-from tools.host import PACK_NAME, HostError
+from tools.host import PACK_NAME, ToolError
 from tools.server import pack_failure
 
 IMAGE = {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 8, "batch_size": 2, "color": 0xFF8000}}
@@ -101,7 +101,7 @@ def test_refused_pack_shows_the_hosts_words(host, tmp_path, code):
     source, name = tmp_path / "source", f"{PACK_NAME}-{tmp_path.name}"
     source.mkdir()
     (source / "__init__.py").write_text(code + "\n")
-    with pytest.raises(HostError, match="refused the pack") as caught:
+    with pytest.raises(ToolError, match="refused the pack") as caught:
         host.load_pack(source, name=name)
     failure = pack_failure(str(caught.value))
     assert name in failure and ("no such thing" in failure or "lack of NODE_CLASS_MAPPINGS" in failure)
@@ -114,7 +114,7 @@ def test_older_host_is_told_in_one_sentence(host, monkeypatch, tmp_path, version
     import comfyui_version
 
     monkeypatch.setattr(comfyui_version, "__version__", version)
-    with pytest.raises(HostError) as caught:
+    with pytest.raises(ToolError) as caught:
         host.load_pack(name=f"{PACK_NAME}-{tmp_path.name}")
     told = f"DiffPortrait3D needs ComfyUI 0.30.0 or newer, and this one is {version}; update ComfyUI."
     assert told in pack_failure(str(caught.value))

@@ -19,7 +19,7 @@ from training.miniature import STAGES
 def seeded_noise(stage, batch):
     """The stage's loss with noise that depends on the targets alone, however a batch is cut."""
     rows = batch.targets.reshape(len(batch.flips), -1)
-    shape = stage.latents.values.shape[2:]
+    shape = stage.latents.shape[2:]
     noise, t = [], []
     for row in rows:
         generator = torch.Generator().manual_seed(int(row[0]))

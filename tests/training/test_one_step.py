@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from diffportrait3d.networks import CrossViewAttention
-from training.dataset.images import pick, pick_labels
+from training.dataset.images import pick, pick_labels, pick_latents
 
 from .conftest import trainer_of
 
@@ -17,7 +17,7 @@ LR, DECAY, CLIP, EPSILON = 4e-4, 1e-2, 1.0, 1e-8
 
 
 def noised(stage, batch, t, noise):
-    z = stage.latents.pick(batch.targets.ravel(), batch.target_flips)
+    z = pick_latents(stage.latents, batch.targets.ravel(), batch.target_flips)
     betas = torch.linspace(0.00085**0.5, 0.005**0.5, 1000, dtype=torch.float64) ** 2
     abar = torch.cumprod(1 - betas, 0)[t].float()[:, None, None, None]
     return abar.sqrt() * z + (1 - abar).sqrt() * noise
@@ -31,7 +31,7 @@ def by_hand(stage, networks, batch, views):
     x, nothing = noised(stage, batch, t, noise), torch.zeros(count * views, 1, 32)
     if stage.name == "base":
         return F.mse_loss(networks["unet"](x, t, nothing), noise)
-    z_ref = stage.latents.pick(batch.references, batch.flips)
+    z_ref = pick_latents(stage.latents, batch.references, batch.flips)
     bank = networks["reference_encoder"](z_ref, t[::views], nothing[:count])
     residuals = None
     if stage.name != "reference":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffportrait3d.weights.files import load_network, read_metadata
-from training.dataset.images import ImageFiles, MultiViewDataset, pick, to_network
+from training.dataset.images import ImageFiles, MultiViewDataset, pick, pick_latents, to_network
 from training.engine.config import ConfigError, load_config
 from training.engine.loop import finished, run_stage
 from training.latent_colours import fit_latent_colours, shown_colours
@@ -158,7 +158,7 @@ def test_view_consistency_starts_as_the_system_without_it(dataset, networks, tmp
     batch = next(stage.sampler)
     t, noise = stage.draw_timesteps(8), torch.randn(8, 4, 8, 8)
     with torch.no_grad():
-        z = stage.latents.pick(batch.targets.ravel(), batch.target_flips)
+        z = pick_latents(stage.latents, batch.targets.ravel(), batch.target_flips)
         x = stage.schedule.q_sample(z, t, noise)
         bank = stage.references(stage.reference_latents(batch, stage.latents).repeat_interleave(4, 0), t)
         stage.denoiser.view_consistency = None

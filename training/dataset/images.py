@@ -32,7 +32,7 @@ from diffportrait3d.cameras.labels import camera_angles
 from diffportrait3d.images import ImageError, NoteLog, read_image, save_image, sheet
 from diffportrait3d.weights.safetensors_writer import write_tensors
 
-from .shards import read_bank, read_images
+from .shards import read_bank, read_tensors
 
 FORMAT, VERSION, SHARDED = "diffportrait3d-multiview", 1, 2
 SPLITS = ("train", "val", "test")
@@ -141,7 +141,8 @@ class MultiViewDataset:
     @cached_property
     def images(self) -> Tensor:
         if self._shards:
-            return read_images(self.root, self._shards).to(self.device)
+            parts = [read_tensors(self.root / shard, "images")[0] for shard in self._shards]
+            return torch.cat(parts).to(self.device)
         return self._load("image")
 
     @cached_property
@@ -331,13 +332,6 @@ class ViewGroups(Sampler):
         return Batch(targets if self.views else targets[:, 0], references, flips)
 
 
-class Pairs(ViewGroups):
-    """(reference or source, target): two views of one subject, [B] each."""
-
-    def __init__(self, dataset: MultiViewDataset, batch_size: int, seed: int = 0, flip: bool = True):
-        super().__init__(dataset, batch_size, None, seed, flip)
-
-
 def fixed_groups(dataset: MultiViewDataset, count: int, views: int) -> Batch:
     """Groups for validation, always the same: evenly spaced subjects, reference = the most frontal view, targets =
     `views` of the others evenly spread over the rest in the dataset's order. targets [B, V], not mirrored."""
@@ -365,39 +359,27 @@ def encoder_hash(autoencoder: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class LatentCache:
-    """Scaled latents of every image of a split and of its mirror image.
+def cached_latents(
+    dataset: MultiViewDataset, autoencoder: nn.Module, folder: str | Path, batch_size: int = 32
+) -> Tensor:
+    """Scaled latents of every image of a split and of its mirror image, [2, N, 4, h, w] float32 on the CPU.
 
-    Attributes:
-        values: float32 [2, N, 4, h, w]; index 0 as it is, 1 mirrored.
+    Read from `folder`, or encoded and written there. The file's name and metadata hold the hashes of encoder and split:
+    another of either is another file.
     """
+    key = hashlib.sha256((encoder_hash(autoencoder) + dataset.fingerprint).encode()).hexdigest()
+    path = Path(folder) / f"latents-{dataset.split}-{key[:12]}.safetensors"
+    values = _read_latents(path, key) if path.is_file() else None
+    if values is None:
+        values = encode_all(dataset.images, autoencoder, batch_size, f"{dataset.split} latents")
+        write_tensors(path, {"latents": values}, {"key": key, "crc32": _checksum(values)})
+    return values
 
-    def __init__(self, values: Tensor):
-        self.values = values
 
-    def to(self, device: torch.device | str) -> LatentCache:
-        return LatentCache(self.values.to(device))
-
-    def pick(self, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-        """[N, 4, h, w] for flat `rows` and `flips`."""
-        sides, rows = (send(index, self.values.device) for index in (flips.astype(np.int64), rows))
-        return send(self.values[sides, rows], device)
-
-    @classmethod
-    def build(
-        cls, dataset: MultiViewDataset, autoencoder: nn.Module, folder: str | Path, batch_size: int = 32
-    ) -> LatentCache:
-        """Read the cache from `folder`, or encode everything and write it there.
-
-        The file's name and metadata hold the hashes of encoder and split: another of either is another file.
-        """
-        key = hashlib.sha256((encoder_hash(autoencoder) + dataset.fingerprint).encode()).hexdigest()
-        path = Path(folder) / f"latents-{dataset.split}-{key[:12]}.safetensors"
-        values = _read_latents(path, key) if path.is_file() else None
-        if values is None:
-            values = encode_all(dataset.images, autoencoder, batch_size, f"{dataset.split} latents")
-            write_tensors(path, {"latents": values}, {"key": key, "crc32": _checksum(values)})
-        return cls(values)
+def pick_latents(latents: Tensor, rows: np.ndarray, flips: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Rows of latents [2, M, 4, h, w], of the mirror image where `flips` says: [N, 4, h, w]."""
+    sides, places = (send(index, latents.device) for index in (flips.astype(np.int64), rows))
+    return send(latents[sides, places], device)
 
 
 def _read_latents(path: Path, key: str) -> Tensor | None:

@@ -71,11 +71,6 @@ def read_tensors(path: Path, *names: str) -> list[Tensor]:
         raise ValueError(f"'{path}' cannot be read ({error}); delete it, then run training.render again.") from None
 
 
-def read_images(root: Path, shards: Sequence[str]) -> Tensor:
-    """The images of some shards, joined: uint8 [N, 3, H, W]."""
-    return torch.cat([read_tensors(root / shard, "images")[0] for shard in shards])
-
-
 def read_bank(root: Path, rows: Tensor, resolution: int) -> ConditionBank:
     """The bank of the data set in `root`, for views with these rows of it.
 

@@ -14,7 +14,16 @@ from diffportrait3d.denoiser import GUIDANCE, Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample
 from diffportrait3d.networks import UNet
 
-from ..dataset.images import Batch, LatentCache, MultiViewDataset, Sampler, ViewGroups, fixed_groups, pick
+from ..dataset.images import (
+    Batch,
+    MultiViewDataset,
+    Sampler,
+    ViewGroups,
+    cached_latents,
+    fixed_groups,
+    pick,
+    pick_latents,
+)
 from ..engine.config import Number, StageConfig
 from ..engine.stage import NetworkSource, Stage
 
@@ -91,7 +100,7 @@ class DenoisingStage(Stage):
         folder = Path(self.config.latents_dir or self.config.run_dir)
         self.autoencoder.to(self.device)
         self.latents, self.validation_latents = (
-            LatentCache.build(split, self.autoencoder, folder).to(split.device) for split in (data, validation)
+            cached_latents(split, self.autoencoder, folder).to(split.device) for split in (data, validation)
         )
 
     def facts(self) -> dict[str, Any]:
@@ -101,7 +110,7 @@ class DenoisingStage(Stage):
     # ---- training
 
     def inputs(self, batch: Batch, variant: str) -> dict[str, Tensor]:
-        z = self.latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
+        z = pick_latents(self.latents, batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
         return {"z": z, **self.denoiser_inputs(batch, self.data, self.latents)}
 
     def loss(self, inputs: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
@@ -122,11 +131,9 @@ class DenoisingStage(Stage):
         abar = self.schedule.alphas_cumprod.to(error.device)[t]  # [N]
         return {"loss": (error.square() / abar[:, None, None, None]).mean(), "square": square}
 
-    def noise_loss(
-        self, batch: Batch, data: MultiViewDataset, latents: LatentCache, t: Tensor, noise: Tensor
-    ) -> Tensor:
+    def noise_loss(self, batch: Batch, data: MultiViewDataset, latents: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Mean of (eps - eps_theta(x_t, t, ...))^2 (paper eq. 1) of a batch at t [N]."""
-        z = latents.pick(batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
+        z = pick_latents(latents, batch.targets.ravel(), batch.target_flips, self.device)  # [N, 4, h, w]
         return self.error(z, t, noise, self.denoiser_inputs(batch, data, latents)).square().mean()
 
     def error(self, z: Tensor, t: Tensor, noise: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -166,7 +173,7 @@ class DenoisingStage(Stage):
         """Noise predicted for x [N, 4, h, w] at t [N] with what `denoiser_inputs` gives."""
         raise NotImplementedError
 
-    def denoiser_inputs(self, batch: Batch, data: MultiViewDataset, latents: LatentCache) -> dict[str, Tensor]:
+    def denoiser_inputs(self, batch: Batch, data: MultiViewDataset, latents: Tensor) -> dict[str, Tensor]:
         """What a batch gives to the networks besides the noisy views, as far as the stage uses it: "references", clean
         latents, one per group of targets [B, 4, h, w]; "camera_images", somebody else at the targets' cameras
         [B*V, 3, H, W] in [-1, 1]."""
@@ -177,9 +184,9 @@ class DenoisingStage(Stage):
             found["camera_images"] = self.camera_images(batch, data)
         return found
 
-    def reference_latents(self, batch: Batch, latents: LatentCache) -> Tensor:
+    def reference_latents(self, batch: Batch, latents: Tensor) -> Tensor:
         """Clean latents of the batch's references [B, 4, h, w]."""
-        return latents.pick(batch.references, batch.flips, self.device)
+        return pick_latents(latents, batch.references, batch.flips, self.device)
 
     def camera_images(self, batch: Batch, data: MultiViewDataset) -> Tensor:
         """Camera images of the batch's targets [N, 3, H, W] in [-1, 1]."""
@@ -210,7 +217,7 @@ class DenoisingStage(Stage):
         generator, total = torch.Generator().manual_seed(1), 0.0
         count, views = len(batch.flips), batch.targets.size // len(batch.flips)
         repeats = repeats or max(1, self.config.validation_loss_samples // count)
-        shape = (count * views, *self.validation_latents.values.shape[2:])
+        shape = (count * views, *self.validation_latents.shape[2:])
         for k in range(repeats):
             offset = (torch.arange(count) * repeats + k + 0.5) / (repeats * count)
             t = (offset * self.schedule.num_timesteps).long().repeat_interleave(views).to(self.device)
@@ -221,7 +228,7 @@ class DenoisingStage(Stage):
     def sample(self, eps: Callable[[Tensor, Tensor], Tensor], count: int) -> Tensor:
         """Images [count, 3, H, W] in about [-1, 1] by DDIM (eta 0.5) with fixed start and step noise."""
         generator = torch.Generator().manual_seed(2)
-        shape = (count, *self.validation_latents.values.shape[2:])
+        shape = (count, *self.validation_latents.shape[2:])
 
         def draw(*_) -> Tensor:
             return torch.randn(shape, generator=generator).to(self.device)
