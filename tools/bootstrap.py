@@ -71,6 +71,11 @@ def link_clone_packages() -> None:
 
 def setup() -> Path:
     """Bring `.venv/` and the host up to date; returns the host's folder."""
+    if sys.version_info < (3, 11):
+        raise ToolError(
+            f"Python {sys.version.split()[0]} is too old for the pinned packages: use 3.11 or newer, e.g."
+            " `make PYTHON=python3.11 setup`."
+        )
     host, files = installed_host(), REQUIREMENTS
     if host and (host / "requirements.txt").exists():  # a user's own ComfyUI: its packages instead of our pins for it
         files = [host / "requirements.txt", REQUIREMENTS[1]]
@@ -84,22 +89,9 @@ def setup() -> Path:
         pip(step, *TORCH_SPEC.split(), *listed)
         pip("Installing this project (editable)", "--no-deps", "--no-build-isolation", "-e", PACK)
         link_clone_packages()
-        part = STAMP.with_suffix(".part")
-        part.write_text(wanted, encoding="utf-8")
-        os.replace(part, STAMP)
+        STAMP.write_text(wanted, encoding="utf-8")
     return obtain_host()
 
 
-def main() -> int:
-    if sys.version_info < (3, 11):
-        print(
-            f"Python {sys.version.split()[0]} is too old for the pinned packages: use 3.11 or newer, e.g."
-            " `make PYTHON=python3.11 setup`.",
-            file=sys.stderr,
-        )
-        return 1
-    return exit_status(setup)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(setup))

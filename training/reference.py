@@ -48,14 +48,10 @@ class ReferenceStage(DenoisingStage):
 
     def validate(self, image: Path) -> dict[str, float]:
         batch = self.validation_batch()
-        context = self.context(len(batch))
-        z_ref = self.reference_latents(batch, self.validation_latents)
-
-        def eps(x: Tensor, t: Tensor) -> Tensor:
-            return self.denoiser.unet(x, t, context, bank=self.references(z_ref, t))
-
         references, targets = self.images(batch)
-        save_sheet(image, [references, targets, self.sample(eps, len(batch))])
+        inputs = self.denoiser_inputs(batch, self.validation, self.validation_latents)
+        views = self.sample(lambda x, t: self.predict(x, t, inputs), len(batch))
+        save_sheet(image, [references, targets, views])
         return {"loss": self.validation_loss(batch)}
 
 

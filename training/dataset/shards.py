@@ -34,9 +34,6 @@ class ConditionBank:
     def device(self) -> torch.device:
         return self.images.device
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __getitem__(self, views: slice | Tensor) -> Tensor:
         return self.images[self.rows[views]]
 

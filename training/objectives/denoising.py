@@ -240,13 +240,10 @@ class DenoisingStage(Stage):
         """Images of latents, a few at a time."""
         return torch.cat([self.autoencoder.decode(chunk) for chunk in latents.split(8)])
 
-    def images(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """References (or None) and targets of a validation batch as images in [-1, 1]."""
-        flat = pick(self.validation.images, batch.targets.ravel(), batch.target_flips)
-        references = None
-        if batch.references is not None:
-            references = pick(self.validation.images, batch.references, batch.flips)
-        return references, flat
+    def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """References and targets of a validation batch as images in [-1, 1]."""
+        references = pick(self.validation.images, batch.references, batch.flips)
+        return references, pick(self.validation.images, batch.targets.ravel(), batch.target_flips)
 
 
 def guided_views(stage: DenoisingStage, batch: Batch, denoiser: Denoiser | None = None) -> Tensor:
