@@ -23,7 +23,7 @@ def view_grid(images: Tensor, columns: int = 0, gap: int = 4, labels: Tensor | N
     Args:
         columns: views per row; 0 chooses about as many as rows.
         gap: pixels between views.
-        labels: cameras [V, 25]; their yaw and pitch are written below the views.
+        labels: cameras [V, 25]; their yaw and pitch are written below the views, in whole degrees.
 
     Raises:
         ValueError: no or broken images, or another number of cameras than of images.
@@ -32,19 +32,15 @@ def view_grid(images: Tensor, columns: int = 0, gap: int = 4, labels: Tensor | N
     tiles = images[..., :3]
     if labels is not None:
         check_one_camera_each(images, labels, "View Grid")
-        captions = [_caption(text, images.shape[2]) for text in angle_captions(labels)]
+        yaws, pitches, _ = camera_angles(labels)
+        angles = zip(yaws.tolist(), pitches.tolist(), strict=True)
+        captions = [_caption(f"{yaw:+.0f}\u00b0 {pitch:+.0f}\u00b0", images.shape[2]) for yaw, pitch in angles]
         tiles = torch.cat([tiles, torch.stack(captions)], dim=1)
     columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
     empty = -len(tiles) % columns  # at the end of the last row
     tiles = F.pad(tiles, (0, 0, 0, gap, 0, gap, 0, empty), value=1.0)  # white to the right and below each
     page = rearrange(tiles, "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
     return page[None, : len(page) - gap, : page.shape[1] - gap].contiguous()
-
-
-def angle_captions(labels: Tensor) -> list[str]:
-    """Yaw and pitch of cameras [V, 25] in whole degrees."""
-    yaws, pitches, _ = camera_angles(labels)
-    return [f"{yaw:+.0f}\u00b0 {pitch:+.0f}\u00b0" for yaw, pitch in zip(yaws.tolist(), pitches.tolist(), strict=True)]
 
 
 def _caption(text: str, width: int) -> Tensor:

@@ -71,10 +71,6 @@ def _draw(values: dict) -> web.Response:
     portrait = torch.full((1, size, size, 3), 0.5) if path is None else load_image(path)
     label = reference_camera(*(float(values[name]) for name in ("yaw", "pitch", "roll", "distance", "fov")))
     image = compare_with_head(portrait, label, values["picture"], float(values["opacity"]), size)
-    return web.Response(body=_png(image), content_type="image/png")
-
-
-def _png(image: Tensor) -> bytes:
     file = io.BytesIO()
     Image.fromarray((image[0].clamp(0, 1) * 255).byte().numpy()).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return web.Response(body=file.getvalue(), content_type="image/png")

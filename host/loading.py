@@ -98,7 +98,7 @@ def build_model(tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[s
     model_config.unet_config["num_heads"] = config.num_heads
     settings = {name: metadata[name] for name in ("linear_start", "linear_end") if name in metadata}
     model_config.sampling_settings.update(settings)
-    dtype = _weight_dtype(tensors)
+    dtype, _ = _dtypes(tensors)
     cast = model_management.unet_manual_cast(dtype, model_management.get_torch_device())
     model_config.set_inference_dtype(dtype, cast)
     model = model_config.get_model({}, "", device=model_management.unet_offload_device())
@@ -110,22 +110,17 @@ def build_model(tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[s
 
 def load_model(path: Path | str, autoencoder: Path | str | None = None, disable_dynamic: bool = False):
     """MODEL from a file of kind `unet`. Previews have the colours of the latents of the file `autoencoder`, if it says
-    which (`latent_rgb`), else SD1.5's."""
+    which (`latent_rgb`: {"factors": [C][3], "bias": [3]}), else SD1.5's."""
     tensors, metadata = read_network(path, "unet")
     config = UNetConfig.from_dict(metadata["config"])
     patcher = build_model(tensors, config, metadata, disable_dynamic=disable_dynamic)
-    if autoencoder is not None:
-        colour_previews(patcher.model.latent_format, read_metadata(autoencoder).get("latent_rgb"))
+    colours = None if autoencoder is None else read_metadata(autoencoder).get("latent_rgb")
+    if colours is not None:  # neither SD1.5's colours nor its small decoder know latents of another autoencoder
+        latents = patcher.model.latent_format  # this one model's
+        latents.latent_rgb_factors, latents.latent_rgb_factors_bias = colours["factors"], colours["bias"]
+        latents.taesd_decoder_name = None
     patcher.cached_patcher_init = (load_model, (path, autoencoder))  # how the host makes a second copy for itself
     return patcher
-
-
-def colour_previews(latent_format, colours: dict[str, Any] | None) -> None:
-    """Lets this one model's latent format show latents as `colours` ({"factors": [C][3], "bias": [3]}) says, in place
-    of what fits SD1.5's: neither its colours nor its small decoder know latents of another autoencoder."""
-    if colours is not None:
-        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias = colours["factors"], colours["bias"]
-        latent_format.taesd_decoder_name = None
 
 
 def load_vae(path: Path | str):
@@ -148,7 +143,12 @@ def load_vae(path: Path | str):
         sd={name: tensor.float() for name, tensor in tensors.items()},
         config={"params": {"ddconfig": settings, "embed_dim": config.z_channels}},
     )
-    _check_keys(set(vae.first_stage_model.state_dict()), set(tensors), path)
+    expected, found = set(vae.first_stage_model.state_dict()), set(tensors)
+    if expected != found:
+        raise CheckpointError(
+            f"{path} does not fit its own config: missing {sorted(expected - found)[:3]}, "
+            f"unknown {sorted(found - expected)[:3]}; download or convert it again."
+        )
     set_norm_groups(vae.first_stage_model, config.norm_groups)
     set_trained_side(vae.first_stage_model, metadata)
     if config.patch_size > 1:
@@ -179,7 +179,8 @@ def build_cross_view_attention(
     tensors: dict[str, Tensor], config: UNetConfig, metadata: dict[str, Any], path: Path | str = ""
 ) -> HostNetwork:
     """The cross-view modules of the core, made of the host's layers."""
-    module = CrossViewAttention(config, operations=_operations(tensors)).to(_weight_dtype(tensors))
+    options = _layer_options(tensors)
+    module = CrossViewAttention(config, operations=options["operations"]).to(options["dtype"])
     network = _host_network("view_consistency", module, tensors, config, metadata, path)
     module.join_projections()
     return network
@@ -221,31 +222,25 @@ def load_novel_view(path: Path | str) -> HostNetwork:
 
 
 def _host_network(kind, module, tensors, config, metadata, path) -> HostNetwork:
-    module.compute_dtype = _compute_dtype(tensors)
+    _, module.compute_dtype = _dtypes(tensors)
     patcher = _patcher(module.eval().requires_grad_(False))
     _load_strictly(module, tensors, patcher)
     return HostNetwork(kind, patcher, config, metadata, Path(path))
 
 
 def _layer_options(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    device = model_management.unet_offload_device()
-    return {"dtype": _weight_dtype(tensors), "device": device, "operations": _operations(tensors)}
-
-
-def _operations(tensors: dict[str, Tensor]):
     """The host's layers for such weights: they look for a cast at every call only where there is one to do."""
-    return comfy.ops.pick_operations(_weight_dtype(tensors), _compute_dtype(tensors))
+    weights, compute = _dtypes(tensors)
+    operations = comfy.ops.pick_operations(weights, compute)
+    return {"dtype": weights, "device": model_management.unet_offload_device(), "operations": operations}
 
 
-def _compute_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
-    weights = _weight_dtype(tensors)
-    return model_management.unet_manual_cast(weights, model_management.get_torch_device()) or weights
-
-
-def _weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
-    """The dtype in which the host would keep weights like these on its device."""
+def _dtypes(tensors: dict[str, Tensor]) -> tuple[torch.dtype, torch.dtype]:
+    """In which the host would keep weights like these on its device, and in which it would compute with them."""
     floating = [t for t in tensors.values() if t.is_floating_point()]
-    return model_management.unet_dtype(model_params=sum(t.numel() for t in floating), weight_dtype=floating[0].dtype)
+    count = sum(t.numel() for t in floating)
+    weights = model_management.unet_dtype(model_params=count, weight_dtype=floating[0].dtype)
+    return weights, model_management.unet_manual_cast(weights, model_management.get_torch_device()) or weights
 
 
 def _patcher(module: nn.Module, disable_dynamic: bool = False):
@@ -260,11 +255,3 @@ def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], patcher) -> No
         module.load_state_dict(tensors, strict=True, assign=assign)
     except RuntimeError as error:
         raise CheckpointError(f"The weights do not fit their own config: {str(error)[:500]}") from error
-
-
-def _check_keys(expected: set[str], found: set[str], path: Path | str) -> None:
-    if expected != found:
-        raise CheckpointError(
-            f"{path} does not fit its own config: missing {sorted(expected - found)[:3]}, "
-            f"unknown {sorted(found - expected)[:3]}; download or convert it again."
-        )

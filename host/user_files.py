@@ -188,7 +188,9 @@ def export_dataset(folder: Path, images: Tensor, labels: Tensor, masks: Tensor |
     check_one_camera_each(images, labels, "Export Views")
     if masks is not None:
         check_images(masks, "Export Views", "masks")
-        _check_not_black(masks)
+        black = (masks.flatten(1).amax(1) <= 0).nonzero().flatten().tolist()
+        if black:
+            raise ValueError(f"Export Views: the mask of view {black[0]} is empty; white marks what counts, invert it?")
     points = head_points(images.cpu(), labels, start_points) if start_points else None
     if points is not None and len(points.positions) < FEWEST_POINTS:
         logging.warning(
@@ -197,9 +199,3 @@ def export_dataset(folder: Path, images: Tensor, labels: Tensor, masks: Tensor |
             len(points.positions),
         )
     export_views(folder, images, labels, masks, points)
-
-
-def _check_not_black(masks: Tensor) -> None:
-    black = (masks.flatten(1).amax(1) <= 0).nonzero().flatten().tolist()
-    if black:
-        raise ValueError(f"Export Views: the mask of view {black[0]} is empty; white marks what counts, invert it?")

@@ -7,12 +7,12 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..diffportrait3d.cameras.labels import orbit_camera
 from ..diffportrait3d.cameras.view_choice import left_over, nearest_views, parse_numbers, views_within
-from ..patches.view_batches import Joiner, Selection, count_views, latent_to_redo, select_latent
+from ..patches.view_batches import JOIN, Selection, count_views, latent_to_redo, select_latent
 from .input_checks import Node
 from .sockets import VIEWS, Cameras, ViewSelection, degrees, switch, whole
 
 CHOICES = ("numbers", "angles", "nearest")
-SELECT, JOIN = "Select Views", "Join Views"
+SELECT = "Select Views"
 
 
 def _blocked(node: str, name: str) -> ExecutionBlocker:
@@ -165,14 +165,13 @@ class JoinViews(Node):
                 raise ValueError(f"{JOIN} lacks {missing}; connect both {name} and {name}_rest, or neither.")
         if all(chosen is None for chosen, _ in pairs.values()):
             raise ValueError(f"{JOIN}: nothing is connected; connect latent, images or cameras, and its rest.")
-        joiner = Joiner(JOIN, selection)
         joined = {name: _blocked(JOIN, name) for name in pairs}
         if latent is not None:
-            joined["latent"] = joiner.latents(latent, latent_rest)
+            joined["latent"] = selection.join_latents(latent, latent_rest)
         if images is not None:
-            joined["images"] = joiner.tensors("images", images, images_rest)
+            joined["images"] = selection.join("images", images, images_rest)
         if cameras is not None:
-            labels = joiner.tensors("cameras", cameras["labels"], cameras_rest["labels"])
+            labels = selection.join("cameras", cameras["labels"], cameras_rest["labels"])
             joined["cameras"] = {**cameras_rest, "labels": labels}
         return io.NodeOutput(*joined.values())
 

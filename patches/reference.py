@@ -182,7 +182,7 @@ class ReferencePatch(RunPatch):
 
     def extra_rows(self, run: ReferenceRun, model_options: dict) -> int:
         """F_ref's own batch, and keys and values of each view that are 1 + R times as long."""
-        references = len(self.references)
+        references = self.references.count
         return references + math.ceil(views_per_call(run.views, model_options) * references / 4)
 
     def begin_call(self, run: ReferenceRun, unet, x, timesteps, context, options: dict) -> ReferenceCall | None:

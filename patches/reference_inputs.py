@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import comfy.utils
 import torch
@@ -32,18 +33,9 @@ class References:
     ):
         if count < 1:
             raise ValueError("Reference attention needs at least one reference image, got an empty batch.")
-        self.count, self.size, self._encode = count, size, encode
+        self.count, self.size = count, size
+        self.encode = lru_cache(maxsize=1)(encode)  # the latents of the last size are kept
         self.mask = None if mask is None else _checked_mask(mask, count)
-        self._encoded: tuple[tuple[int, int], Tensor] | None = None
-
-    def __len__(self) -> int:
-        return self.count
-
-    def encode(self, height: int, width: int) -> Tensor:
-        """Latents [R, 4, height, width], not scaled; those of the last size are kept."""
-        if self._encoded is None or self._encoded[0] != (height, width):
-            self._encoded = (height, width), self._encode(height, width)
-        return self._encoded[1]
 
     def mask_at(self, height: int, width: int) -> Tensor | None:
         """The mask cropped as the references are, [R, 1, height, width]."""

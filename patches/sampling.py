@@ -160,7 +160,8 @@ class OfficialSampler(comfy.samplers.KSAMPLER):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs):
         views = views_of_run(noise, latent_image, extra_args.get("seed") or 0, self.indices)
-        if self.start == "t=999" and self._starts_at_the_top(model_wrap, sigmas) and noise.any():
+        is_first = _same(sigmas[0], self._whole(sigmas)[0]) or self.max_denoise(model_wrap, sigmas)
+        if self.start == "t=999" and is_first and noise.any():
             if latent_image.any():
                 warn_of_zero_terminal_snr(model_wrap.inner_model.model_sampling)
             last_sigma = model_wrap.inner_model.model_sampling.sigmas[-1]
@@ -175,9 +176,6 @@ class OfficialSampler(comfy.samplers.KSAMPLER):
 
     def _whole(self, sigmas: Tensor) -> Tensor:
         return sigmas if self.sigmas is None else self.sigmas
-
-    def _starts_at_the_top(self, model_wrap, sigmas: Tensor) -> bool:
-        return _same(sigmas[0], self._whole(sigmas)[0]) or self.max_denoise(model_wrap, sigmas)
 
     def _ends_whole(self, sigmas: Tensor) -> bool:
         """Whether a run's last step is the whole schedule's last step, which the SIGMAS give as a step to 0."""
@@ -201,17 +199,10 @@ class DDIMSampler(OfficialSampler):
         start, sigmas, indices: as for OfficialSampler.
     """
 
-    def __init__(
-        self,
-        eta: float,
-        start: str = "t=999",
-        step_noise: StepNoise | None = None,
-        indices=None,
-        sigmas: Tensor | None = None,
-    ):
+    def __init__(self, eta: float, *args, step_noise: StepNoise | None = None, **kwargs):
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta must be between 0 and 1, not {eta}")
-        super().__init__(start, sigmas, indices)
+        super().__init__(*args, **kwargs)
         self.eta, self.step_noise = eta, step_noise
 
     def run_steps(self, model, x, sigmas, extra_args=None, callback=None, disable=None, views=None) -> Tensor:

@@ -12,17 +12,7 @@ from torch import Tensor
 from ..diffportrait3d.cameras.view_choice import left_over
 from .noise import view_indices
 
-
-@dataclass(frozen=True)
-class Selection:
-    """Which views of a batch of `total`: their numbers, in the order in which they were chosen."""
-
-    numbers: tuple[int, ...]
-    total: int
-
-    @property
-    def others(self) -> list[int]:
-        return left_over(list(self.numbers), self.total)
+JOIN = "Join Views"
 
 
 def count_views(node: str, **batches: dict | Tensor | None) -> int:
@@ -74,69 +64,65 @@ def _masks(latent: dict) -> Tensor:
     return masks.repeat(math.ceil(len(samples) / len(masks)), 1, 1, 1)[: len(samples)]
 
 
-class Joiner:
-    """Puts selected views back among the others.
+@dataclass(frozen=True)
+class Selection:
+    """Which views of a batch of `total`: their numbers, in the order in which they were chosen.
 
-    Both sides may be just their views, or a whole batch, of which the views in question are taken.
-
-    Args:
-        node: for messages.
+    It puts them back among the others. Both sides may be just their views, or a whole batch, of which the views in
+    question are taken.
     """
 
-    def __init__(self, node: str, selection: Selection):
-        self.node, self.selection = node, selection
+    numbers: tuple[int, ...]
+    total: int
 
-    def tensors(self, name: str, chosen: Tensor, others: Tensor) -> Tensor:
+    @property
+    def others(self) -> list[int]:
+        return left_over(list(self.numbers), self.total)
+
+    def join(self, name: str, chosen: Tensor, others: Tensor) -> Tensor:
         """[n or V, ...] and [V - n or V, ...] -> [V, ...], in the order of the whole batch; the others are not changed
         in any bit.
 
         Raises:
             ValueError: other counts, or views of different sizes.
         """
-        chosen = self._of(name, chosen, list(self.selection.numbers), "the selected views")
-        others = self._of(f"{name}_rest", others, self.selection.others, "the views left over")
+        chosen = self._of(name, chosen, list(self.numbers), "the selected views")
+        others = self._of(f"{name}_rest", others, self.others, "the views left over")
         if chosen.shape[1:] != others.shape[1:]:
             raise ValueError(
-                f"{self.node}: {name} are of shape {tuple(chosen.shape[1:])} and {name}_rest of "
+                f"{JOIN}: {name} are of shape {tuple(chosen.shape[1:])} and {name}_rest of "
                 f"{tuple(others.shape[1:])}; make both of one size."
             )
-        joined = others.new_empty(self.selection.total, *others.shape[1:])
-        joined[self.selection.others] = others
-        joined[list(self.selection.numbers)] = chosen.to(joined)
+        joined = others.new_empty(self.total, *others.shape[1:])
+        joined[self.others] = others
+        joined[list(self.numbers)] = chosen.to(joined)
         return joined
 
-    def latents(self, chosen: dict, others: dict) -> dict:
+    def join_latents(self, chosen: dict, others: dict) -> dict:
         """LATENTs -> LATENT with the noise mask and the batch index of the whole, as far as the parts have them."""
-        joined = {**others, "samples": self.tensors("latent", chosen["samples"], others["samples"])}
+        joined = {**others, "samples": self.join("latent", chosen["samples"], others["samples"])}
         joined["batch_index"] = self._indices(chosen, others)
-        if joined["batch_index"] == list(range(self.selection.total)):
+        if joined["batch_index"] == list(range(self.total)):
             del joined["batch_index"]  # what the host takes for granted
         if chosen.get("noise_mask") is not None or others.get("noise_mask") is not None:
             masks, rest = _masks(chosen), _masks(others)
             height, width = rest.shape[-2:]
             masks = comfy.utils.common_upscale(masks, width, height, "bilinear", "disabled")
-            joined["noise_mask"] = self.tensors("latent", masks, rest)
+            joined["noise_mask"] = self.join("latent", masks, rest)
         return joined
 
     def _of(self, name: str, batch: Tensor, numbers: list[int], meant: str) -> Tensor:
         if len(batch) == len(numbers):
             return batch
-        if len(batch) == self.selection.total:
+        if len(batch) == self.total:
             return batch[numbers]
-        raise ValueError(
-            f"{self.node}: {name} has {len(batch)} views; give {meant} ({len(numbers)}) or the whole batch "
-            f"({self.selection.total})."
-        )
+        whole = f"the whole batch ({self.total})"
+        raise ValueError(f"{JOIN}: {name} has {len(batch)} views; give {meant} ({len(numbers)}) or {whole}.")
 
     def _indices(self, chosen: dict, others: dict) -> list[int]:
         """The numbers to which the noise of every view belongs."""
-        indices = list(range(self.selection.total))
-        for latent, numbers in ((others, self.selection.others), (chosen, list(self.selection.numbers))):
-            own = latent.get("batch_index")
-            if own and len(latent["samples"]) == len(numbers):
-                own = dict(zip(numbers, own, strict=True))
-            elif own:
-                own = {number: own[number] for number in numbers}
-            for number, index in (own or {}).items():
-                indices[number] = index
-        return indices
+        sides = []
+        for latent, numbers in ((chosen, self.numbers), (others, self.others)):
+            own = numbers if len(latent["samples"]) == len(numbers) else range(self.total)
+            sides.append(torch.tensor(latent.get("batch_index") or own, dtype=torch.int64))
+        return self.join("batch_index", *sides).tolist()

@@ -97,15 +97,13 @@ class ViewControlNet(comfy.controlnet.ControlNet):
             total = views
         check_condition_count(images.shape[0], total, "View ControlNet")
         serves = None if images.shape[0] == 1 or numbers is None else tuple(numbers)
-        if serves is not None:
-            images = images[list(serves)]
-        if self._resized is None or self._serves != (serves, height, width):
-            self._resized, self._serves = self._resize(images, height, width, x_noisy.device), (serves, height, width)
+        if self._serves != (serves, height, width):
+            images = images if serves is None else images[list(serves)]
+            resized = resize_images(images.movedim(1, -1), height, width).movedim(-1, 1).clamp(0.0, 1.0)
+            dtype = self.manual_cast_dtype or self.control_model.dtype
+            self._resized = self.preprocess_image(resized).to(x_noisy.device, dtype)
+            self._serves = (serves, height, width)
         return self._resized.expand(views, -1, -1, -1)
-
-    def _resize(self, images: Tensor, height: int, width: int, device: torch.device) -> Tensor:
-        resized = resize_images(images.movedim(1, -1), height, width).movedim(-1, 1).clamp(0.0, 1.0)
-        return self.preprocess_image(resized).to(device, self.manual_cast_dtype or self.control_model.dtype)
 
     def copy(self) -> ViewControlNet:
         copied = ViewControlNet(None, load_device=self.load_device, manual_cast_dtype=self.manual_cast_dtype)
@@ -116,7 +114,7 @@ class ViewControlNet(comfy.controlnet.ControlNet):
 
     def cleanup(self) -> None:
         self.control_model = self.control_model_wrapped.model
-        self._resized = self.sub_idxs = self.full_latent_length = None
+        self._resized = self._serves = self.sub_idxs = self.full_latent_length = None
         super().cleanup()
 
 

@@ -152,6 +152,7 @@ def test_shards_make_one_network(pack, loading, tmp_path, folder):
     files = save_network(tmp_path / "views.safetensors", network, "view_consistency", max_shard_bytes=2**22)
     assert len(files) > 1
     loaded = loading.load_cross_view_attention(tmp_path / "views.safetensors")
+    network.join_projections()  # as the loader does
     expected, found = network.state_dict(), loaded.patcher.model.state_dict()
     assert list(found) == list(expected) and all(torch.equal(found[k], v) for k, v in expected.items())
     files[-1].unlink()
