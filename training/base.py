@@ -10,13 +10,10 @@ from pathlib import Path
 from pydantic import Field
 from torch import Tensor
 
-from diffportrait3d.denoiser import Denoiser
-from diffportrait3d.diffusion import Schedule
 from diffportrait3d.networks import UNet, UNetConfig
 
 from .dataset.images import Sampler, SingleImages, save_sheet
 from .engine.command import stage_command
-from .engine.stage import NetworkSource
 from .objectives.denoising import DenoisingConfig, DenoisingStage
 
 
@@ -32,10 +29,8 @@ class BaseStage(DenoisingStage):
     kind = "unet"
     config_class = BaseConfig
 
-    def build_denoiser(self, networks: NetworkSource) -> None:
-        self.schedule = Schedule(linear_end=self.config.linear_end)
-        self.trainable = self.trained_network(networks, lambda: UNet(UNetConfig.from_dict(self.config.network)))
-        self.denoiser = Denoiser(self.trainable)
+    def new_network(self) -> UNet:
+        return UNet(UNetConfig.from_dict(self.config.network))
 
     def make_sampler(self) -> Sampler:
         loop = self.config.loop

@@ -11,13 +11,9 @@ from pathlib import Path
 from pydantic import Field
 from torch import Tensor
 
-from diffportrait3d.denoiser import Denoiser
-from diffportrait3d.networks import ReferenceEncoder
-
 from .dataset.images import save_sheet
 from .engine.command import stage_command
-from .engine.stage import NetworkSource
-from .objectives.denoising import DenoisingConfig, DenoisingStage, copy_of, schedule_of
+from .objectives.denoising import DenoisingConfig, DenoisingStage
 
 
 class ReferenceConfig(DenoisingConfig):
@@ -32,15 +28,10 @@ class ReferenceStage(DenoisingStage):
     name = "reference"
     kind = "reference_encoder"
     config_class = ReferenceConfig
-    uses_references = True
 
-    def build_denoiser(self, networks: NetworkSource) -> None:
-        unet, metadata = networks("unet")
-        self.schedule = schedule_of(metadata)
-        self.views_per_timestep = self.config.targets_per_reference
-        self.trainable = self.trained_network(networks, lambda: copy_of(unet, ReferenceEncoder))
-        self.frozen["unet"] = unet
-        self.denoiser = Denoiser(unet, self.trainable, reference_timestep=self.reference_timestep)
+    @property
+    def views_per_timestep(self) -> int:
+        return self.config.targets_per_reference
 
     def predict(self, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         bank = self.bank(inputs["references"], t)

@@ -15,14 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.networks import CrossViewAttention
 
 from .dataset.images import Batch, Sampler, ViewGroups, fixed_groups, save_sheet
 from .engine.command import stage_command
 from .engine.config import Number
 from .engine.stage import NetworkSource
-from .objectives.denoising import DenoisingConfig, DenoisingStage, guided_views, schedule_of
+from .objectives.denoising import DenoisingConfig, DenoisingStage, guided_views
 
 
 class ViewConsistencyConfig(DenoisingConfig):
@@ -43,24 +42,22 @@ class ViewConsistencyStage(DenoisingStage):
     name = "view_consistency"
     kind = "view_consistency"
     config_class = ViewConsistencyConfig
-    uses_references = True
-    uses_camera_images = True
 
     @property
     def views(self) -> int:
         return self.config.views
 
-    def build_denoiser(self, networks: NetworkSource) -> None:
-        (unet, metadata), (reference, reference_metadata) = networks("unet"), networks("reference_encoder")
-        control = networks("view_controlnet")[0]
-        self.reference_timestep = reference_metadata.get("reference_timestep", self.reference_timestep)
-        self.schedule = schedule_of(metadata)
-        self.views_per_timestep = self.config.views if self.config.timestep_per == "group" else 1
-        self.trainable = self.trained_network(networks, lambda: CrossViewAttention(unet.config))
+    @property
+    def views_per_timestep(self) -> int:
+        return self.views if self.config.timestep_per == "group" else 1
+
+    def build_networks(self, networks: NetworkSource) -> None:
+        super().build_networks(networks)
         if not self.config.positions:
             self.trainable.remove_positions()
-        self.frozen |= {"unet": unet, "reference_encoder": reference, "view_controlnet": control}
-        self.denoiser = Denoiser(unet, reference, control, self.trainable, self.reference_timestep)
+
+    def new_network(self) -> CrossViewAttention:
+        return CrossViewAttention(self.frozen["unet"].config)
 
     def make_sampler(self) -> Sampler:
         config, loop = self.config, self.config.loop

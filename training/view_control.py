@@ -12,33 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffportrait3d.denoiser import Denoiser
-from diffportrait3d.networks import ViewControlNet
-
 from .dataset.images import save_sheet
 from .engine.command import stage_command
-from .engine.stage import NetworkSource
-from .objectives.denoising import DenoisingStage, copy_of, guided_views, schedule_of
-from .reference import ReferenceConfig
+from .objectives.denoising import guided_views
+from .reference import ReferenceStage
 
 
-class ViewControlStage(DenoisingStage):
+class ViewControlStage(ReferenceStage):
     """Noise prediction of one view, given a reference view and a camera condition."""
 
     name = "view_control"
     kind = "view_controlnet"
-    config_class = ReferenceConfig
-    uses_references = True
-    uses_camera_images = True
-
-    def build_denoiser(self, networks: NetworkSource) -> None:
-        unet, metadata = networks("unet")
-        reference, reference_metadata = networks("reference_encoder")
-        self.reference_timestep = reference_metadata.get("reference_timestep", self.reference_timestep)
-        self.schedule, self.views_per_timestep = schedule_of(metadata), self.config.targets_per_reference
-        self.trainable = self.trained_network(networks, lambda: copy_of(unet, ViewControlNet))
-        self.frozen |= {"unet": unet, "reference_encoder": reference}
-        self.denoiser = Denoiser(unet, reference, self.trainable, reference_timestep=self.reference_timestep)
 
     def predict(self, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():

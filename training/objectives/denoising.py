@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffportrait3d.denoiser import GUIDANCE, Denoiser
 from diffportrait3d.diffusion import Schedule, ddim_sample
-from diffportrait3d.networks import UNet
+from diffportrait3d.networks import NETWORKS
 
 from ..dataset.images import (
     Batch,
@@ -51,30 +51,39 @@ class DenoisingConfig(StageConfig):
 class DenoisingStage(Stage):
     """A stage whose loss is the mean squared error of predicted noise.
 
-    Subclasses say what they need by the class attributes, build their networks and batches, and give `predict`.
+    What `predict` is given follows from the networks that the stage's kind builds on.
 
     Attributes:
-        uses_references, uses_camera_images: what `predict` is given.
         views_per_timestep: this many consecutive targets are given the same timestep.
         denoiser: all networks together; its trained part is `trainable`.
     """
 
-    uses_references = False
-    uses_camera_images = False
     views_per_timestep = 1
-    denoiser: Denoiser
 
     def build_networks(self, networks: NetworkSource) -> None:
-        self.reference_timestep = self.config.reference_timestep
-        self.build_denoiser(networks)
+        """Frozen are the networks that the stage's kind builds on."""
+        metadata: dict[str, dict[str, Any]] = {}
+        for kind in NETWORKS[self.kind].needs:
+            if kind != "autoencoder":
+                self.frozen[kind], metadata[kind] = networks(kind)
+        of_unet = metadata.get("unet", {"linear_end": self.config.linear_end})  # SD1.5's file names none
+        self.schedule = Schedule(linear_end=float(of_unet.get("linear_end", 0.012)))
+        of_reference = metadata.get("reference_encoder", {})
+        self.reference_timestep = of_reference.get("reference_timestep", self.config.reference_timestep)
+        self.trainable = self.trained_network(networks, self.new_network)
+        together: dict[str, Any] = {**self.frozen, self.kind: self.trainable}
+        self.denoiser = Denoiser(**together, reference_timestep=self.reference_timestep)
         self.check_widths()
         self.autoencoder = networks("autoencoder")[0]  # it encodes the data, and decodes previews
         self.frozen["autoencoder"] = self.autoencoder
         self.prompt = networks.prompt(self.denoiser.unet.config.context_dim)
 
-    def build_denoiser(self, networks: NetworkSource) -> None:
-        """Set `trainable`, `denoiser`, `schedule` and the networks in `frozen`."""
-        raise NotImplementedError
+    def new_network(self) -> nn.Module:
+        """What training begins with: a copy of F, as far as the network has its layers."""
+        unet = self.frozen["unet"]
+        network = NETWORKS[self.kind].module(unet.config)
+        network.load_from_unet(unet.state_dict())
+        return network
 
     def check_widths(self) -> None:
         """Raises ValueError where a network cannot work with F."""
@@ -105,7 +114,9 @@ class DenoisingStage(Stage):
 
     def facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"linear_end": self.schedule.linear_end}
-        return {**facts, "reference_timestep": self.reference_timestep} if self.uses_references else facts
+        if self.denoiser.reference_encoder is not None:
+            facts["reference_timestep"] = self.reference_timestep
+        return facts
 
     # ---- training
 
@@ -149,9 +160,9 @@ class DenoisingStage(Stage):
     def dummy_loss(self, samples: int) -> dict[str, Tensor]:
         count, size, side = samples * self.views, self.resolution, self.resolution // 8
         inputs = {}
-        if self.uses_references:
+        if self.denoiser.reference_encoder is not None:
             inputs["references"] = torch.zeros(samples, 4, side, side, device=self.device)
-        if self.uses_camera_images:
+        if self.denoiser.view_controlnet is not None:
             inputs["camera_images"] = torch.zeros(count, 3, size, size, device=self.device)
         z = torch.zeros(count, 4, side, side, device=self.device)
         t = torch.zeros(count, dtype=torch.long, device=self.device)
@@ -178,9 +189,9 @@ class DenoisingStage(Stage):
         latents, one per group of targets [B, 4, h, w]; "camera_images", somebody else at the targets' cameras
         [B*V, 3, H, W] in [-1, 1]."""
         found = {}
-        if self.uses_references:
+        if self.denoiser.reference_encoder is not None:
             found["references"] = self.reference_latents(batch, latents)
-        if self.uses_camera_images:
+        if self.denoiser.view_controlnet is not None:
             found["camera_images"] = self.camera_images(batch, data)
         return found
 
@@ -266,15 +277,3 @@ def guided_views(stage: DenoisingStage, batch: Batch, denoiser: Denoiser | None 
         return denoiser.guided(x, t, context, bank, camera_images, num_views, scale)
 
     return stage.sample(eps, count)
-
-
-def copy_of(unet: UNet, network_class: type[nn.Module]) -> nn.Module:
-    """A new F_ref or F_cam that starts from F's weights."""
-    network = network_class(unet.config)
-    network.load_from_unet(unet.state_dict())
-    return network
-
-
-def schedule_of(metadata: dict) -> Schedule:
-    """The schedule that a base model was trained with, from its file's metadata (SD1.5's where it names none)."""
-    return Schedule(linear_end=float(metadata.get("linear_end", 0.012)))
