@@ -24,10 +24,6 @@ from types import ModuleType
 from tools.host import PACK, PACK_NAME, ToolError, exit_status, find_host, link_pack
 
 
-class WorkflowError(RuntimeError):
-    """A workflow was refused or a node failed; the node's own exception is the cause."""
-
-
 @dataclass
 class WorkflowResult:
     """What a finished workflow left behind.
@@ -85,7 +81,7 @@ class EmbeddedHost:
             executor: from `new_executor`, to keep its cache between runs; default: a fresh one
 
         Raises:
-            WorkflowError: validation failed for any output, or a node raised (its exception is `__cause__`).
+            ToolError: validation failed for any output, or a node raised (its exception is `__cause__`).
         """
         executor = executor or self.new_executor()
         prompt_id = str(uuid.uuid4())
@@ -94,14 +90,14 @@ class EmbeddedHost:
         # The host runs a workflow when a single output is valid; here every one must be.
         if not valid or node_errors:
             details = json.dumps(node_errors, default=str)
-            raise WorkflowError(f"ComfyUI refused the workflow: {error} {details}")
+            raise ToolError(f"ComfyUI refused the workflow: {error} {details}")
         executor.error = None
         executor.execute(prompt, prompt_id, {}, outputs)
         if not executor.success:
             _, details = executor.status_messages[-1]
             node = f"{details['node_type']} (node {details['node_id']})"
             message = details.get("exception_message", "interrupted").strip()
-            raise WorkflowError(f"{node}: {message}") from executor.error
+            raise ToolError(f"{node}: {message}") from executor.error
         values = asyncio.run(_cached_values(executor, prompt))
         return WorkflowResult(executor.history_result["outputs"], values, list(executor.status_messages))
 

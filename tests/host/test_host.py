@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.embedded import WorkflowError
 from tools.host import PACK_NAME, ToolError
 from tools.server import pack_failure
 
@@ -38,7 +37,7 @@ def test_stock_workflow_gives_values_and_files(host):
 def test_one_invalid_output_refuses_the_workflow(host):
     """The host itself would run the valid half and drop the other silently."""
     unconnected = {"class_type": "SaveImage", "inputs": {"filename_prefix": "test"}}
-    with pytest.raises(WorkflowError, match="required_input_missing"):
+    with pytest.raises(ToolError, match="required_input_missing"):
         host.run_workflow({"1": IMAGE, "2": _save("1"), "3": unconnected})
 
 
@@ -48,7 +47,7 @@ def test_failing_node_gives_its_own_exception(host):
     original = host.nodes.NODE_CLASS_MAPPINGS["EmptyImage"]
     try:
         host.nodes.NODE_CLASS_MAPPINGS["EmptyImage"] = _Failing
-        with pytest.raises(WorkflowError, match="EmptyImage .node 1.: no image 16x8") as caught:
+        with pytest.raises(ToolError, match="EmptyImage .node 1.: no image 16x8") as caught:
             host.run_workflow(prompt)
     finally:
         host.nodes.NODE_CLASS_MAPPINGS["EmptyImage"] = original

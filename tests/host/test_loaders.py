@@ -14,7 +14,7 @@ from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.weights.files import save_network
 from evaluation.goldens.core import NETWORKS
 from evaluation.goldens.host import NARROW_CONFIG, HostPath, known_weights
-from tools.embedded import WorkflowError
+from tools.host import ToolError
 
 CONVENTIONS = {"linear_end": 0.00489, "reference_timestep": "zero", "middle_view_attention": "never"}
 
@@ -70,7 +70,7 @@ def test_network_goes_with_its_last_user(pack, folder, kind):
 
 def test_missing_name_is_said_by_the_host(host, pack):
     """A list that is left out of a prompt, on a node behind a link: not an exception in our own check."""
-    with pytest.raises(WorkflowError, match="required_input_missing.*Required input is missing") as caught:
+    with pytest.raises(ToolError, match="required_input_missing.*Required input is missing") as caught:
         inputs = {"positive": ["load", 2], "control_net": ["net", 0], "image": ["load", 3], "strength": 1.0}
         prompt = {
             "load": {"class_type": "DP3D_LoadMiniature", "inputs": {"name": "miniature"}},
