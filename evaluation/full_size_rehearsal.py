@@ -20,7 +20,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffportrait3d import convert
-from diffportrait3d.conversion.layout import CONTROL, METHOD, SCHEDULE, UNET, VAE, official_shapes
+from diffportrait3d.conversion.layout import CONTROL, METHOD, UNET, VAE, official_shapes
 from diffportrait3d.conversion.split import BASE_FILE
 from diffportrait3d.denoiser import Denoiser
 from diffportrait3d.diffusion import Schedule
@@ -60,27 +60,13 @@ NARROW_BASE = "rehearsal"
 
 
 def release_weights(config: UNetConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
-    """Shapes of all keys of the release at a width, and the values of those that are no network's (the schedule)."""
+    """Shapes of all keys of the release at a width, and the values of those that the converter checks."""
     width, autoencoder, text = config.context_dim, SD15_AUTOENCODER, TextEncoderSizes()
     if config != FULL_SIZE:
         autoencoder, text = NARROW_AUTOENCODER, TextEncoderSizes(1000, width, 77, hidden=4 * width, layers=2)
     groups = official_shapes(config, autoencoder, text)
     shapes = {name: shape for names in groups.values() for name, shape in names.items()}
-    return shapes, dict(zip(groups[SCHEDULE], schedule_buffers(), strict=True))
-
-
-def schedule_buffers() -> Iterator[Tensor]:
-    """The 13 tensors that latent diffusion keeps of its schedule, in the release's order, float64 [1000]."""
-    betas = Schedule().betas.double()
-    alphas = 1 - betas
-    bar = torch.cumprod(alphas, 0)
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
-    variance = betas * (1 - previous) / (1 - bar)
-    yield from (betas, bar, previous, bar.sqrt(), (1 - bar).sqrt())
-    yield from ((1 - bar).log(), (1 / bar).sqrt(), (1 / bar - 1).sqrt())
-    yield from (variance, variance.clamp(min=1e-20).log())
-    yield from (betas * previous.sqrt() / (1 - bar), (1 - previous) * alphas.sqrt() / (1 - bar))
-    yield torch.zeros_like(betas)
+    return shapes, {name: getattr(Schedule(), name) for name in ("betas", "alphas_cumprod")}
 
 
 def build(path: Path, config: UNetConfig, dtype: torch.dtype) -> None:
@@ -155,22 +141,16 @@ def random_inputs(config: UNetConfig) -> dict[str, Tensor]:
 def host_passes(folder: Path, config: UNetConfig) -> None:
     """Stores what ComfyUI gives for `random_inputs` with the converted files: both passes and all residuals.
 
-    At full size the base model and the ControlNet come from the host's own loaders; the hint is what View ControlNet
-    makes of images.
+    The workflow's loaders give base model and ControlNet; the hint is what View ControlNet makes of images.
     """
     from .goldens.host import SINGLE_PASSES, HostPath
 
     host, pack = boot_with_files(folder, config)
-    registered, converted = host.nodes.NODE_CLASS_MAPPINGS, folder / "converted"
-    if config == FULL_SIZE:
-        model = registered["CheckpointLoaderSimple"]().load_checkpoint(BASE_FILE)[0]
-        control_net = registered["ControlNetLoader"]().load_controlnet(CONTROL.spec.file_name)[0]
-        control_net = pack.patches.view_controlnet.as_view_controlnet(control_net)
-    else:
-        narrow = Path(host.folder_paths.models_dir) / "diffportrait3d" / NARROW_BASE
-        model = pack.host.loading.load_model(narrow / "unet.safetensors")
-        control_net = pack.patches.view_controlnet.load_view_controlnet(converted / CONTROL.spec.file_name)
-    path, inputs = HostPath.of_files(pack, host.comfy, converted, model, control_net), random_inputs(config)
+    prompt, loaders = workflow(config == FULL_SIZE), ("base", "control_net")
+    shown = {f"{name}, shown": {"class_type": "PreviewAny", "inputs": {"source": [name, 0]}} for name in loaders}
+    loaded = host.run_workflow({name: prompt[name] for name in loaders} | shown).values
+    networks = (loaded[name][0] for name in loaders)
+    path, inputs = HostPath.of_files(pack, host.comfy, folder / "converted", *networks), random_inputs(config)
     with torch.inference_mode():
         results = {name: path.predict(inputs, *SINGLE_PASSES[name]).clone() for name in PASSES}
         results |= _numbered(path.residuals(inputs))
