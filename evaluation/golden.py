@@ -9,7 +9,6 @@ for single passes, 1e-3 (of the tensor's largest magnitude) for the DDIM traject
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,12 +33,11 @@ def error_of(name: str, output: Tensor, expected: Tensor) -> tuple[float, float]
 
 def host_path(golden: Golden) -> dict[str, Tensor]:
     """The outputs through a ComfyUI booted for it in this process."""
-    from tools.embedded import boot
+    from tools.embedded import temporary_host
 
     from .goldens.host import host_outputs
 
-    with tempfile.TemporaryDirectory() as folder:
-        host = boot(Path(folder))
+    with temporary_host() as host:
         return host_outputs(host.load_pack(), host.comfy, golden)
 
 

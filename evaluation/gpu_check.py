@@ -14,7 +14,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -216,12 +215,11 @@ def _golden(outputs: dict[str, Tensor], expected: dict[str, Tensor]) -> Found:
 
 def run_setup(options: argparse.Namespace) -> None:
     """One setup in this process; a line of JSON for every check."""
-    from tools.embedded import boot
+    from tools.embedded import temporary_host
 
     given, names = SETUPS[options.setup]
     cpu = options.cpu or options.setup == "cpu"
-    with tempfile.TemporaryDirectory() as folder:
-        host = boot(Path(folder), cpu=cpu, options=given, as_program=True)
+    with temporary_host(cpu=cpu, options=given, as_program=True) as host:
         checks = Checks(host, host.load_pack(), options)
         for name in names:
             begin = time.monotonic()

@@ -11,7 +11,6 @@ consistent; the ground truth's own error is the floor.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,7 +154,7 @@ PARTS = {"memory": print_memory, "borders": print_borders}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from tools.embedded import boot
+    from tools.embedded import temporary_host
 
     parser = argparse.ArgumentParser(prog="python -m evaluation.many_views", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the miniature")
@@ -163,8 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=6, help="DDIM steps of the borders' views")
     parser.add_argument("--only", choices=PARTS, help="one part instead of both")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        host = boot(Path(folder))
+    with temporary_host() as host, torch.inference_mode():
         pack = host.load_pack()
         for part in [options.only] if options.only else PARTS:
             PARTS[part](host, pack, options)

@@ -9,9 +9,7 @@ is compared with ours. A number is the relative difference to what the line of i
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -247,10 +245,9 @@ MEASURES = dict(zip(COLUMNS, (whole, split, split_with_host, low_denoise, masked
 
 
 def main() -> int:
-    from tools.embedded import boot
+    from tools.embedded import temporary_host
 
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        host = boot(Path(folder))
+    with temporary_host() as host, torch.inference_mode():
         bench = Bench(host, host.load_pack())
         rows = []
         for sampler in SAMPLERS:

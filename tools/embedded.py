@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging.handlers import BufferingHandler
@@ -116,12 +116,19 @@ class EmbeddedHost:
         return Executor(self.server, cache_type=execution.CacheType.CLASSIC, cache_args=cache_args)
 
 
+@contextmanager
+def temporary_host(**settings) -> Iterator[EmbeddedHost]:
+    """`boot` with these settings in a folder that goes with it."""
+    with tempfile.TemporaryDirectory(prefix="diffportrait3d-host-") as folder:
+        yield boot(Path(folder), **settings)
+
+
 def nodes_command(act: Callable[[dict[str, dict]], str]) -> int:
     """A command around `act`, which is given `pack_nodes` of a host that is booted for it and says what it has done."""
 
     def work() -> None:
-        with tempfile.TemporaryDirectory(prefix="diffportrait3d-host-") as folder:
-            print(act(pack_nodes(boot(Path(folder)).load_pack())))
+        with temporary_host() as host:
+            print(act(pack_nodes(host.load_pack())))
 
     return exit_status(work)
 
