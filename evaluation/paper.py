@@ -28,7 +28,7 @@ from .metrics.faces import FACE_METRICS, OTHERS, face_metrics, load_face_network
 from .metrics.networks import SET_METRICS, MetricNetworks
 from .studies.command import WEIGHTS, add_faces, run_command
 from .subjects.dataset import resize
-from .subjects.view_folders import Views, all_views, identities, read_header
+from .subjects.view_folders import Views, identities, read_header, read_views
 from .tables.bootstrap import Interval, bootstrap_mean
 from .tables.paper_plots import save_plots
 from .tables.paper_tables import Measured, setting_table
@@ -73,8 +73,7 @@ def measure(folder: Path, size: int, background: str, networks: MetricNetworks) 
     columns: dict[str, list[float]] = {}
     sets: dict[str, list[tuple[Tensor, Tensor]]] = {}
     people: list[dict] = []
-    bar = tqdm(all_views(folder), total=len(identities(folder)), desc=result.title, unit="id")
-    for views in bar:
+    for views in map(read_views, tqdm(identities(folder), desc=result.title, unit="id")):
         generated, truth, reference = prepare(views, size, background)
         for name, values in networks.per_view(generated, truth, reference).items():
             columns.setdefault(name, []).append(values.nanmean().item())
@@ -128,7 +127,7 @@ def save_pages(folders: list[Path], count: int, out: Path) -> None:
     pages = []
     for number, folder in enumerate(folders):
         header = read_header(folder)
-        for index, views in zip(range(count), all_views(folder), strict=False):
+        for index, views in enumerate(map(read_views, identities(folder)[:count])):
             rows = [
                 (f"{header['task']}, {header['reference']} reference", resize(views.reference, PAGE_SIDE)),
                 ("ground truth", resize(views.truth, PAGE_SIDE)),

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from diffportrait3d.cameras.labels import viewing_directions, yaw_pitch
 from diffportrait3d.files import file_hash, write_atomically
 from diffportrait3d.images import as_pixels
 from diffportrait3d.portraits.detector import FaceDetector, model_folder
@@ -104,16 +103,11 @@ def unpack(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype="<f4").reshape(-1, NUMBERS)
 
 
-def view_yaws(labels: Tensor) -> list[float]:
-    """Degrees of yaw of cameras [V, 25]."""
-    return yaw_pitch(viewing_directions(labels))[0].tolist()
-
-
 def face_metrics(people: list[dict]) -> list[dict[str, dict[str, float]]]:
     """FACE_METRICS of every row of every person, means over views; NaN where a metric does not exist.
 
-    people: one dict per person: "reference" embedding [128], "yaws" [V] of the views (absent: not known) and "rows":
-    embeddings [V, 128] by row, of which "ground_truth" holds the true views. NaN rows of an embedding: no face.
+    people: one dict per person: "reference" embedding [128], "yaws" [V] of the views, degrees (absent: not known) and
+    "rows": embeddings [V, 128] by row, of which "ground_truth" holds the true views. NaN rows of an embedding: no face.
 
     ID and distance count views in which a face is found, to the portrait and to the true view at the same camera. The
     rank is that of the person's portrait among the portraits of all people, the nearest first; 1 is right. The row

@@ -153,7 +153,7 @@ class MetricNetworks:
         """What distances between sets are computed of, [N, D] per prefix of the metrics ("" or "mini_")."""
         images, found = images.to(self.device), {}
         if "inception" in self.networks:
-            found[""] = self.networks["inception"]((images * 255).round().to(torch.uint8)).cpu()
+            found[""] = self.networks["inception"]((images * 255).round().to(torch.uint8))[0].cpu()
         if "autoencoder" in self.networks:
             levels = self.networks["autoencoder"].encoder.features(images * 2 - 1)
             found["mini_"] = torch.cat([F.normalize(level.mean((2, 3)), dim=1) for level in levels], dim=1).cpu()

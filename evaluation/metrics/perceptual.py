@@ -108,7 +108,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_inception(path: Path) -> nn.Module:
-    """FID's Inception v3: uint8 images [N, 3, H, W] -> [N, 2048], with TensorFlow 1's bilinear resizing.
+    """FID's Inception v3: uint8 images [N, 3, H, W] -> ([N, 2048],), with TensorFlow 1's bilinear resizing.
 
     path: torch-fidelity's (= pytorch-fid's origin) state dict `weights-inception-2015-12-05-6726825d.pth`.
     """
@@ -120,20 +120,9 @@ def load_inception(path: Path) -> nn.Module:
     torch.save(tensors, copy)  # its constructor would run code in the file: it is given tensors alone
     copy.seek(0)
     try:
-        return _First(FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], copy)).eval()
+        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], copy).eval()
     except RuntimeError:
         raise BackboneError(f"'{path}' is not torch-fidelity's Inception v3 state dict; name that file.") from None
-
-
-class _First(nn.Module):
-    """The only output of a network that returns a tuple."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
 
 
 class _Features(nn.Identity):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffportrait3d.files import WriteError
 from diffportrait3d.pipeline import SOLVERS, Sampling
 from diffportrait3d.portraits.detector import INSTALL
 
@@ -29,11 +27,8 @@ def run_command(work: Callable[[argparse.Namespace], Any], options: argparse.Nam
     torch.set_flush_denormal(True)
     try:
         work(options)
-    except (ValueError, FileNotFoundError, WriteError) as error:  # DataError, CheckpointError, ... are ValueErrors
+    except (ValueError, FileNotFoundError) as error:  # DataError, CheckpointError, ... are ValueErrors
         raise SystemExit(f"{error}") from None
-    except KeyboardInterrupt:
-        print("Interrupted; the same command continues after what is finished.", file=sys.stderr)
-        return 130
     return 0
 
 

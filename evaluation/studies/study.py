@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffportrait3d.cameras.labels import viewing_directions, yaw_pitch
 from diffportrait3d.files import append_line, file_hash, write_text
 from diffportrait3d.pipeline import Sampling
 from diffportrait3d.synthetic_heads import render_camera_images
@@ -178,7 +179,8 @@ class Study:
         rows = {name: self.faces.embeddings(images) for name, images in views.items() if name != "reference_copy"}
         rows["reference_copy"] = portrait.repeat(len(subject.images), axis=0)
         packed = {name: faces.pack(found) for name, found in rows.items()}
-        return {"reference": faces.pack(portrait), "yaws": faces.view_yaws(subject.labels), "rows": packed}
+        yaws = yaw_pitch(viewing_directions(subject.labels))[0].tolist()
+        return {"reference": faces.pack(portrait), "yaws": yaws, "rows": packed}
 
     def with_faces(self, metrics: dict) -> dict:
         """These metrics and, if faces are measured, theirs."""

@@ -13,7 +13,6 @@ Any size, square. Anything that generates portraits can be measured by writing t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,8 +115,3 @@ def _masks(folder: Path, names: list[str], kind: str) -> Tensor | None:
     if not all(path.is_file() for path in paths):
         return None
     return torch.stack([read_image(path)[:1] for path in paths])
-
-
-def all_views(root: Path) -> Iterator[Views]:
-    """Identity by identity."""
-    yield from map(read_views, identities(root))

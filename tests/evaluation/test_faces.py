@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from diffportrait3d.cameras.labels import viewing_directions, yaw_pitch
 from diffportrait3d.portraits.detector import FacesMissing
 from evaluation import ablations, generate, miniature, paper
-from evaluation.metrics import faces
 from evaluation.metrics.faces import FACE_METRICS, OTHERS, FaceNetworks, face_metrics, pack, unpack
 from evaluation.subjects.dataset import held_out_lines, load_subject
 from training import render
@@ -38,7 +38,7 @@ def test_finds_rendered_heads_and_tells_them_apart(networks, heads):
         nothing = networks.embeddings(torch.full((1, 3, 64, 64), 0.5))
         assert np.isnan(nothing).all()
         rows = {"ground_truth": truth, "half": np.concatenate([truth[:1], nothing])}
-        yaws = faces.view_yaws(subject.labels)
+        yaws = yaw_pitch(viewing_directions(subject.labels))[0].tolist()
         assert max(map(abs, yaws)) <= 30
         people.append({"reference": networks.embeddings(subject.reference)[0], "yaws": yaws, "rows": rows})
     for metrics in face_metrics(people):

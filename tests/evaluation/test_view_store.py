@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from diffportrait3d.command import run_main
 from diffportrait3d.pipeline import Sampling
 from evaluation import ablations, miniature
 from evaluation.metrics.pose import PoseRegressor
@@ -103,7 +104,7 @@ def test_an_interrupted_person_keeps_its_finished_arms(weights, ball_dataset, tm
 
     arguments = command(weights, ball_dataset, tmp_path, "a.json")
     monkeypatch.setattr(ViewGenerator, "generate", two_arms_and_then_stop)
-    assert miniature.main(arguments) == 130
+    assert run_main(lambda: miniature.main(arguments)) == 130
     before = list(titles)
 
     def the_rest(self, variant, *rest):
