@@ -77,8 +77,9 @@ def measure(folder: Path, size: int, background: str, networks: MetricNetworks) 
         generated, truth, reference = prepare(views, size, background)
         for name, values in networks.per_view(generated, truth, reference).items():
             columns.setdefault(name, []).append(values.nanmean().item())
-        if (faces := networks.face_embeddings(generated, truth, reference)) is not None:
-            people.append(faces)
+        if dlib := networks.faces:
+            rows = {"generated": dlib.embeddings(generated), "ground_truth": dlib.embeddings(truth)}
+            people.append({"reference": dlib.embeddings(reference)[0], "rows": rows})
         made, real = networks.features(generated), networks.features(truth)
         for prefix in made:
             sets.setdefault(prefix, []).append((real[prefix], made[prefix]))

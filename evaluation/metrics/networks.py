@@ -141,13 +141,6 @@ class MetricNetworks:
         squares = torch.stack([torch.deg2rad(a - b).square() for a, b in pairs])
         return {"mini_pose": angle_between(made, real), "mini_pose_mse": squares.mean(0)}
 
-    def face_embeddings(self, generated: Tensor, truth: Tensor, reference: Tensor) -> dict | None:
-        """What `faces.face_metrics` takes of one person; None without dlib's networks."""
-        if self.faces is None:
-            return None
-        rows = {"generated": self.faces.embeddings(generated), "ground_truth": self.faces.embeddings(truth)}
-        return {"reference": self.faces.embeddings(reference)[0], "rows": rows}
-
     @torch.inference_mode()
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """What distances between sets are computed of, [N, D] per prefix of the metrics ("" or "mini_")."""
