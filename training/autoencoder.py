@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from diffportrait3d.networks import AutoencoderConfig, AutoencoderKL
 from diffportrait3d.networks.autoencoder import LATENT_SCALE
 
-from .dataset.images import Batch, SingleImages, encode_all, pick, save_sheet, to_network
+from .dataset.images import Batch, encode_all, pick, save_sheet, to_network
 from .engine.command import stage_command
 from .engine.config import Number, StageConfig
 from .engine.stage import NetworkSource, Stage
@@ -71,9 +71,6 @@ class AutoencoderStage(Stage):
     @property
     def network(self) -> AutoencoderKL:
         return self.autoencoder
-
-    def make_sampler(self) -> SingleImages:
-        return SingleImages(self.data, self.config.loop.batch_size, self.config.loop.seed, self.config.data.flip)
 
     def dummy_loss(self, samples: int) -> dict[str, Tensor]:
         cropped, whole = (samples, self.config.crop), (min(self.config.whole_batch_size, samples), self.resolution)

@@ -33,8 +33,7 @@ class BaseStage(DenoisingStage):
         return UNet(UNetConfig.from_dict(self.config.network))
 
     def make_sampler(self) -> Sampler:
-        loop = self.config.loop
-        return SingleImages(self.data, loop.batch_size, loop.seed, self.config.data.flip)
+        return self.sampler_of(SingleImages)
 
     def predict(self, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return self.trainable(x, t, self.context(len(x)))

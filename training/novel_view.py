@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffportrait3d.networks import NovelViewConfig, NovelViewModel
 
-from .dataset.images import Batch, MultiViewDataset, ViewGroups, fixed_groups, pick, pick_labels, save_sheet
+from .dataset.images import Batch, MultiViewDataset, Sampler, ViewGroups, fixed_groups, pick, pick_labels, save_sheet
 from .engine.command import stage_command
 from .engine.config import Number, StageConfig
 from .engine.stage import NetworkSource, Stage
@@ -48,9 +48,8 @@ class NovelViewStage(Stage):
         sizes = {"image_size": self.resolution, **config.network}
         self.trainable = self.trained_network(networks, lambda: NovelViewModel(NovelViewConfig.from_dict(sizes)))
 
-    def make_sampler(self) -> ViewGroups:
-        loop = self.config.loop
-        return ViewGroups(self.data, loop.batch_size, seed=loop.seed, flip=self.config.data.flip)
+    def make_sampler(self) -> Sampler:
+        return self.sampler_of(ViewGroups)
 
     def dummy_loss(self, samples: int) -> dict[str, Tensor]:
         image = torch.zeros(samples, 3, self.resolution, self.resolution, device=self.device)

@@ -60,10 +60,7 @@ class ViewConsistencyStage(DenoisingStage):
         return CrossViewAttention(self.frozen["unet"].config)
 
     def make_sampler(self) -> Sampler:
-        config, loop = self.config, self.config.loop
-        return ViewGroups(
-            self.data, loop.batch_size, config.views, loop.seed, config.data.flip, ordered=not config.shuffle
-        )
+        return self.sampler_of(ViewGroups, views=self.views, ordered=not self.config.shuffle)
 
     def variant(self, progress: float) -> str:
         """ "unconditional" for the configured share of batches, by their numbers: the same ones in every process."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffportrait3d.networks import set_checkpointing
 from diffportrait3d.weights.files import save_network
 
-from ..dataset.images import MultiViewDataset
+from ..dataset.images import MultiViewDataset, Sampler, SingleImages
 from .config import StageConfig, to_dict
 from .inputs import InputNetworks
 
@@ -93,9 +93,14 @@ class Stage:
         self.data, self.validation = data, validation
         self.sampler = self.make_sampler()
 
-    def make_sampler(self) -> Any:
+    def make_sampler(self) -> Sampler:
         """The training batches."""
-        raise NotImplementedError
+        return self.sampler_of(SingleImages)
+
+    def sampler_of(self, kind: Callable[..., Sampler], **options: Any) -> Sampler:
+        """A sampler of this class with the settings that all have."""
+        loop = self.config.loop
+        return kind(self.data, loop.batch_size, seed=loop.seed, flip=self.config.data.flip, **options)
 
     def variant(self, progress: float) -> str:
         """Which form the next batch's step takes, where a stage has several; asked before the batch is drawn."""

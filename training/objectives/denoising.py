@@ -96,8 +96,7 @@ class DenoisingStage(Stage):
                 )
 
     def make_sampler(self) -> Sampler:
-        loop = self.config.loop
-        return ViewGroups(self.data, loop.batch_size, self.views, loop.seed, self.config.data.flip)
+        return self.sampler_of(ViewGroups, views=self.views)
 
     def context(self, count: int) -> Tensor:
         """The empty prompt for `count` latents [N, L, context_dim]."""
