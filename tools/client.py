@@ -57,7 +57,7 @@ class Client:
         for node_id, path in (uploads or {}).items():
             prompt[node_id]["inputs"]["image"] = self._upload(path)
         url = f"{self.server.url.replace('http', 'ws')}/ws?clientId={client_id}"
-        with self._connection(), closing(create_connection(url, POLL_SECONDS, http_no_proxy=["127.0.0.1"])) as socket:
+        with self._connection(), closing(create_connection(url, HANG_SECONDS, http_no_proxy=["127.0.0.1"])) as socket:
             prompt_id = self.queue(prompt, client_id=client_id)
             seconds = self._follow(socket, prompt, prompt_id)
         outputs = self.wait(prompt_id)["outputs"]
@@ -134,6 +134,7 @@ class Client:
     def _follow(self, socket: WebSocket, prompt: dict, prompt_id: str) -> dict[str, float]:
         """Show progress until the workflow ends; returns the seconds spent in each node."""
         seconds, node, since, bar = {}, None, time.monotonic(), None
+        socket.settimeout(POLL_SECONDS)
         try:
             while True:
                 try:
