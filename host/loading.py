@@ -137,7 +137,6 @@ def load_vae(path: Path | str):
         "ch_mult": list(config.ch_mult),
         "num_res_blocks": config.num_res_blocks,
         "attn_resolutions": [],
-        "dropout": 0.0,
     }
     vae = comfy.sd.VAE(
         sd={name: tensor.float() for name, tensor in tensors.items()},

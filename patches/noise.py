@@ -113,11 +113,7 @@ class ViewNoise:
     def __init__(self, seed: int, mode: str = "paper"):
         check_choice("mode", mode, MODES)
         self.seed, self.mode = seed, mode
-
-    @property
-    def start(self) -> str | None:
-        """The sampler's start that this noise asks for."""
-        return "schedule" if self.mode == "schedule-matched" else None
+        self.start = "schedule" if mode == "schedule-matched" else None  # what it asks of the sampler
 
     def generate_noise(self, latent: dict) -> Tensor:
         samples, indices = latent["samples"], view_indices(latent)

@@ -153,13 +153,12 @@ class ReferenceCall:
 
     run: ReferenceRun
     bank: Bank
-    read_again: Callable[[], Bank]  # the bank under the patches that resize features in this call
-    fitted: bool = False  # whether the bank has been read again
+    read_again: Callable[[], Bank] | None  # under the patches that resize features; None: the bank is that one
 
     def tokens(self, where: tuple, height: int, width: int) -> Tensor:
         """Tokens of the references [1, R*height*width, C] at a self-attention that sees views of that size."""
-        if self.bank[where].shape[1:3] != (height, width) and not self.fitted:
-            self.bank, self.fitted = self.read_again(), True
+        if self.read_again and self.bank[where].shape[1:3] != (height, width):
+            self.bank, self.read_again = self.read_again(), None
         grid = resize_features(self.bank[where].movedim(-1, 1), height, width)  # [R, C, height, width]
         return grid.movedim(1, -1).flatten(0, 2)[None]
 

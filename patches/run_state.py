@@ -25,12 +25,6 @@ def views_per_call(views: int, model_options: dict) -> int:
     return min(views, handler.context_length) if windows else views
 
 
-def refuse_several_gpus(model, label: str) -> None:
-    """Raises ValueError if the host would spread a run over several GPUs: a run's state belongs to one."""
-    if model.get_additional_models_with_key("multigpu"):
-        raise ValueError(f"{label} works on one GPU only; take MultiGPU CFG Split off this MODEL.")
-
-
 class SigmaRange:
     """The part of the schedule in which a patch acts, given in percent of the steps as ComfyUI counts them."""
 
@@ -67,13 +61,7 @@ class RunState:
         self.positive: list[bool] = []  # for every chunk of the UNet call: is it a positive condition?
         self.evaluating = False  # all UNet calls meanwhile are of one step
         self.network = guider.model_patcher.get_additional_models_with_key(key)[0].model
-        self._positive = {cond["uuid"] for cond in guider.conds.get("positive", ()) if "uuid" in cond}
-
-    def _positive_chunks(self, transformer_options: dict) -> list[bool]:
-        uuids = transformer_options.get("uuids")
-        if uuids is not None and self._positive:
-            return [uuid in self._positive for uuid in uuids]
-        return [index == 0 for index in transformer_options["cond_or_uncond"]]
+        self._positive_uuids = {cond["uuid"] for cond in guider.conds.get("positive", ()) if "uuid" in cond}
 
     def fitting(self, model, conds: list[list[dict] | None], x: Tensor) -> list[list[dict] | None]:
         """The conditions of an evaluation of BaseModel `model` on latents x [V, 4, h, w]. Where memory is short, the
@@ -96,7 +84,11 @@ class RunState:
         """
         if not self.evaluating:
             self.begin_evaluation(transformer_options["sigmas"])
-        self.positive = self._positive_chunks(transformer_options)
+        uuids = transformer_options.get("uuids")
+        if uuids is not None and self._positive_uuids:
+            self.positive = [uuid in self._positive_uuids for uuid in uuids]
+        else:
+            self.positive = [index == 0 for index in transformer_options["cond_or_uncond"]]
 
 
 def check_condition_count(images: int, views: int, node: str) -> None:
@@ -199,7 +191,8 @@ class RunPatch:
             ) from None
 
     def _outer_sample(self, executor, noise, *args, **kwargs):
-        refuse_several_gpus(executor.class_obj.model_patcher, self.label)
+        if executor.class_obj.model_patcher.get_additional_models_with_key("multigpu"):  # a run's state belongs to one
+            raise ValueError(f"{self.label} works on one GPU only; take MultiGPU CFG Split off this MODEL.")
         options = executor.class_obj.model_options["transformer_options"]
         options[self.key] = self.begin(executor.class_obj, noise)
         try:

@@ -41,14 +41,9 @@ class ViewControlNet(comfy.controlnet.ControlNet):
 
     sub_idxs: list[int] | None = None
     full_latent_length: int | None = None
-
     leaves_conditions_out = True  # see `run_state.share_control`
-
-    def __init__(self, control_model=None, **kwargs):
-        kwargs.setdefault("preprocess_image", to_hint_range)
-        super().__init__(control_model, **kwargs)
-        self._resized: Tensor | None = None
-        self._serves: tuple | None = None  # the window's views, height and width that _resized was made for
+    _resized: Tensor | None = None  # hints of the last call
+    _serves: tuple | None = None  # the window's views, height and width that _resized was made for
 
     def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, transformer_options: dict):
         """Residuals of the call's rows: 0 for conditions that only share the ControlNet, None without any others."""
