@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffportrait3d.files import append_line
+from diffportrait3d.files import WriteError, append_line
 from diffportrait3d.pipeline import Sampling
 from evaluation import miniature
 from evaluation.studies.generator import ViewGenerator
@@ -123,7 +123,7 @@ def test_a_damaged_page_is_named_and_left_out(tmp_path, capsys):
 def test_goes_on_when_there_is_room_again(weights, ball_dataset, tmp_path, room):
     out = tmp_path / "results.json"
     arguments = command(weights, ball_dataset, out)
-    with room(3000), pytest.raises(SystemExit, match="cannot be written: .* make room, then run it again"):
+    with room(3000), pytest.raises(WriteError, match="cannot be written: .* make room, then run it again"):
         miniature.main(arguments)
     assert not list(tmp_path.rglob("*.tmp")) and not out.exists()
     miniature.main(arguments)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffportrait3d.conversion import Options, convert
-from diffportrait3d.networks import ViewControlNet
+from diffportrait3d.networks import CrossViewAttention, ViewControlNet
 from diffportrait3d.networks.view_controlnet import build_hint_block
 from diffportrait3d.weights.files import save_network
 from diffportrait3d.weights.identify import OFFICIAL
@@ -146,6 +146,10 @@ def test_files_without_metadata_are_listed_and_loaded(host, pack, tmp_path, narr
     control_net = pack.patches.view_controlnet.load_view_controlnet(tmp_path / "view_controlnet.safetensors")
     assert encoder.metadata["reference_timestep"] == "current"
     assert views.metadata["middle_view_attention"] == "unconditional" and views.metadata["trained_views"] == 8
+    joined = CrossViewAttention(NARROW_CONFIG)
+    joined.load_state_dict(weights["view_consistency"])
+    joined.join_projections()  # as the loader does
+    weights = {**weights, "view_consistency": joined.state_dict()}
     found = encoder.patcher.model.state_dict(), views.patcher.model.state_dict(), control_net.control_model.state_dict()
     for kind, tensors in zip(OFFICIAL, (found[0], found[2], found[1]), strict=True):
         assert all(torch.equal(tensors[name], tensor) for name, tensor in weights[kind].items()), kind
