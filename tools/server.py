@@ -27,13 +27,20 @@ class Server:
         port: TCP port on 127.0.0.1; None picks a free one
         cpu: run on the CPU even where there is an accelerator; None decides by torch
         options: more of ComfyUI's command-line options
+        environment: more environment variables of the process
 
     Raises on entry:
         ToolError: the port is taken, there is no ComfyUI (see tools/host.py), or it did not come up
     """
 
-    def __init__(self, port: int | None = None, cpu: bool | None = None, options: tuple[str, ...] = ()):
-        self.port, self.cpu, self.options = port, cpu, options
+    def __init__(
+        self,
+        port: int | None = None,
+        cpu: bool | None = None,
+        options: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ):
+        self.port, self.cpu, self.options, self.environment = port, cpu, options, environment or {}
         self.process: subprocess.Popen | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
 
@@ -98,7 +105,7 @@ class Server:
         with open(self.base_directory / "server.log", "wb") as log:
             # Its own session, so that Ctrl-C reaches us alone and the server is stopped in order.
             # Threads that spin while they wait make two busy cores several times slower.
-            environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUTF8": "1"}
+            environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUTF8": "1", **self.environment}
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             self.process = subprocess.Popen(command, cwd=host, start_new_session=True, env=environment, **streams)
 

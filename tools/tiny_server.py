@@ -33,6 +33,8 @@ LOADERS = {
 SETS = {"narrow": 1.0, "other": 0.95}  # folder of networks -> factor on the known weights
 PORTRAITS = ("red.png", "green.png", "blue.png")
 SIDE = 64  # pixels of a view
+# glibc gives freed memory back, of 64 kB and more at once: resident is then what is in use.
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
 # Two levels of one block each: a UNet call is mostly Python, and takes a third of the time of four levels.
 CONFIG = UNetConfig(
     model_channels=32, context_dim=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0,), max_views=6
@@ -58,7 +60,7 @@ def prompts_command(doc: str, name: str, prompts: int, work: Callable[[int, int]
 @contextmanager
 def tiny_server() -> Iterator[Client]:
     """A client of a server on the CPU with two sets of narrow networks and three portraits."""
-    with Server(cpu=True) as server:
+    with Server(cpu=True, environment=GIVEN_BACK) as server:
         for folder, scale in SETS.items():
             networks = server.base_directory / "models/diffportrait3d" / folder
             write_networks(networks, scale, CONFIG, image_size=SIDE)
