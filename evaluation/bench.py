@@ -57,15 +57,20 @@ class Bench:
         weights = random_weights(config, dtype, filled=not options.count)
         self.weight_bytes = weight_bytes(weights)
         free = None if options.card is None else options.card * 1e9 - sum(self.weight_bytes.values())
+        self.compile_node = host.nodes.NODE_CLASS_MAPPINGS["TorchCompileModel"]
         self.paths: dict[str, Any] = {}  # BenchPath, AuthorsPath
         for name, folder in checkouts(options).items():
             if name == "authors":
                 self.paths[name] = AuthorsPath(folder, options.peer_python, weights, config)
                 continue
             pack = host.load_pack(folder, f"bench-{name}")
-            backend = options.compile if name == "compiled" else None
+            compiled = self.compiled if name == "compiled" else None
             with StepCounts(SMALL) if options.count else contextlib.nullcontext():
-                self.paths[name] = BenchPath(pack, host.comfy, weights, config, options.count, free, backend)
+                self.paths[name] = BenchPath(pack, host.comfy, weights, config, options.count, free, compiled)
+
+    def compiled(self, model):
+        """A MODEL as the host's TorchCompileModel gives it."""
+        return self.compile_node.execute(model, self.options.compile).args[0]
 
     def measure(self, part_name: str, views: int) -> dict:
         """Record of one part with one number of views, for every checkout."""

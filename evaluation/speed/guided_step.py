@@ -63,7 +63,7 @@ class BenchPath(HostPath):
         half: in half precision, and with the host's estimate of memory for a GPU, whatever the device.
         free: bytes that a card has besides the weights, for the host's choice whether both sides of guidance fit into
             one call; None: as many as it takes.
-        backend: of torch.compile, which the MODEL is given as by the host's TorchCompileModel; None: as it is.
+        compiled: the MODEL as the host's TorchCompileModel gives it; None: as it is.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class BenchPath(HostPath):
         config: UNetConfig,
         half: bool,
         free: float | None = None,
-        backend: str | None = None,
+        compiled: Callable | None = None,
     ):
         super().__init__(pack, comfy, config, weights)
-        self.config, self.backend, self.counted = config, backend, backend is None
+        self.config, self.compiled, self.counted = config, compiled, compiled is None
         if half:  # a CPU of the host would compute in float32
 
             def memory_required(shape, **_) -> float:
@@ -104,10 +104,8 @@ class BenchPath(HostPath):
             "hint": torch.rand(views, 3, side, side, generator=generator) * 2 - 1,
         }
         model, positive = self.prepare(inputs, int(part.reference), part.camera, part.views)
-        if self.backend:
-            from nodes import NODE_CLASS_MAPPINGS  # the host's, once it runs
-
-            model = NODE_CLASS_MAPPINGS["TorchCompileModel"].execute(model, self.backend).args[0]
+        if self.compiled:
+            model = self.compiled(model)
         sampling = self.patches.sampling
         latents = torch.randn(views, 4, latent_side, latent_side, generator=generator)
         return sampling.sample_views(

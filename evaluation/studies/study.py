@@ -152,18 +152,18 @@ class Study:
         """The metrics of every row of the table."""
         pairs, autoencoder = reprojection_pairs(subject.depth, subject.mask, subject.labels), self.pipeline.autoencoder
         rows = {name: images for name, images in views.items() if name in self.titles}
-        seen = self.judge(rows, lambda images: self.regressor.predict(images * 2 - 1))
+        seen = self.by_network(rows, lambda images: self.regressor.predict(images * 2 - 1))
         found = {name: measure(images, subject, seen[name], pairs) for name, images in rows.items()}
         if "mini_lpips" in self.metrics:
             truth = unit_features(subject.images.to(self.pipeline.device), autoencoder)
-            far = self.judge(rows, lambda images: feature_distance(unit_features(images, autoencoder), truth))
+            far = self.by_network(rows, lambda images: feature_distance(unit_features(images, autoencoder), truth))
             for name, distances in far.items():
                 found[name]["mini_lpips"] = distances.mean().item()
                 if "change" in self.metrics:
                     found[name] |= measure_variant(name, views, subject, distances)
         return found
 
-    def judge(self, rows: dict[str, Tensor], network: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    def by_network(self, rows: dict[str, Tensor], network: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """What a network says of the images [V, 3, H, W] of every row, [V, ...] each; on its device, in float32, the
         images of --batch rows at once."""
         count, batch = len(next(iter(rows.values()))), getattr(self.options, "batch", 1)
