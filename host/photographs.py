@@ -157,19 +157,21 @@ def _faces(photograph: Tensor, landmarks: Any, points: str) -> list[Landmarks]:
 def find_faces(photograph: Tensor) -> list[Landmarks]:
     """By dlib, in [H, W, 3 or 4]; those of the last image are kept, because the editor asks for it again and again."""
     image = as_pixels(photograph[..., :3].movedim(-1, 0))
-    return _find_faces(image.tobytes(), image.shape)
+    key = (image.shape, hash(image.tobytes()))  # not the image: it would stay in memory
+    if key not in _last:
+        found: list[Landmarks] = []
+        for side in SIDES:
+            small = Image.fromarray(image)
+            small.thumbnail((side, side))
+            found = _detector().faces(image, np.asarray(small))
+            if found or max(image.shape) <= side:
+                break
+        _last.clear()
+        _last[key] = found
+    return _last[key]
 
 
-@lru_cache(maxsize=1)
-def _find_faces(pixels: bytes, shape: tuple[int, int, int]) -> list[Landmarks]:
-    image = np.frombuffer(pixels, np.uint8).reshape(shape)
-    for side in SIDES:
-        small = Image.fromarray(image)
-        small.thumbnail((side, side))
-        found = _detector().faces(image, np.asarray(small))
-        if found or max(shape) <= side:
-            return found
-    return []
+_last: dict[tuple, list[Landmarks]] = {}
 
 
 @lru_cache(maxsize=1)

@@ -211,9 +211,12 @@ class ViewConsistencySampler(Node):
         noise = noise if add_noise else NoNoise(noise.seed)
         latent = {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"])}
         negative = without_control(positive) if negative is None else negative
-        callback, no_bar = views_callback(model, len(sigmas) - 1), not comfy.utils.PROGRESS_BAR_ENABLED
-        settings = noise, latent, sampler, sigmas, cfg, callback, no_bar, guided
-        return io.NodeOutput(sample_views(model, positive, negative, *settings))
+        show = {
+            "callback": views_callback(model, len(sigmas) - 1),
+            "disable_pbar": not comfy.utils.PROGRESS_BAR_ENABLED,
+            "guided": guided,
+        }
+        return io.NodeOutput(sample_views(model, positive, negative, noise, latent, sampler, sigmas, cfg, **show))
 
 
 class ViewConsistencySchedule(Node):

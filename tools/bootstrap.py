@@ -89,7 +89,9 @@ def setup() -> Path:
         pip(step, *TORCH_SPEC.split(), *listed)
         pip("Installing this project (editable)", "--no-deps", "--no-build-isolation", "-e", PACK)
         link_clone_packages()
-        STAMP.write_text(wanted, encoding="utf-8")
+        part = STAMP.with_suffix(".part")
+        part.write_text(wanted, encoding="utf-8")
+        os.replace(part, STAMP)
     return obtain_host()
 
 
