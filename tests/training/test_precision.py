@@ -61,8 +61,10 @@ def test_steps_in_bfloat16(stage, dataset, networks, tmp_path):
             trainer.one_step(0.0)
         losses.append(trainer.read()["loss"])
         assert all(p.dtype == torch.float32 for p in trainer.parameters)
-        with StepCounts() as counts:
+        with StepCounts() as counts:  # without AdamW, which has a kernel for each weight on a CPU
+            trainer.optimizer.register_step_pre_hook(lambda *_, counts=counts: setattr(counts, "counting", False))
+            trainer.optimizer.register_step_post_hook(lambda *_, counts=counts: setattr(counts, "counting", True))
             trainer.one_step(0.0)
         kernels.append(counts.cost().operators)
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
-    assert kernels[1] < 0.95 * kernels[0]  # those of AdamW, many on a CPU, are the same
+    assert kernels[1] < 0.9 * kernels[0]
